@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from rolecall.core.events import Configured, Effect, Grant, Reject, Spec, Start
+from rolecall.core.events import Configured, Effect, Grant, Reject, Sleep, Spec, Start
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Rules
+from rolecall.core.vram import HOST, Device
 
 
 def row(name: str = "alpha", **fields: Any) -> dict[str, Any]:
@@ -19,6 +21,9 @@ def entry(name: str = "alpha", **fields: Any) -> ModelEntry:
     return ModelEntry.model_validate(row(name, **fields))
 
 
+_OF_SPEC = ("load_s", "devices", "spread", "sleep")
+
+
 def spec(
     name: str = "alpha",
     footprint_mb: int | None = 1000,
@@ -29,17 +34,34 @@ def spec(
     idle_unload_s: float = 0,
     **fields: Any,
 ) -> Spec:
-    """Return a model as the scheduler sees it; ``fields`` are those of its registry entry."""
-    return Spec(entry(name, **fields), footprint_mb, unavailable, managed, max_parallel, idle_unload_s)
+    """Return a model as the scheduler sees it; ``fields`` are those of its registry entry, and of ``Spec``."""
+    more = {field: fields.pop(field) for field in _OF_SPEC if field in fields}
+    return Spec(entry(name, **fields), footprint_mb, unavailable, managed, max_parallel, idle_unload_s, **more)
 
 
-def configured(*specs: Spec, budget_mb: int = 1000, max_models: int = 10, rules: Rules | None = None) -> Configured:
-    """Return a configuration under which, by default, one of the default specs fits at a time."""
-    return Configured(specs, rules or Rules(limit_mb=budget_mb), budget_mb, max_models)
+def configured(
+    *specs: Spec,
+    budget_mb: int = 1000,
+    max_models: int = 10,
+    rules: Rules | None = None,
+    gpus_mb: Iterable[int] = (),
+    **more: Any,
+) -> Configured:
+    """Return a configuration under which, by default, one of the default specs fits at a time.
+
+    ``gpus_mb`` are the capacities of GPUs ``g0``, ``g1`` …; without any there is one device of the whole budget.
+    """
+    devices = tuple(Device(f"g{index}", mb, mb, index) for index, mb in enumerate(gpus_mb))
+    budget_mb = sum(device.capacity_mb for device in devices) or budget_mb
+    devices = devices or (Device(HOST, budget_mb, budget_mb),)
+    return Configured(specs, rules or Rules(limit_mb=budget_mb), devices, budget_mb, max_models, **more)
 
 
 def words(effects: list[Effect]) -> list[str]:
-    """Return effects as ``start a``, ``stop a``, ``grant 1 a`` (waiter, model), ``reject 1 queue_full``."""
+    """Return effects as ``start a``, ``stop a``, ``grant 1 a`` (waiter, model), ``reject 1 queue_full``.
+
+    A start on GPUs names them: ``start a g0 g1``.
+    """
     return [_in_words(effect) for effect in effects]
 
 
@@ -49,5 +71,9 @@ def _in_words(effect: Effect) -> str:
             return f"grant {waiter} {model}"
         case Reject(waiter, error):
             return f"reject {waiter} {error.code}"
+        case Start(model, placement):
+            return " ".join(["start", model, *(share.device for share in placement if share.device != HOST)])
+        case Sleep(model, level):
+            return f"sleep {model} {level}"
         case _:
-            return f"{'start' if isinstance(effect, Start) else 'stop'} {effect.model}"
+            return f"{type(effect).__name__.lower()} {effect.model}"

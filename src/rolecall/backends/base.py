@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from rolecall.core.models import ModelEntry
+from rolecall.core.vram import Placement
 
 LOOPBACK = "127.0.0.1"
 
@@ -29,16 +30,61 @@ class Places:
 
 
 @dataclass(frozen=True, slots=True)
-class Launch:
-    """How one engine process is started and recognised as ready.
+class Call:
+    """An HTTP request to an engine's own interface; ``json`` None sends no body."""
 
-    ``health_path`` answers 200 once requests can be served; refused or 503 mean "not yet".
+    method: str
+    url: str
+    json: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SleepCalls:
+    """How an engine is put to sleep and woken; ``level`` is vLLM's.
+
+    At level 1 the weights move to host RAM, at level 2 they are dropped; both free the KV cache.
+    """
+
+    sleep: Call
+    wake: tuple[Call, ...]
+    """In this order; each answers 200 when it is done."""
+    is_sleeping: Call
+    """Answers ``{"is_sleeping": bool}``."""
+    level: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How one engine process is started, recognised as ready, put to sleep and ended.
+
+    ``health_path`` answers 200 once requests can be served; refused or 503 mean "not yet". ``killed_last`` is a part
+    of the command line by which the processes are known that must outlive the rest of their group, to clean up after
+    it. ``load_timeout_s`` and ``term_grace_s`` (from SIGTERM to SIGKILL) are None where nothing special is known.
     """
 
     argv: tuple[str, ...]
     base_url: str
     env: Mapping[str, str] = field(default_factory=dict)
     health_path: str = "/health"
+    load_timeout_s: float | None = None
+    term_grace_s: float | None = None
+    killed_last: str | None = None
+    sleep: SleepCalls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteLoad:
+    """How a daemon that somebody else runs is told to load and to unload one model, and what it holds.
+
+    ``held_mb`` reads the answer to ``list_loaded``: the MB of this model, None if it is not loaded.
+    """
+
+    base_url: str
+    load: Call
+    unload: Call
+    list_loaded: Call
+    held_mb: Callable[[Any], int | None]
+    load_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +101,26 @@ class Upstream:
         return self.base_url.removesuffix("/v1") + endpoint
 
 
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Over how many GPUs a model can lie: ``asked`` by the entry (None: one if it fits), and what is possible."""
+
+    asked: int | None = None
+    possible: tuple[int, ...] = (1,)
+
+
 class Backend(Protocol):
     """One kind of engine."""
 
     name: str
     managed: bool
-    """Whether we start and stop it; one that somebody else runs takes no memory of ours."""
+    """Whether we load and unload its models; one that somebody else manages takes no memory of ours."""
+    has_port: bool
+    """Whether an engine is a process of ours that listens on a port; False for a daemon that others run."""
+    takes_share: bool
+    """Whether the engine takes as much memory as it is given (vLLM's KV cache), not what the model needs."""
+    ports: range | None
+    """The ports that its engines are given; None for any free one."""
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return why the entry can never work as it stands, in words; None if it can."""
@@ -78,8 +138,20 @@ class Backend(Protocol):
         """Return what the engine calls the model."""
         ...
 
-    def launch(self, entry: ModelEntry, port: int) -> Launch:
-        """Return how to start the engine on a port of loopback (managed engines only)."""
+    def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch | RemoteLoad:
+        """Return how to start the engine on a port of loopback (managed engines only).
+
+        ``placement`` is what the engine may take of which GPU; empty where nothing is known. The supervisor sets
+        ``CUDA_VISIBLE_DEVICES`` from it. Raises ``ValueError`` for an entry that cannot be started that way.
+        """
+        ...
+
+    def spread(self, entry: ModelEntry) -> Spread:
+        """Return over how many GPUs the engine can lay the model."""
+        ...
+
+    def build(self) -> str:
+        """Return which build of the engine this is, for what is learnt of its memory; it may look at the disk."""
         ...
 
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:

@@ -5,14 +5,27 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rolecall.backends.base import Launch, Places, Upstream, command_launch, command_problem, loopback, model_path
+from rolecall.backends.base import (
+    Launch,
+    Places,
+    Spread,
+    Upstream,
+    command_launch,
+    command_problem,
+    loopback,
+    model_path,
+)
 from rolecall.core.models import ModelEntry
+from rolecall.core.vram import Placement
 
 
 class CustomCommand:
     """A server of any kind that speaks OpenAI's API and ``GET /health``, started by the entry's ``command``."""
 
     managed = True
+    has_port = True
+    takes_share = False
+    ports = None
 
     def __init__(self, places: Places, name: str) -> None:
         self.name = name
@@ -39,9 +52,19 @@ class CustomCommand:
         """Return what the entry says, else its name."""
         return entry.served_model_id or entry.name
 
-    def launch(self, entry: ModelEntry, port: int) -> Launch:
+    def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
         """Return the entry's own command with its placeholders filled in."""
+        del placement
         return command_launch(entry, self._places, port, sys.executable)
+
+    def spread(self, entry: ModelEntry) -> Spread:
+        """Return one GPU: nothing is known of the server."""
+        del entry
+        return Spread()
+
+    def build(self) -> str:
+        """Return the backend's name: nothing is known of its builds."""
+        return self.name
 
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the engine's address on loopback."""

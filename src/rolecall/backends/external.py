@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rolecall.backends.base import LOOPBACK, Launch, Upstream
+from rolecall.backends.base import LOOPBACK, Launch, Spread, Upstream
 from rolecall.core.models import ModelEntry
+from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 256
 
@@ -16,6 +17,9 @@ class OpenAIServer:
 
     name = "openai"
     managed = False
+    has_port = False
+    takes_share = False
+    ports = None
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return what the entry lacks."""
@@ -38,9 +42,19 @@ class OpenAIServer:
         """Return the server's name for the model."""
         return entry.served_model_id or entry.name
 
-    def launch(self, entry: ModelEntry, port: int) -> Launch:
+    def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
         """Never called: ``managed`` is False."""
+        del placement
         raise TypeError(f"{entry.name!r} on port {port} is run by somebody else")
+
+    def spread(self, entry: ModelEntry) -> Spread:
+        """Return one: it is nothing to us."""
+        del entry
+        return Spread()
+
+    def build(self) -> str:
+        """Return nothing: the engine is not ours."""
+        return ""
 
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the server's address; one without a path is completed with ``/v1``."""

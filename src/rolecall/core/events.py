@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand, Rules, Selection
+from rolecall.core.vram import Device, Placement
 from rolecall.errors import RolecallError
+
+
+@dataclass(frozen=True, slots=True)
+class SleepCost:
+    """What it means for an engine to sleep instead of being stopped.
+
+    ``residual_mb`` stays on the GPU, ``host_mb`` is taken in host RAM, ``wake_s`` is how long it takes to come back.
+    """
+
+    level: int
+    residual_mb: int
+    host_mb: int
+    wake_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
     """A model as the scheduler sees it.
 
-    ``footprint_mb`` None is unknown: such a model is given the whole budget. ``managed`` False is an engine that
-    somebody else runs: it takes no memory of ours and needs no load. ``idle_unload_s`` 0 keeps it loaded.
+    ``footprint_mb`` is over all its GPUs; None is unknown: such a model is given a device of its own. ``managed``
+    False is an engine that somebody else runs: it takes no memory of ours and needs no load. ``idle_unload_s`` 0 keeps
+    it loaded. ``load_s`` is how long a start takes, learnt or guessed. ``devices`` are the GPUs that it may use (all
+    if empty), ``spread`` over how many of them it may lie, the preferred number first. ``sleep`` lists the ways of
+    sleeping, None are possible if it is empty.
     """
 
     entry: ModelEntry
@@ -23,6 +42,10 @@ class Spec:
     managed: bool = True
     max_parallel: int = 1
     idle_unload_s: float = 0
+    load_s: float = 5
+    devices: tuple[str, ...] = ()
+    spread: tuple[int, ...] = (1,)
+    sleep: tuple[SleepCost, ...] = ()
 
     @property
     def name(self) -> str:
@@ -31,8 +54,29 @@ class Spec:
 
     def starts_like(self, other: Spec) -> bool:
         """Whether an engine started for ``other`` is still right for this one."""
-        fields = ("backend", "backend_config", "download_location", "served_model_id", "context_tokens", "max_parallel")
+        fields = (
+            "backend",
+            "backend_config",
+            "download_location",
+            "served_model_id",
+            "context_tokens",
+            "max_parallel",
+            "gpus",
+        )
         return all(getattr(self.entry, name) == getattr(other.entry, name) for name in fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Models that belong together: a use of one is a use of all, and when one is loaded the others follow.
+
+    They follow only into room that is free or held by idle models that nobody wants; ``serial`` one after the other in
+    the order of ``models``, ``parallel`` as many at a time as there are GPUs free to load.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    startup: Literal["parallel", "serial"] = "serial"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +104,60 @@ class Released:
 
 @dataclass(frozen=True, slots=True)
 class BecameReady:
-    """An engine answers."""
+    """An engine answers: it was started, or woken. ``load_s`` is how long that took, None if it is not known."""
+
+    model: str
+    load_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a loaded model really holds now, MB by device, and what its next start should be given over all of them."""
+
+    model: str
+    held_mb: Mapping[str, int]
+    footprint_mb: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FellAsleep:
+    """An engine sleeps and has given back all but ``SleepCost.residual_mb``."""
 
     model: str
 
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """An engine's process is gone, and its memory with it. ``error`` says why if nobody asked for it."""
+    """An engine's processes are gone. ``error`` says why if nobody asked for it.
+
+    Its memory may be shown as taken for a while: it is free when ``Freed`` says so.
+    """
 
     model: str
     error: str = "the engine exited"
+    out_of_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """The memory of an engine that exited is free on the devices."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """How much of each device others hold (MB): a game, another program; devices that are not named: nothing."""
+
+    foreign_mb: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """An engine of an earlier run is ready; it holds ``placement``."""
+
+    model: str
+    placement: Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +169,19 @@ class UnloadRequested:
 
 @dataclass(frozen=True, slots=True)
 class Configured:
-    """The registry or the profile is new."""
+    """The registry or the profile is new.
+
+    ``budget_mb`` and ``max_models`` hold over all devices together; ``sleep_mb`` is the host RAM that sleeping engines
+    may take.
+    """
 
     specs: tuple[Spec, ...]
     rules: Rules
+    devices: tuple[Device, ...]
     budget_mb: int
     max_models: int
+    groups: tuple[Group, ...] = ()
+    sleep_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +194,30 @@ class Tick:
     """Time passed."""
 
 
-Event = Arrived | Cancelled | Released | BecameReady | Exited | UnloadRequested | Configured | ShutdownRequested | Tick
+Event = (
+    Arrived
+    | Cancelled
+    | Released
+    | BecameReady
+    | Measured
+    | FellAsleep
+    | Exited
+    | Freed
+    | Observed
+    | Adopted
+    | UnloadRequested
+    | Configured
+    | ShutdownRequested
+    | Tick
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the model's engine."""
+    """Start the model's engine on these devices."""
 
     model: str
+    placement: Placement = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +228,27 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Sleep:
+    """Put the model's engine to sleep; nothing is in flight on it."""
+
+    model: str
+    level: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Wake the model's engine; its memory is reserved."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """Let the waiter's request go to the model."""
 
     waiter: int
     model: str
-    selection: Selection
+    selection: Selection = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +259,4 @@ class Reject:
     error: RolecallError
 
 
-Effect = Start | Stop | Grant | Reject
+Effect = Start | Stop | Sleep | Wake | Grant | Reject

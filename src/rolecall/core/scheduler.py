@@ -2,23 +2,27 @@
 
 The policy, in the order in which ``_decide`` applies it:
 
-1. A waiter whose model failed a moment ago, or has no room beside the pinned ones, takes the next candidate of its
-   role, or is told why there is none.
-2. A waiter whose model is ready and has a free place is granted at once, in order of arrival. So requests for the
-   loaded model are collated before a swap, but the oldest waiter for another model is overtaken for no longer than
-   ``max_overtake_s``: from then on the models that stand in its way take no newer request and drain. Answers in
+1. A waiter whose model failed a moment ago, or has no room beside what stays, takes the next candidate of its role, or
+   is told why there is none.
+2. The oldest waiter for a model that is not there is overtaken for no longer than ``max_overtake_s``, counted from its
+   arrival. From then on its model claims a place: the models in its way take no newer request and drain. Answers in
    flight are never cut for it, however long they take.
-3. Whoever still waits when the queue is full is turned away, the newest first.
-4. Models are loaded one at a time, for the oldest waiter first. Idle models make room, least recently used first;
-   never a pinned one, never one with a request in flight. Whoever cannot be served yet is not passed by a later load.
+3. A waiter whose model is ready and has a free place is granted at once, in order of arrival: requests for the loaded
+   model are collated before a swap.
+4. Whoever still waits when the queue is full is turned away, the newest first.
+5. One load at a time on each device: first the claims, then the models with the most waiters per second of load. What
+   is idle makes room, the cheapest to bring back first: asleep if it can sleep, else stopped; never a pinned model,
+   never one with a request in flight, and not in the moment between two requests of the same client.
+6. When nobody waits for a load, the rest of a group in use is loaded into what is free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from rolecall.core.events import (
+    Adopted,
     Arrived,
     BecameReady,
     Cancelled,
@@ -26,82 +30,36 @@ from rolecall.core.events import (
     Effect,
     Event,
     Exited,
+    FellAsleep,
+    Freed,
     Grant,
+    Group,
+    Measured,
+    Observed,
     Reject,
     Released,
     ShutdownRequested,
-    Spec,
+    Sleep,
+    SleepCost,
     Start,
     Stop,
     UnloadRequested,
+    Wake,
 )
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
-from rolecall.core.vram import Holding, Ledger, plan_eviction
+from rolecall.core.slot import Claim, ModelStatus, Slot, Waiter, status_rows
+from rolecall.core.vram import Holding, Ledger, Placement, placements, plan_eviction
 from rolecall.errors import RolecallError, ShuttingDown, StartFailed, TooManyRequests, Unavailable
 
-BACKOFF_LIMIT_S = 60.0
-SETTLED_S = 30.0
-"""A model that has been ready for this long starts with a clean record after its next failure."""
+FOREIGN_PATIENCE_S = 10.0
+"""How long a request waits for memory that other programs hold before it is told so."""
 
+STALE_S = 60.0
+"""A model that was idle for this long makes room for the rest of a group in use."""
 
-@dataclass(slots=True)
-class _Waiter:
-    id: int
-    demand: Demand
-    names: tuple[str, ...]
-    arrived: float
-    selection: Selection
-
-    @property
-    def model(self) -> str:
-        return self.selection.best().name
-
-
-@dataclass(slots=True)
-class _Slot:
-    """What is known about one model's engine."""
-
-    spec: Spec
-    state: State = State.STOPPED
-    in_flight: int = 0
-    last_used: float = 0
-    ready_since: float = 0
-    failures: int = 0
-    retry_at: float = 0
-    error: str = ""
-    has_crashed: bool = False
-    removed: bool = False
-    stop_by: float | None = None
-    """While draining: when the engine is stopped whatever is still in flight."""
-
-    @property
-    def loaded(self) -> bool:
-        return self.state is State.READY
-
-    @property
-    def is_idle(self) -> bool:
-        return self.state is State.READY and self.in_flight == 0
-
-    @property
-    def can_go(self) -> bool:
-        return self.spec.managed and not self.spec.entry.pinned
-
-    def is_backing_off(self, now: float) -> bool:
-        return self.state is State.FAILED and now < self.retry_at
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """One model for ``status`` and ``/v1/models/health``. ``retry_in_s`` counts down while FAILED."""
-
-    name: str
-    state: State
-    in_flight: int
-    waiting: int
-    vram_mb: int
-    error: str | None
-    retry_in_s: float | None
+SLEEP_ROUNDS = 6
+"""A sleeping model is stopped after this many times its ``idle_unload_s``."""
 
 
 @dataclass
@@ -111,20 +69,29 @@ class Scheduler:
     max_overtake_s: float = 20
     max_queue: int = 1000
     drain_limit_s: float = 300
+    linger_share: float = 0.05
+    """Part of its load time for which an idle model is kept for the next request of a client that comes back."""
     rules: Rules = field(default_factory=lambda: Rules(limit_mb=0), init=False)
-    ledger: Ledger = field(default_factory=lambda: Ledger(0, 0), init=False)
-    _slots: dict[str, _Slot] = field(default_factory=dict, init=False)
-    _waiters: dict[int, _Waiter] = field(default_factory=dict, init=False)
+    ledger: Ledger = field(default_factory=Ledger, init=False)
+    _slots: dict[str, Slot] = field(default_factory=dict, init=False)
+    _waiters: dict[int, Waiter] = field(default_factory=dict, init=False)
+    _groups: tuple[Group, ...] = field(default=(), init=False)
+    _sleep_mb: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
+    _now: float = field(default=0, init=False)
+    _chosen: dict[tuple[Demand, tuple[str, ...]], Selection] = field(default_factory=dict, init=False)
+    """Selections of the present event: many waiters ask the same."""
 
     def __repr__(self) -> str:
-        models = ", ".join(f"{s.spec.name} {s.state.value} {s.in_flight} active" for s in self._slots.values())
+        models = ", ".join(f"{s.name} {s.state.value} {s.in_flight} active" for s in self._slots.values())
         return f"<Scheduler [{models}] {len(self._waiters)} queued>"
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event at ``now`` (s, monotonic) and return what has to be done, in order."""
-        effects = list(self._take_in(event, now))
-        effects.extend(self._decide(now))
+        self._now = now
+        self._chosen.clear()
+        effects = list(self._take_in(event))
+        effects.extend(self._decide())
         return effects
 
     # -- what the supervisor and the selection endpoint look at
@@ -142,85 +109,134 @@ class Scheduler:
         """Return the number of requests in the queue."""
         return len(self._waiters)
 
+    def waits_for(self, waiter: int) -> tuple[str, int] | None:
+        """Return the model that a waiter waits for, and how many wait for that before it; None if it waits no more."""
+        if (waiting := self._waiters.get(waiter)) is None:
+            return None
+        return waiting.model, list(self._slots[waiting.model].queue).index(waiter)
+
     def status(self, now: float) -> list[ModelStatus]:
         """Return one row per model of the registry, by name."""
-        return [
-            ModelStatus(
-                name=slot.spec.name,
-                state=slot.state,
-                in_flight=slot.in_flight,
-                waiting=sum(waiter.model == slot.spec.name for waiter in self._waiters.values()),
-                vram_mb=self.ledger.held_mb(slot.spec.name),
-                error=slot.error or None,
-                retry_in_s=max(0.0, slot.retry_at - now) if slot.state is State.FAILED else None,
-            )
-            for slot in sorted(self._slots.values(), key=lambda slot: slot.spec.name)
-            if not slot.removed or slot.state is not State.STOPPED
-        ]
+        return status_rows(self._slots.values(), {name: self.ledger.held_mb(name) for name in self._slots}, now)
+
+    def wake_at(self) -> float | None:
+        """Return when time alone will change something, so that a ``Tick`` is due; None if it will not."""
+        return min(self._deadlines(), default=None)
 
     # -- events
 
-    def _take_in(self, event: Event, now: float) -> Iterator[Effect]:
+    def _take_in(self, event: Event) -> Iterator[Effect]:  # noqa: C901, PLR0912 - a table of events
         match event:
             case Arrived():
-                yield from self._arrived(event, now)
+                yield from self._arrived(event)
             case Cancelled():
-                self._waiters.pop(event.waiter, None)
+                self._forget(event.waiter)
             case Released():
-                yield from self._released(self._slots[event.model], now)
+                yield from self._released(self._slots[event.model])
             case BecameReady():
-                self._became_ready(self._slots[event.model], now)
+                yield from self._became_ready(self._slots[event.model], event.load_s)
+            case Measured():
+                self._measured(self._slots[event.model], event)
+            case FellAsleep():
+                self._fell_asleep(self._slots[event.model])
             case Exited():
-                self._exited(self._slots[event.model], event.error, now)
+                self._exited(self._slots[event.model], event)
+            case Freed():
+                self.ledger.free(event.model)
+            case Observed():
+                self.ledger.foreign_mb = event.foreign_mb
+            case Adopted():
+                self._adopted(self._slots[event.model], event.placement)
             case UnloadRequested():
-                yield from self._unload(self._slots[event.model], now)
+                self._slots[event.model].is_unwanted = True
+                yield from self._unload(self._slots[event.model])
             case Configured():
-                yield from self._configured(event, now)
+                yield from self._configured(event)
             case ShutdownRequested():
                 self._closing = True
                 yield from self._reject_all()
             case _:  # Tick
-                yield from self._tick(now)
+                yield from self._tick()
 
-    def _arrived(self, event: Arrived, now: float) -> Iterator[Effect]:
+    def _arrived(self, event: Arrived) -> Iterator[Effect]:
         if self._closing:
             yield Reject(event.waiter, ShuttingDown())
             return
         try:
-            selection = self._choose(event.demand, event.names, now)
+            selection = self._choose(event.demand, event.names)
         except RolecallError as error:
             yield Reject(event.waiter, error)
-        else:
-            self._waiters[event.waiter] = _Waiter(event.waiter, event.demand, event.names, now, selection)
+            return
+        waiter = Waiter(event.waiter, event.demand, event.names, self._now, selection)
+        slot = self._slots[waiter.model]
+        slot.is_unwanted = False
+        if slot.is_idle and self._now - slot.idle_since <= slot.linger_s(self.linger_share):
+            slot.remember_return(came=True)
+        for member in self._together(slot):
+            member.use(self._now)
+        self._waiters[waiter.id] = slot.queue[waiter.id] = waiter
 
-    def _released(self, slot: _Slot, now: float) -> Iterator[Effect]:
+    def _forget(self, waiter: int) -> None:
+        if (gone := self._waiters.pop(waiter, None)) is not None:
+            del self._slots[gone.model].queue[waiter]
+
+    def _released(self, slot: Slot) -> Iterator[Effect]:
         slot.in_flight -= 1
-        slot.last_used = now
+        slot.idle_since = self._now
+        for member in self._together(slot):
+            member.last_used = self._now
         if slot.state is State.STOPPING and slot.in_flight == 0 and slot.stop_by is not None:
             yield self._stop_now(slot)
 
-    def _became_ready(self, slot: _Slot, now: float) -> None:
-        if slot.state is State.STOPPING:  # it was asked to stop while it was loading
+    def _became_ready(self, slot: Slot, load_s: float | None) -> Iterator[Effect]:
+        if slot.state is not State.STARTING:  # it was asked to stop while it was loading
             return
         slot.state = advance(slot.state, Step.BECOME_READY)
-        slot.last_used = slot.ready_since = now
+        if load_s is not None:
+            slot.learn_time(load_s)
+        slot.asleep = slot.claim = None
+        slot.last_used = slot.ready_since = slot.idle_since = self._now
         slot.error = ""
+        # Who waits for another model of a role may take this one, if it is good enough.
+        others = [w for w in self._waiters.values() if w.demand.role and slot.name in w.names and w.model != slot.name]
+        yield from self._rebind([waiter for waiter in others if self._slots[waiter.model].is_cold])
 
-    def _exited(self, slot: _Slot, error: str, now: float) -> None:
-        crashed = slot.state is State.READY
+    def _measured(self, slot: Slot, event: Measured) -> None:
+        if slot.state in (State.READY, State.STOPPING) and any(event.held_mb.values()):
+            self.ledger.correct(slot.name, event.held_mb)
+            slot.measured_mb = event.footprint_mb or sum(event.held_mb.values())
+            slot.starts_alone = False
+
+    def _fell_asleep(self, slot: Slot) -> None:
+        if slot.state is State.SLEEPING and slot.asleep is not None:  # else it is to stop by now
+            slot.is_settled = True
+            self.ledger.doze(slot.name, slot.asleep.residual_mb)
+
+    def _exited(self, slot: Slot, event: Exited) -> None:
+        woke_badly = slot.state is State.STARTING and slot.asleep is not None
+        crashed = slot.state in (State.READY, State.SLEEPING) or woke_badly
         slot.state = advance(slot.state, Step.EXIT)
-        slot.stop_by = None
-        self.ledger.release(slot.spec.name)
-        if slot.state is State.FAILED:
-            if crashed and now - slot.ready_since >= SETTLED_S:
-                slot.failures = 0
-            slot.failures += 1
-            slot.error, slot.has_crashed = error, crashed
-            slot.retry_at = now + _backoff_s(slot.failures, crashed=crashed)
-        else:
+        slot.stop_by = slot.asleep = None
+        slot.sleeps_badly |= woke_badly
+        self.ledger.linger(slot.name)
+        if slot.state is not State.FAILED:
             slot.failures = 0
+        elif event.out_of_memory and not slot.starts_alone and slot.spec.managed:
+            # It needs more than was thought: next time it gets a device of its own, and is measured.
+            slot.starts_alone, slot.measured_mb = True, None
+            slot.error, slot.has_crashed, slot.retry_at = event.error, crashed, self._now
+        else:
+            slot.fail(event.error, self._now, crashed=crashed)
 
-    def _unload(self, slot: _Slot, now: float) -> Iterator[Effect]:
+    def _adopted(self, slot: Slot, placement: Placement) -> None:
+        for step in (Step.START, Step.BECOME_READY):
+            slot.state = advance(slot.state, step)
+        slot.placement = placement
+        slot.last_used = slot.ready_since = slot.idle_since = self._now
+        if placement:
+            self.ledger.correct(slot.name, {share.device: share.mb for share in placement})
+
+    def _unload(self, slot: Slot) -> Iterator[Effect]:
         if slot.state in (State.STOPPED, State.STOPPING):
             return
         was = slot.state
@@ -229,13 +245,13 @@ class Scheduler:
         if was is State.FAILED:
             slot.failures = 0
         elif slot.in_flight and was is State.READY:
-            slot.stop_by = now + self.drain_limit_s
+            slot.stop_by = self._now + self.drain_limit_s
         else:
             yield self._stop_now(slot)
 
-    def _configured(self, event: Configured, now: float) -> Iterator[Effect]:
-        self.rules = event.rules
-        self.ledger.budget_mb, self.ledger.max_models = event.budget_mb, event.max_models
+    def _configured(self, event: Configured) -> Iterator[Effect]:
+        self.rules, self._groups, self._sleep_mb = event.rules, event.groups, event.sleep_mb
+        self.ledger.configure(event.devices, event.budget_mb, event.max_models)
         specs = {spec.name: spec for spec in event.specs}
         for name, slot in list(self._slots.items()):
             spec = specs.pop(name, None)
@@ -244,172 +260,421 @@ class Scheduler:
             stale = slot.removed or not new.starts_like(slot.spec)
             slot.spec = new
             if stale:
-                yield from self._unload(slot, now)
-        self._slots.update((name, _Slot(spec)) for name, spec in specs.items())
-        yield from self._rebind(self._waiters.values(), now)
+                slot.measured_mb, slot.starts_alone, slot.sleeps_badly = None, False, False
+                yield from self._unload(slot)
+        self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
+        yield from self._rebind(self._waiters.values())
 
-    def _tick(self, now: float) -> Iterator[Effect]:
-        wanted = {waiter.model for waiter in self._waiters.values()}
+    def _tick(self) -> Iterator[Effect]:
         for slot in list(self._slots.values()):
-            idle_s = slot.spec.idle_unload_s
-            if slot.stop_by is not None and now >= slot.stop_by:
+            if slot.stop_by is not None and self._now >= slot.stop_by:
                 yield self._stop_now(slot)
-            elif slot.is_idle and slot.can_go and slot.spec.name not in wanted and 0 < idle_s <= now - slot.last_used:
-                yield from self._unload(slot, now)
+            elif (end := self._idle_end(slot)) is not None and self._now >= end:
+                cost = self._sleep_cost(slot) if slot.state is State.READY else None
+                yield from self._make_go(slot, cost)
+
+    def _idle_end(self, slot: Slot) -> float | None:
+        """Return when a model is unloaded, or a sleeping one stopped, because nobody wants it."""
+        idle_s = slot.spec.idle_unload_s
+        if idle_s <= 0 or slot.queue or not slot.can_go:
+            return None
+        if slot.is_idle:
+            return slot.last_used + idle_s
+        is_asleep = slot.state is State.SLEEPING and slot.is_settled
+        return slot.last_used + SLEEP_ROUNDS * idle_s if is_asleep else None
+
+    def _deadlines(self) -> Iterator[float]:
+        is_missing = False
+        for slot in self._slots.values():
+            if slot.stop_by is not None:
+                yield slot.stop_by
+            if (end := self._idle_end(slot)) is not None:
+                yield end
+            if slot.is_cold and (oldest := slot.oldest) is not None:
+                is_missing = True
+                if (overdue := oldest.arrived + self.max_overtake_s) > self._now:
+                    yield overdue
+                if slot.blocked_since is not None:
+                    yield slot.blocked_since + FOREIGN_PATIENCE_S
+        if is_missing:
+            rested = (s.idle_since + s.linger_s(self.linger_share) for s in self._slots.values() if s.is_idle)
+            yield from (moment for moment in rested if moment > self._now)
 
     # -- decisions
 
-    def _decide(self, now: float) -> Iterator[Effect]:
+    def _decide(self) -> Iterator[Effect]:
         """Decide after every event; the numbers are those of the module's docstring."""
         # 1. nobody waits for a model that cannot come
-        barred = {name for name in {w.model for w in self._waiters.values()} if self._is_barred(self._slots[name], now)}
-        yield from self._rebind([w for w in self._waiters.values() if w.model in barred], now)
-        # 2. ready models serve
-        yield from self._grant(now)
-        # 3. no longer queue than allowed
+        barred = {slot.name for slot in self._slots.values() if slot.queue and self._is_barred(slot)}
+        if barred:
+            yield from self._rebind([w for w in self._waiters.values() if w.model in barred])
+        missing = [slot for slot in self._slots.values() if slot.queue and slot.is_cold]
+        # 2. who was overtaken too long has its place cleared
+        overdue = self._claim(missing)
+        # 3. ready models serve
+        yield from self._grant(overdue)
+        # 4. no longer queue than allowed
         yield from self._turn_away()
-        # 4. one load at a time, for the oldest waiter
-        yield from self._load(now)
+        # 5. what is missing is loaded
+        missing = [slot for slot in missing if slot.queue]
+        yield from self._load(missing, overdue)
+        # 6. what belongs together comes together
+        if self._groups and not missing and not self._closing:
+            yield from self._complete_groups()
 
-    def _grant(self, now: float) -> Iterator[Effect]:
-        overdue, in_the_way = self._overdue(now)
-        for waiter in list(self._waiters.values()):
-            slot = self._slots[waiter.model]
-            if slot.state is not State.READY or slot.in_flight >= slot.spec.max_parallel:
-                continue
-            if overdue is not None and slot.spec.name in in_the_way and waiter.arrived > overdue.arrived:
-                continue
+    def _claim(self, missing: Iterable[Slot]) -> list[Slot]:
+        """Return the models whose oldest waiter was overtaken too long, oldest first, each with its claim renewed.
+
+        A claim is kept while it still holds: chosen anew after every event, two loaded models would take turns in
+        draining for ever.
+        """
+        waiting = [(w.arrived, w.id, slot) for slot in missing if slot.spec.managed and (w := slot.oldest) is not None]
+        overdue = [slot for arrived, _, slot in sorted(waiting) if self._now - arrived >= self.max_overtake_s]
+        claimed: set[str] = set()
+        for slot in self._slots.values():
+            if slot not in overdue:
+                slot.claim = None
+        for slot in overdue:
+            if not self._holds(slot.claim, claimed, slot):
+                fit = self._best_fit(slot, self._leaders(slot), claimed)
+                slot.claim = None if fit is None else Claim(*fit)
+            if slot.claim is not None:
+                claimed.update(_devices(slot.claim.placement))
+        return overdue
+
+    def _holds(self, claim: Claim | None, claimed: set[str], slot: Slot) -> bool:
+        if claim is None or not claimed.isdisjoint(_devices(claim.placement)):
+            return False
+        still = [v for v in claim.victims if self._slots[v.name].state in (State.READY, State.SLEEPING)]
+        return not self.ledger.lack(claim.placement, [*self._leaving(slot), *still])
+
+    def _leaders(self, slot: Slot) -> list[list[Holding]]:
+        """Return who may have to make way for an overdue waiter: all that can go, idle or not."""
+        able = [s for s in self._slots.values() if s.can_go and s is not slot]
+        awake = [s for s in able if s.state is State.READY]
+        asleep = [s for s in able if s.state is State.SLEEPING and s.is_settled]
+        return self._ways(awake, asleep)
+
+    def _grant(self, overdue: Iterable[Slot]) -> Iterator[Effect]:
+        no_newer: dict[str, float] = {}
+        for slot in overdue:
+            if slot.claim is not None and (oldest := slot.oldest) is not None:
+                for victim in slot.claim.victims:
+                    no_newer.setdefault(victim.name, oldest.arrived)
+        for slot in self._slots.values():
+            if slot.queue and slot.state is State.READY:
+                yield from self._serve(slot, no_newer.get(slot.name, float("inf")))
+
+    def _serve(self, slot: Slot, no_newer_than: float) -> Iterator[Effect]:
+        for waiter in list(slot.queue.values()):
+            if slot.in_flight >= slot.spec.max_parallel or waiter.arrived > no_newer_than:
+                return
             slot.in_flight += 1
-            del self._waiters[waiter.id]
-            yield Grant(waiter.id, slot.spec.name, waiter.selection)
-
-    def _overdue(self, now: float) -> tuple[_Waiter | None, frozenset[str]]:
-        """Return the oldest waiter for a model that is not there, if overtaken too long, and who stands in its way."""
-        for waiter in self._waiters.values():
-            slot = self._slots[waiter.model]
-            if slot.state not in (State.STOPPED, State.FAILED):
-                continue
-            if now - waiter.arrived <= self.max_overtake_s:
-                break
-            loaded = [s for s in self._slots.values() if s.state is State.READY and s.can_go]
-            # In order of loading: by their last use, which changes as they drain, they would take turns for ever.
-            plan = self._plan(slot, [Holding(s.spec.name, s.ready_since) for s in loaded])
-            return waiter, frozenset(plan or ())
-        return None, frozenset()
+            self._forget(waiter.id)
+            yield Grant(waiter.id, slot.name, waiter.selection)
 
     def _turn_away(self) -> Iterator[Effect]:
-        for waiter in list(self._waiters)[self.max_queue :]:
-            del self._waiters[waiter]
+        for waiter in list(self._waiters.values())[self.max_queue :] if len(self._waiters) > self.max_queue else ():
+            slot = self._slots[waiter.model]
+            self._forget(waiter.id)
             full = f"The queue is full: {self.max_queue} requests are waiting."
-            yield Reject(waiter, TooManyRequests(full, retry_after_s=5))
+            yield Reject(waiter.id, TooManyRequests(full, retry_after_s=max(5, slot.comes_back_in_s)))
 
-    def _load(self, now: float) -> Iterator[Effect]:
-        wanted = [self._slots[name] for name in dict.fromkeys(waiter.model for waiter in self._waiters.values())]
-        cold = [slot for slot in wanted if slot.state in (State.STOPPED, State.FAILED)]
-        for slot in cold:
+    def _load(self, missing: list[Slot], overdue: list[Slot]) -> Iterator[Effect]:
+        for slot in missing:
             if not slot.spec.managed:  # it takes no room and no turn
-                yield self._start(slot)
-        first = next((slot for slot in cold if slot.spec.managed), None)
-        if first is not None:
-            yield from self._make_room(first, wanted, now)
+                yield self._start(slot, ())
+        taken = {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
+        for slot in overdue:
+            if slot.queue and slot.claim is not None:
+                for victim in slot.claim.victims:
+                    if self._slots[victim.name].is_idle or self._slots[victim.name].state is State.SLEEPING:
+                        yield from self._send_away(victim)
+                yield from self._break_off(slot, slot.claim.placement)
+                yield from self._come(slot, slot.claim.placement, taken)
+        others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
+        for slot in sorted(others, key=lambda s: (-len(s.queue) / max(s.comes_back_in_s, 0.001), s.name)):
+            yield from self._make_room(slot, taken)
 
-    def _make_room(self, slot: _Slot, wanted: list[_Slot], now: float) -> Iterator[Effect]:
-        """Start the model if nothing else loads and it has room; else stop what can go for it, and wait."""
-        if loading := next((s for s in self._slots.values() if s.state is State.STARTING and s.spec.managed), None):
-            if loading not in wanted and loading.can_go:  # its clients have left
-                yield from self._unload(loading, now)
+    def _make_room(self, slot: Slot, taken: set[str]) -> Iterator[Effect]:
+        """Start the model if it has room on a device where nothing loads; else send away what is idle for it."""
+        if self.ledger.devices.keys() <= taken:
+            for placement in self._options(slot)[:1]:
+                yield from self._break_off(slot, placement)
             return
-        idle = [Holding(s.spec.name, s.last_used) for s in self._slots.values() if s.is_idle and s.can_go]
-        for name in self._plan(slot, idle) or ():
-            yield from self._unload(self._slots[name], now)
-        if self.ledger.fits(self._need_mb(slot)):
-            yield self._start(slot)
+        fit = self._best_fit(slot, self._idle(slot), taken)
+        if fit is not None:
+            placement, victims = fit
+            for victim in victims:
+                self._slots[victim.name].remember_return(came=False)
+                yield from self._send_away(victim)
+            yield from self._come(slot, placement, taken)
 
-    def _plan(self, slot: _Slot, holdings: Iterable[Holding]) -> list[str] | None:
-        leaving = [s.spec.name for s in self._slots.values() if s.state is State.STOPPING]
-        return plan_eviction(self.ledger, self._need_mb(slot), holdings, leaving)
+    def _come(self, slot: Slot, placement: Placement, taken: set[str]) -> Iterator[Effect]:
+        """Start or wake the model where it is to lie, or keep others from that place until it can."""
+        free = taken.isdisjoint(_devices(placement))
+        taken.update(_devices(placement))
+        if not free or self.ledger.lingers(slot.name) or self.ledger.lack(placement, self._itself(slot)):
+            return
+        if slot.state is not State.SLEEPING:
+            yield self._start(slot, placement)
+        elif slot.is_settled:
+            self.ledger.rouse(slot.name, placement)
+            slot.state = advance(slot.state, Step.START)
+            yield Wake(slot.name)
 
-    def _need_mb(self, slot: _Slot) -> int:
-        known = slot.spec.footprint_mb
-        return self.ledger.budget_mb if known is None else known
+    def _break_off(self, slot: Slot, placement: Placement) -> Iterator[Effect]:
+        """Stop a load on these devices that nobody waits for any more, if it keeps the model from its place."""
+        devices = _devices(placement)
+        for other in list(self._slots.values()):
+            is_unwanted = other.state is State.STARTING and not other.queue and other.can_go and other is not slot
+            if is_unwanted and not devices.isdisjoint(_devices(other.placement)):
+                yield from self._unload(other)
 
-    def _start(self, slot: _Slot) -> Start:
+    def _complete_groups(self) -> Iterator[Effect]:
+        taken = {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
+        for group in self._groups:
+            members = [self._slots[name] for name in group.models if name in self._slots]
+            if not any(s.state is State.READY and s.likelihood(self._now) > 0 for s in members):
+                continue
+            is_loading = any(s.state is State.STARTING for s in members)
+            for slot in filter(self._may_follow, members):
+                if group.startup == "serial" and is_loading:
+                    break
+                stale = [s for s in self._slots.values() if s.is_idle and s.can_go and not self._is_in_group(s)]
+                stale = [s for s in stale if self._now - s.last_used >= STALE_S]
+                fit = self._best_fit(slot, self._ways(stale, ()), taken)
+                if fit is not None:
+                    for victim in fit[1]:
+                        yield from self._send_away(victim)
+                    yield from self._come(slot, fit[0], taken)
+                    is_loading = True
+
+    def _may_follow(self, slot: Slot) -> bool:
+        """Whether a model of a group in use is to be loaded before anybody asks for it."""
+        if slot.state not in (State.STOPPED, State.SLEEPING) or slot.is_unwanted or slot.removed:
+            return False
+        idle_s = slot.spec.idle_unload_s
+        is_recent = idle_s <= 0 or self._now - slot.last_used < idle_s
+        return slot.spec.managed and slot.spec.unavailable is None and not slot.failures and is_recent
+
+    # -- room
+
+    def _options(self, slot: Slot) -> list[Placement]:
+        """Return where the model may lie; a sleeping one stays on its devices."""
+        if slot.state is State.SLEEPING:
+            return [slot.placement]
+        return placements(self.ledger, slot.need_mb, slot.spec.spread, slot.spec.devices)
+
+    def _best_fit(
+        self, slot: Slot, ways: Iterable[list[Holding]], taken: Collection[str]
+    ) -> tuple[Placement, tuple[Holding, ...]] | None:
+        """Return where the model costs least to place, and who goes for it.
+
+        The cheapest eviction, then the tightest fit, so that large gaps stay for large models; then the first device.
+        The ways of making room are tried one after the other.
+        """
+        options = [option for option in self._options(slot) if _devices(option).isdisjoint(taken)]
+        leaving = self._leaving(slot)
+        for candidates in ways:
+            plans = [(option, plan_eviction(self.ledger, option, candidates, leaving)) for option in options]
+            fits = [(option, tuple(plan)) for option, plan in plans if plan is not None]
+            if fits:
+                return min(fits, key=lambda fit: (sum(h.cost for h in fit[1]), len(fit[1]), self._left_mb(fit[0])))
+        return None
+
+    def _left_mb(self, placement: Placement) -> tuple[int, int]:
+        left_mb = sum(self.ledger.room_mb(share.device) - share.mb for share in placement)
+        return left_mb, sum(self.ledger.devices[share.device].index for share in placement)
+
+    def _idle(self, slot: Slot) -> list[list[Holding]]:
+        """Return what may make room for a waiter: idle, and not just waiting for the next request of its client."""
+        idle = [s for s in self._slots.values() if s.is_idle and s.can_go and not s.queue]
+        rested = [s for s in idle if self._now - s.idle_since >= s.linger_s(self.linger_share)]
+        asleep = [s for s in self._slots.values() if s.state is State.SLEEPING and s.is_settled and not s.queue]
+        return self._ways(rested, [s for s in asleep if s is not slot and s.can_go])
+
+    def _ways(self, awake: Iterable[Slot], asleep: Iterable[Slot]) -> list[list[Holding]]:
+        """Return two ways of making room: all that can sleeps and the rest is stopped; or all of it is stopped."""
+        costs = [(slot, self._sleep_cost(slot)) for slot in awake]
+        first = [slot.holding(self._now, cost) for slot, cost in costs]
+        second = [slot.holding(self._now) for slot in (*(s for s, _ in costs), *asleep)]
+        return [second] if all(cost is None for _, cost in costs) else [first, second]
+
+    def _sleep_cost(self, slot: Slot) -> SleepCost | None:
+        """Return the quickest sleep that the host has RAM for; None if the model is better stopped."""
+        taken_mb = sum(s.asleep.host_mb for s in self._slots.values() if s.asleep is not None)
+        able = [cost for cost in slot.spec.sleep if taken_mb + cost.host_mb <= self._sleep_mb]
+        best = min(able, key=lambda cost: cost.wake_s, default=None)
+        return best if best is not None and best.wake_s < slot.load_s and not slot.sleeps_badly else None
+
+    def _leaving(self, slot: Slot) -> list[Holding]:
+        """Return whose memory will be free without anybody being sent away, and what a sleeping model itself holds."""
+        leaving = [Holding(s.name, 0) for s in self._slots.values() if s.state is State.STOPPING]
+        dozing = (s for s in self._slots.values() if s.state is State.SLEEPING and not s.is_settled and s.asleep)
+        leaving += [Holding(s.name, 0, s.asleep.residual_mb) for s in dozing if s.asleep and s is not slot]
+        leaving += [Holding(name, 0) for name in self._slots if self.ledger.lingers(name)]
+        return [*leaving, *self._itself(slot)]
+
+    def _itself(self, slot: Slot) -> list[Holding]:
+        return [Holding(slot.name, 0)] if slot.state is State.SLEEPING else []
+
+    def _send_away(self, victim: Holding) -> Iterator[Effect]:
+        slot = self._slots[victim.name]
+        cost = self._sleep_cost(slot) if victim.keeps_mb and slot.state is State.READY else None
+        yield from self._make_go(slot, cost)
+
+    def _make_go(self, slot: Slot, cost: SleepCost | None) -> Iterator[Effect]:
+        if cost is None:
+            yield from self._unload(slot)
+            return
+        slot.state = advance(slot.state, Step.SLEEP)
+        slot.asleep, slot.is_settled = cost, False
+        yield Sleep(slot.name, cost.level)
+
+    def _start(self, slot: Slot, placement: Placement) -> Start:
         if slot.spec.managed:
-            self.ledger.reserve(slot.spec.name, self._need_mb(slot))
+            self.ledger.reserve(slot.name, placement)
+        slot.placement, slot.claim, slot.blocked_since = placement, None, None
         slot.state = advance(slot.state, Step.START)
-        return Start(slot.spec.name)
+        return Start(slot.name, placement)
 
-    def _stop_now(self, slot: _Slot) -> Stop:
+    def _stop_now(self, slot: Slot) -> Stop:
         slot.stop_by = None
-        return Stop(slot.spec.name)
+        return Stop(slot.name)
 
     # -- choosing
 
-    def _choose(self, demand: Demand, names: Iterable[str], now: float) -> Selection:
+    def _choose(self, demand: Demand, names: tuple[str, ...]) -> Selection:
+        known = self._chosen.get((demand, names))
+        if known is None:
+            known = self._chosen[demand, names] = self._choose_anew(demand, names)
+        return known
+
+    def _choose_anew(self, demand: Demand, names: Iterable[str]) -> Selection:
         slots = [self._slots[name] for name in names if name in self._slots]
         selection = select(demand, [self._candidate(slot) for slot in slots], self.rules)
         selection.best()  # raises the refusal if none could ever serve it
-        free = [slot for slot in slots if not self._is_barred(slot, now)]
+        free = [slot for slot in slots if not self._is_barred(slot)]
         if len(free) < len(slots):
             able = [candidate.name for candidate in selection.ranked]
             selection = select(demand, [self._candidate(slot) for slot in free], self.rules)
             if not selection.ranked:
-                raise self._all_barred([self._slots[name] for name in able], now)
+                raise self._all_barred([self._slots[name] for name in able])
             if better := able[: able.index(selection.best().name)]:
                 selection = replace(selection, reason=f"{selection.reason}; {', '.join(better)} cannot start now")
         return selection
 
-    def _all_barred(self, slots: list[_Slot], now: float) -> RolecallError:
-        backing_off = [slot for slot in slots if slot.is_backing_off(now)]
+    def _all_barred(self, slots: list[Slot]) -> RolecallError:
+        backing_off = [slot for slot in slots if slot.is_backing_off(self._now)]
         if not backing_off:
-            return self._blocked_by_pinned(slots[0])
+            return self._no_room(slots[0])
         first = min(backing_off, key=lambda slot: slot.retry_at)
-        return StartFailed(_failure(first), retry_after_s=first.retry_at - now)
+        return StartFailed(first.failure(), retry_after_s=first.retry_at - self._now)
 
-    def _is_barred(self, slot: _Slot, now: float) -> bool:
-        return slot.is_backing_off(now) or self._is_blocked(slot)
-
-    def _is_blocked(self, slot: _Slot) -> bool:
-        """Whether it finds no room even when all go that can go: the pinned ones stay."""
-        if not slot.spec.managed or slot.state not in (State.STOPPED, State.FAILED):
+    def _is_barred(self, slot: Slot) -> bool:
+        if slot.is_backing_off(self._now):
+            return True
+        if not slot.spec.managed or not slot.is_cold or self._finds_room(slot):
+            slot.blocked_since = None
             return False
-        going = [name for name, s in self._slots.items() if s.can_go or s.state is State.STOPPING]
-        return not self.ledger.fits(self._need_mb(slot), going)
+        if not self._finds_room(slot, without_foreign=True):
+            return True
+        if slot.blocked_since is None:
+            slot.blocked_since = self._now
+        return self._now - slot.blocked_since >= FOREIGN_PATIENCE_S
 
-    def _candidate(self, slot: _Slot) -> Candidate:
+    def _finds_room(self, slot: Slot, *, without_foreign: bool = False) -> bool:
+        """Whether it has room when all go that can go: what is pinned stays, and so does what others hold."""
+        pinned = [s for s in self._slots.values() if not s.can_go and s is not slot and self.ledger.held_mb(s.name)]
+        pinned = [s for s in pinned if s.state is not State.STOPPING]
+        if not pinned and (without_foreign or not self.ledger.is_pressed):
+            return True
+        bare = Ledger(self.ledger.devices.values(), self.ledger.budget_mb, self.ledger.max_models)
+        bare.foreign_mb = {} if without_foreign else self.ledger.foreign_mb
+        for other in pinned:
+            bare.correct(other.name, self.ledger.held_on(other.name))
+        return any(not bare.lack(option) for option in self._options(slot))
+
+    def _candidate(self, slot: Slot) -> Candidate:
         spec = slot.spec
         is_paid = slot.state in (State.READY, State.STARTING)
-        costs_swap = spec.managed and not is_paid and not self.ledger.fits(self._need_mb(slot))
-        return Candidate(spec.entry, spec.footprint_mb, spec.unavailable, slot.loaded, costs_swap)
+        unavailable = spec.unavailable
+        if spec.managed and slot.is_cold and unavailable is None and not self._options(slot):
+            unavailable = self._too_large(slot)
+        costs_swap = spec.managed and not is_paid and not self._fits_now(slot)
+        return Candidate(
+            entry=spec.entry,
+            footprint_mb=slot.need_mb,
+            unavailable=unavailable,
+            loaded=slot.state is State.READY,
+            costs_swap=costs_swap,
+            coming=slot.state is State.STARTING,
+        )
 
-    def _rebind(self, waiters: Iterable[_Waiter], now: float) -> Iterator[Effect]:
+    def _fits_now(self, slot: Slot) -> bool:
+        itself = self._itself(slot)
+        return any(not self.ledger.lack(option, itself) for option in self._options(slot))
+
+    def _too_large(self, slot: Slot) -> str | None:
+        need_mb = slot.need_mb
+        if need_mb is None or need_mb > self.rules.limit_mb:  # selection says it better
+            return None
+        allowed = [d for d in self.ledger.devices.values() if not slot.spec.devices or d.id in slot.spec.devices]
+        most_mb = max((device.capacity_mb for device in allowed), default=0)
+        if not allowed:
+            return "none of the GPUs that its field gpus names is there"
+        many = " or ".join(map(str, slot.spec.spread))
+        return f"it needs {need_mb} MB on {many} of its {len(allowed)} GPUs, of which the largest holds {most_mb} MB"
+
+    def _bind(self, waiter: Waiter, selection: Selection) -> None:
+        """Let a waiter wait for what was chosen anew, among those that arrived before and after it."""
+        old, waiter.selection = waiter.model, selection
+        if waiter.model != old:
+            del self._slots[old].queue[waiter.id]
+            slot = self._slots[waiter.model]
+            slot.queue[waiter.id] = waiter
+            slot.queue = dict(sorted(slot.queue.items(), key=lambda item: (item[1].arrived, item[0])))
+
+    def _rebind(self, waiters: Iterable[Waiter]) -> Iterator[Effect]:
         for waiter in list(waiters):
             try:
-                waiter.selection = self._choose(waiter.demand, waiter.names, now)
+                self._bind(waiter, self._choose(waiter.demand, waiter.names))
             except RolecallError as error:
-                del self._waiters[waiter.id]
+                self._forget(waiter.id)
                 yield Reject(waiter.id, error)
 
     def _reject_all(self) -> Iterator[Effect]:
         for waiter in list(self._waiters):
-            del self._waiters[waiter]
+            self._forget(waiter)
             yield Reject(waiter, ShuttingDown())
 
-    def _blocked_by_pinned(self, slot: _Slot) -> RolecallError:
-        pinned = [name for name, s in self._slots.items() if s.spec.entry.pinned and self.ledger.held_mb(name)]
+    def _no_room(self, slot: Slot) -> RolecallError:
+        need = "a GPU of its own" if slot.need_mb is None else f"{slot.need_mb} MB"
+        foreign_mb = sum(self.ledger.foreign_mb.values())
+        if foreign_mb and self._finds_room(slot, without_foreign=True):
+            return Unavailable(
+                f"The model {slot.name!r} needs {need}, but other programs hold {foreign_mb} MB of the GPU memory "
+                "(see nvidia-smi); end them, or ask for a smaller model.",
+                retry_after_s=FOREIGN_PATIENCE_S,
+            )
+        pinned = [s.name for s in self._slots.values() if s.spec.entry.pinned and self.ledger.held_mb(s.name)]
         names, held_mb = ", ".join(pinned), sum(map(self.ledger.held_mb, pinned))
         return Unavailable(
-            f"The model {slot.spec.name!r} needs {self._need_mb(slot)} MB, but pinned models ({names}) hold "
+            f"The model {slot.name!r} needs {need}, but pinned models ({names}) hold "
             f"{held_mb} of {self.ledger.budget_mb} MB and {len(pinned)} of {self.ledger.max_models} places; unpin one."
         )
 
+    # -- groups
 
-def _backoff_s(failures: int, *, crashed: bool) -> float:
-    """Return the pause before the next start: 1, 2, 4 … 60 s; none after a first crash, which may be a single event."""
-    exponent = failures - 2 if crashed else failures - 1
-    return 0.0 if exponent < 0 else min(BACKOFF_LIMIT_S, 2.0**exponent)
+    def _together(self, slot: Slot) -> list[Slot]:
+        """Return the model and those of its groups: a use of one is a use of all."""
+        names = {name for group in self._groups if slot.name in group.models for name in group.models}
+        return [slot, *(self._slots[name] for name in names - {slot.name} if name in self._slots)]
+
+    def _is_in_group(self, slot: Slot) -> bool:
+        return any(slot.name in group.models for group in self._groups)
 
 
-def _failure(slot: _Slot) -> str:
-    what = "crashed" if slot.has_crashed else "did not start"
-    return f"The model {slot.spec.name!r} {what}: {slot.error}"
+def _devices(placement: Placement) -> frozenset[str]:
+    return frozenset(share.device for share in placement)

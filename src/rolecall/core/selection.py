@@ -43,6 +43,8 @@ class Candidate:
     unavailable: str | None = None
     loaded: bool = False
     costs_swap: bool = False
+    coming: bool = False
+    """Whether it is being started or woken: its load is paid already."""
 
     @property
     def name(self) -> str:
