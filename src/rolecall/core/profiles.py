@@ -1,18 +1,23 @@
-"""Deployment profiles: what a class of machine may hold, which one fits the GPUs at hand, and the budget in MB."""
+"""Deployment profiles: what a class of machine may hold, which one fits the GPUs at hand, the budget, the devices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 
+from rolecall.core.groups import ModelGroup, clashes
+from rolecall.core.vram import HOST, Device
 from rolecall.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
+
+T = TypeVar("T")
 
 RESERVE_MB = 2048
 """Left on each GPU to the desktop, the driver and CUDA; left to the system where models live in host RAM."""
@@ -66,42 +71,77 @@ class Profile(BaseModel):
     strategy: Strategy = Field(description=" | ".join(get_args(Strategy)))
     bias: Bias = Field(description=" | ".join(get_args(Bias)))
     idle_unload_s: PositiveInt = Field(description="seconds without a request, a whole number above 0")
+    groups: tuple[ModelGroup, ...] = Field(default=(), description="tables [[profiles.NAME.groups]]")
+
+
+class _SharedGroup(ModelGroup):
+    profiles: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="a list of profiles, one at least; all if it is left out"
+    )
 
 
 @dataclass(frozen=True)
 class ActiveProfile:
-    """The profile in force, who chose it, and how many MB all models together may take.
+    """The profile in force, who chose it, how many MB all models together may take, and on which devices.
 
     - ``auto`` (detected): the budget is what is there. One GPU: its usable memory; a like pair, or three and more: the
       sum; an unlike pair: the usable memory of the larger; no GPU: host RAM less the same reserve. So a card larger
       than its profile raises the budget, and a smaller one (8 GB under ``development``) lowers it.
     - ``env`` or ``config`` (a person named the profile): the budget is its ``max_vram_mb``, whatever is there.
     - A ceiling set by hand holds in each case.
+
+    ``devices`` are the GPUs that count, by index, each with its usable memory; a named profile made for more GPUs than
+    those has all of them. A budget below their sum leaves them as they are; one above it, which only a person can
+    name, raises each in proportion. Without GPUs there is one device, ``HOST``, of the whole budget.
     """
 
     profile: Profile
     source: Source
     budget_mb: int
+    devices: tuple[Device, ...]
+
+    @property
+    def groups(self) -> tuple[ModelGroup, ...]:
+        """The groups that hold under this profile, with the models' names as they stand in the file."""
+        return self.profile.groups
 
 
 def parse_profiles(data: Mapping[str, Any]) -> dict[str, Profile]:
-    """Return the profiles of a parsed ``profiles.toml`` by name, in the file's order.
+    """Return the profiles of a parsed ``profiles.toml`` by name, in the file's order, each with its groups.
 
-    Raises ProfileError with every wrong field of the file, one a line.
+    The groups at the top of the file come first; one of a profile's own replaces that of the same name. Raises
+    ProfileError with every wrong field of the file, one a line.
     """
-    if stray := sorted(set(data) - {"profiles"}):
-        raise ProfileError(f"profiles: unknown {', '.join(map(repr, stray))}; allowed are tables [profiles.NAME].")
+    if stray := sorted(set(data) - {"profiles", "groups"}):
+        listed = ", ".join(map(repr, stray))
+        raise ProfileError(f"profiles: unknown {listed}; allowed are tables [profiles.NAME] and [[groups]].")
     tables = data.get("profiles")
     if not isinstance(tables, Mapping) or not tables:
         raise ProfileError("profiles: there is none; allowed are tables [profiles.NAME], at least one.")
     named = {name: {"name": name, **table} if isinstance(table, Mapping) else table for name, table in tables.items()}
-    try:
-        profiles = TypeAdapter(dict[str, Profile]).validate_python(named)
-    except ValidationError as error:
-        raise ProfileError("\n".join(map(_problem, error.errors()))) from None
+    problems: list[str] = []
+    profiles = _validated(TypeAdapter(dict[str, Profile]), named, _profile_problem, problems)
+    shared = _validated(TypeAdapter(list[_SharedGroup]), data.get("groups", []), _shared_group_problem, problems)
+    problems += _unknown_profiles(shared or (), named)
+    if profiles is None or shared is None or problems:
+        raise ProfileError("\n".join(problems))
     if misnamed := [name for name, profile in profiles.items() if profile.name != name]:
         raise ProfileError(f"profile {misnamed[0]!r}, name: its heading names it; leave the field out.")
-    return profiles
+    return _with_groups(profiles, shared)
+
+
+def _with_groups(profiles: Mapping[str, Profile], shared: Sequence[_SharedGroup]) -> dict[str, Profile]:
+    found: dict[str, Profile] = {}
+    problems: dict[str, None] = {}
+    for name, profile in profiles.items():
+        own = {group.name for group in profile.groups}
+        general = [g for g in shared if g.name not in own and (g.profiles is None or name in g.profiles)]
+        groups = (*(ModelGroup(**group.model_dump(exclude={"profiles"})) for group in general), *profile.groups)
+        problems |= dict.fromkeys(clashes(groups))
+        found[name] = profile.model_copy(update={"groups": groups})
+    if problems:
+        raise ProfileError("\n".join(problems))
+    return found
 
 
 def detect(gpus: Sequence[GpuSnapshot]) -> str:
@@ -131,17 +171,30 @@ def activate(  # noqa: PLR0913 - two facts about the machine, three wishes of a 
     ``forced`` is the name a person gave, ``source`` where; ``host_ram_mb`` is the total. Raises ProfileError when
     ``profiles`` lacks the name, with the names there are and the nearest of them.
     """
-    if forced is not None:
-        if forced not in profiles:
-            raise ProfileError(f"unknown profile {forced!r};{_nearest(forced, profiles)} allowed: {_listed(profiles)}.")
-        return ActiveProfile(profiles[forced], source, _below(ceiling_mb, profiles[forced].max_vram_mb))
+    name = _detected(profiles, gpus) if forced is None else _named(profiles, forced)
+    profile = profiles[name]
+    budget_mb = _below(ceiling_mb, _available_mb(gpus, host_ram_mb) if forced is None else profile.max_vram_mb)
+    used = _counted(gpus)
+    if forced is not None and profile.gpu_count > len(used):
+        used = gpus
+    devices = _devices(used, budget_mb) if used else (Device(HOST, budget_mb, host_ram_mb),)
+    return ActiveProfile(profile, "auto" if forced is None else source, budget_mb, devices)
+
+
+def _named(profiles: Mapping[str, Profile], name: str) -> str:
+    if name not in profiles:
+        raise ProfileError(f"unknown profile {name!r};{_nearest(name, profiles)} allowed: {_listed(profiles)}.")
+    return name
+
+
+def _detected(profiles: Mapping[str, Profile], gpus: Sequence[GpuSnapshot]) -> str:
     name = detect(gpus)
     if name not in profiles:
         raise ProfileError(
             f"this machine calls for profile {name!r}, which profiles.toml lacks: add it there, "
             f"or name one of these as the deployment profile: {_listed(profiles)}."
         )
-    return ActiveProfile(profiles[name], "auto", _below(ceiling_mb, _available_mb(gpus, host_ram_mb)))
+    return name
 
 
 def _counted(gpus: Sequence[GpuSnapshot]) -> Sequence[GpuSnapshot]:
@@ -159,20 +212,80 @@ def _available_mb(gpus: Sequence[GpuSnapshot], host_ram_mb: int) -> int:
     return sum(gpu.usable_mb for gpu in _counted(gpus))
 
 
+def _devices(gpus: Sequence[GpuSnapshot], budget_mb: int) -> tuple[Device, ...]:
+    """Return the GPUs as `ActiveProfile` says; one that the reserve fills is left out, unless all are."""
+    cards = sorted([gpu for gpu in gpus if gpu.usable_mb] or gpus, key=lambda gpu: gpu.index)
+    capacities = [gpu.usable_mb for gpu in cards]
+    if budget_mb > sum(capacities):
+        weights = [max(1, mb) for mb in capacities]
+        capacities = [
+            -(-budget_mb * weight // sum(weights)) for weight in weights
+        ]  # rounded up, so that all of it fits
+    return tuple(
+        Device(gpu.uuid or str(gpu.index), mb, gpu.vram_total_mb, gpu.index)
+        for gpu, mb in zip(cards, capacities, strict=True)
+    )
+
+
 def _below(ceiling_mb: int | None, budget_mb: int) -> int:
     return budget_mb if ceiling_mb is None else min(budget_mb, ceiling_mb)
 
 
-def _problem(detail: ErrorDetails) -> str:
-    profile, *path = map(str, detail["loc"])
+def _validated(
+    adapter: TypeAdapter[T], data: Any, problem: Callable[[ErrorDetails, Any], str], problems: list[str]
+) -> T | None:
+    """Return the value; None if it is wrong, and what is wrong then stands in ``problems``."""
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as error:
+        problems += (problem(detail, data) for detail in error.errors())
+        return None
+
+
+def _profile_problem(detail: ErrorDetails, tables: Mapping[str, Any]) -> str:
+    profile, *path = detail["loc"]
     if not path:
         return f"profile {profile!r} = {detail['input']!r}: allowed is a table [profiles.{profile}]."
-    where = f"profile {profile!r}, {'.'.join(path)}"
+    where = f"profile {profile!r}"
+    if path[0] == "groups" and len(path) > 1:
+        groups = tables[str(profile)]["groups"]
+        return f"{where}, {_group_problem(detail, path[1:], groups, ModelGroup, f'[[profiles.{profile}.groups]]')}"
     fields = {name: field for name, field in Profile.model_fields.items() if name != "name"}
-    if path[0] not in fields:
-        return f"{where}: no such field;{_nearest(path[0], fields)} allowed: {_listed(fields)}."
-    found = "is missing" if detail["type"] == "missing" else f"= {detail['input']!r}"
-    return f"{where} {found}; allowed: {fields[path[0]].description}."
+    return _field_problem(where, detail, path, fields)
+
+
+def _shared_group_problem(detail: ErrorDetails, groups: Any) -> str:
+    if not detail["loc"]:
+        return f"groups = {groups!r}: allowed are tables [[groups]]."
+    return _group_problem(detail, detail["loc"], groups, _SharedGroup, "[[groups]]")
+
+
+def _group_problem(detail: ErrorDetails, loc: Sequence[Any], groups: Any, model: type[ModelGroup], heading: str) -> str:
+    number, *path = loc
+    if not path:
+        return f"group {number + 1} = {detail['input']!r}: allowed is a table {heading}."
+    name = groups[number].get("name")
+    where = f"group {name!r}" if isinstance(name, str) else f"group {number + 1}"
+    return _field_problem(where, detail, path, model.model_fields)
+
+
+def _field_problem(where: str, detail: ErrorDetails, path: Sequence[Any], fields: Mapping[str, FieldInfo]) -> str:
+    name, dotted = str(path[0]), ".".join(map(str, path))
+    if name not in fields:
+        return f"{where}, {dotted}: no such field;{_nearest(name, fields)} allowed: {_listed(fields)}."
+    found = " is missing" if detail["type"] == "missing" else f" = {detail['input']!r}"
+    if detail["type"] == "value_error":
+        found += f", but {detail['ctx']['error']}"
+    return f"{where}, {dotted}{found}; allowed: {fields[name].description}."
+
+
+def _unknown_profiles(groups: Iterable[_SharedGroup], profiles: Collection[str]) -> list[str]:
+    return [
+        f"group {group.name!r}, profiles: no profile {name!r};{_nearest(name, profiles)} allowed: {_listed(profiles)}."
+        for group in groups
+        for name in group.profiles or ()
+        if name not in profiles
+    ]
 
 
 def _nearest(wanted: str, known: Iterable[str]) -> str:

@@ -115,6 +115,15 @@ class Scheduler:
             return None
         return waiting.model, list(self._slots[waiting.model].queue).index(waiter)
 
+    def load_s(self, name: str) -> float:
+        """Return how long a model's start, or its waking, is expected to take."""
+        return self._slots[name].comes_back_in_s
+
+    def residual_mb(self, name: str) -> int:
+        """Return what a model that falls asleep keeps on each of its devices."""
+        slot = self._slots[name]
+        return slot.asleep.residual_mb if slot.asleep else 0
+
     def status(self, now: float) -> list[ModelStatus]:
         """Return one row per model of the registry, by name."""
         return status_rows(self._slots.values(), {name: self.ledger.held_mb(name) for name in self._slots}, now)

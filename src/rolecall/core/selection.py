@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from operator import attrgetter, itemgetter
 from typing import Literal
 
 from rolecall.core.models import ModelEntry
 from rolecall.errors import ModelNotFound, ModelTooLarge, NoModelForRole, RolecallError, UnsupportedInput
 
 Bias = Literal["vram_efficient", "balanced", "quality"]
+Policy = Literal["adaptive", "priority"]
 Why = Literal["other_role", "excluded", "unavailable", "capability", "too_large"]
 
 
@@ -24,14 +27,34 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
+class RolePolicy:
+    """How a role chooses: ``priority`` always takes the best, ``adaptive`` may spare a swap.
+
+    ``quality_tolerance`` is how many priority points a model that is loaded, or being loaded, may be worse by and still
+    be taken instead of a swap; 0 allows for ties only.
+    """
+
+    policy: Policy = "adaptive"
+    quality_tolerance: float = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Rules:
-    """The part of a profile that selection looks at. ``limit_mb`` is the most one model may ever hold."""
+    """What selection looks at in the profile and the settings. ``limit_mb`` is the most one model may ever hold.
+
+    ``roles`` has the roles with a policy of their own; ``tolerance`` and ``policy`` hold for the others.
+    """
 
     limit_mb: int
     preferred_quantizations: tuple[str, ...] = ()
     bias: Bias = "balanced"
     tolerance: float = 0
-    """Priority points that a loaded model may be worse by and still be taken instead of a swap."""
+    policy: Policy = "adaptive"
+    roles: Mapping[str, RolePolicy] = field(default_factory=dict)
+
+    def policy_for(self, role: str) -> RolePolicy:
+        """Return the policy of a role."""
+        return self.roles.get(role) or RolePolicy(self.policy, self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +109,48 @@ class Selection:
 
 def select(demand: Demand, candidates: Iterable[Candidate], rules: Rules) -> Selection:
     """Rank ``candidates`` for ``demand`` (design §4); the order in which they come never matters."""
-    usable: list[Candidate] = []
+    usable: list[tuple[_Order, Candidate]] = []
     rejected: list[Rejected] = []
-    for candidate in sorted(candidates, key=lambda c: c.name):
+    places = _places(rules.preferred_quantizations)
+    for candidate in candidates:
         problem = _problem(demand, candidate, rules)
         if problem is None:
-            usable.append(candidate)
+            usable.append((_order(candidate, demand.role, rules.bias, places), candidate))
         else:
             rejected.append(Rejected(candidate.name, *problem))
-    usable.sort(key=lambda candidate: _order(candidate, demand.role, rules))
-    reason = _take_loaded(usable, demand, rules)
-    return Selection(demand, tuple(usable), tuple(rejected), reason)
+    usable.sort(key=itemgetter(0))
+    rejected.sort(key=attrgetter("name"))
+    ranked = [candidate for _, candidate in usable]
+    reason = _spare_a_swap(ranked, demand.role, rules)
+    return Selection(demand, tuple(ranked), tuple(rejected), reason)
 
 
 def _problem(demand: Demand, candidate: Candidate, rules: Rules) -> tuple[Why, str] | None:
     entry, mb = candidate.entry, candidate.footprint_mb
     if demand.role is not None and demand.role not in entry.priorities:
         return "other_role", f"does not play the role {demand.role!r}"
-    if not demand.exclude.isdisjoint(entry.ids):
+    if demand.exclude and not demand.exclude.isdisjoint(entry.ids):
         return "excluded", "excluded by the request"
     if candidate.unavailable is not None and not demand.include_non_installed:
         return "unavailable", candidate.unavailable
-    missing = sorted(demand.needs - entry.all_capabilities)
-    if missing:
+    if demand.needs and (missing := sorted(demand.needs - entry.all_capabilities)):
         return "capability", f"lacks {', '.join(missing)}"
     if mb is not None and mb > rules.limit_mb:
         return "too_large", f"needs {mb} MB, {mb - rules.limit_mb} MB more than the {rules.limit_mb} MB it may use"
     return None
 
 
-def _order(candidate: Candidate, role: str | None, rules: Rules) -> tuple[float, int, float, str]:
-    quantization = _spelled(candidate.entry.quantization or "")
-    preferred = [_spelled(name) for name in rules.preferred_quantizations]
-    place = preferred.index(quantization) if quantization in preferred else len(preferred)
-    return -candidate.priority(role), place, _bias(candidate, rules.bias), candidate.name
+_Order = tuple[float, int, float, str]
+
+
+def _order(candidate: Candidate, role: str | None, bias: Bias, places: Mapping[str, int]) -> _Order:
+    place = places.get(_spelled(candidate.entry.quantization or ""), len(places))
+    return -candidate.priority(role), place, _bias(candidate, bias), candidate.name
+
+
+def _places(preferred: Sequence[str]) -> dict[str, int]:
+    spelled = dict.fromkeys(map(_spelled, preferred))
+    return {quantization: place for place, quantization in enumerate(spelled)}
 
 
 def _spelled(quantization: str) -> str:
@@ -128,24 +159,36 @@ def _spelled(quantization: str) -> str:
 
 def _bias(candidate: Candidate, bias: Bias) -> float:
     if bias == "balanced":
-        return 0 if candidate.loaded else 1
+        return 0 if candidate.loaded else 1 if candidate.coming else 2
     if candidate.footprint_mb is None:
         return float("inf")
     return candidate.footprint_mb if bias == "vram_efficient" else -candidate.footprint_mb
 
 
-def _take_loaded(ranked: list[Candidate], demand: Demand, rules: Rules) -> str:
-    """Move the best loaded candidate within the tolerance to the front if the best one would cost a swap."""
+def _spare_a_swap(ranked: list[Candidate], role: str | None, rules: Rules) -> str:
+    """Move to the front what spares the swap that the best would cost, if anything may; say why the first is first."""
     if not ranked:
         return "no candidate"
-    best = ranked[0]
-    floor = best.priority(demand.role) - rules.tolerance
-    loaded = next((c for c in ranked if c.loaded and c.priority(demand.role) >= floor), None)
-    if best.costs_swap and loaded is not None:
-        ranked.remove(loaded)
-        ranked.insert(0, loaded)
-        return f"loaded, and within {rules.tolerance:g} of {best.name!r}, which would cost a swap"
-    return "named by the request" if demand.role is None else "highest priority that fits"
+    if role is None:
+        return "named by the request"
+    best, rule = ranked[0], rules.policy_for(role)
+    chosen = _near(ranked, role, rule.quality_tolerance) if best.costs_swap and rule.policy == "adaptive" else None
+    if chosen is None:
+        return "highest priority that fits"
+    ranked.insert(0, ranked.pop(next(place for place, each in enumerate(ranked) if each is chosen)))
+    return (
+        f"adaptive: {chosen.name!r} is {'loaded' if chosen.loaded else 'being loaded'} and its priority "
+        f"{chosen.priority(role):g} is within {rule.quality_tolerance:g} of {best.name!r} ({best.priority(role):g}), "
+        "which would cost a swap"
+    )
+
+
+def _near(ranked: Sequence[Candidate], role: str, tolerance: float) -> Candidate | None:
+    """Return the best within the tolerance that is loaded; if there is none, the best that is being loaded."""
+    floor = ranked[0].priority(role) - tolerance
+    near = takewhile(lambda candidate: candidate.priority(role) >= floor, ranked)
+    paid = (candidate for candidate in near if candidate.loaded or candidate.coming)
+    return min(paid, key=lambda candidate: not candidate.loaded, default=None)
 
 
 def _refusal(selection: Selection) -> RolecallError:

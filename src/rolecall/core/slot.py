@@ -117,7 +117,7 @@ class Slot:
     @property
     def comes_back_in_s(self) -> float:
         """How long it takes until it answers, once it has room."""
-        if self.state is State.SLEEPING and self.asleep is not None:
+        if self.asleep is not None:  # it sleeps, or wakes
             return self.asleep.wake_s if self.wake_s is None else self.wake_s
         return self.load_s
 
