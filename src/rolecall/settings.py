@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing_extensions import TypedDict
 
+from rolecall.core.selection import Policy, RolePolicy
 from rolecall.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -31,6 +34,17 @@ _OPTIONS = {"deployment_profile": "--profile"}
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+SecondsAboveZero = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Points = Annotated[int | float, Field(ge=0, le=100)]
+
+
+class RoleTable(TypedDict, total=False):
+    """What a ``[roles.NAME]`` table says; what it leaves out is ``role_policy`` and ``quality_tolerance``."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc] # how pydantic is told for a TypedDict
+
+    policy: Policy
+    quality_tolerance: Points
 
 
 class Settings(BaseSettings):
@@ -52,15 +66,34 @@ class Settings(BaseSettings):
     backend_timeout_ms: Positive = Field(120_000, description="Longest wait for an engine's first byte.")
     stream_idle_timeout_ms: Positive = Field(60_000, description="Longest pause inside a streamed answer.")
     autostart_enabled: bool = Field(default=True, description="Start a model on its first request.")
-    autostart_grace_period_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+    autostart_grace_period_s: SecondsAboveZero = Field(
         120, description="Longest wait for an engine to become ready; load_timeout_s of an entry goes first."
+    )
+    max_wait_s: SecondsAboveZero = Field(
+        270, description="Longest wait of an unstreamed request for a model; then 503."
+    )
+    stream_loading_comments: bool = Field(
+        default=True, description="Send comments to waiting streams while a model loads."
     )
     drain_limit_s: Seconds = Field(300, description="Longest wait for answers in flight before an unload.")
     shutdown_grace_s: Seconds = Field(20, description="Longest wait for answers in flight at shutdown.")
+    keep_engines_on_exit: bool = Field(
+        default=False, description="Let engines live on when rolecall ends; the next start takes them over."
+    )
+    probe_every_s: Seconds = Field(5, description="Time between two health checks of a loaded model; 0: never.")
     max_queue: Positive = Field(1000, description="Requests that may wait; one more is answered with 429.")
     max_overtake_s: Seconds = Field(20, description="How long requests for a loaded model may pass a waiting one.")
+    record_decisions: Path | None = Field(
+        None, description="File for the scheduler's decision log, which rolecall replay reads; empty: none."
+    )
+    role_policy: Policy = Field(
+        "adaptive", description="How roles choose: adaptive may take a loaded model instead of a swap, priority never."
+    )
     quality_tolerance: Annotated[float, Field(ge=0, le=100)] = Field(
         0, description="Priority points a loaded model may be worse by and still be taken instead of a swap."
+    )
+    roles: dict[str, RoleTable] = Field(
+        {}, description="Tables [roles.NAME] with policy (adaptive, priority) and quality_tolerance (0-100) of a role."
     )
     max_body_bytes: Positive = Field(64 * 2**20, description="Largest request body; a larger one is answered with 413.")
     max_image_bytes: Positive = Field(9_000_000, description="Largest image, decoded from base64.")
@@ -85,9 +118,18 @@ class Settings(BaseSettings):
     reasoning_truncate_history: bool = Field(default=False, description="Reserved for history truncation.")
     reasoning_keep_system: bool = Field(default=True, description="Reserved for history truncation.")
     reasoning_keep_last_n_turns: NotNegative = Field(1, description="Reserved for history truncation.")
-    vllm_start_timeout_s: Seconds = Field(180, description="Reserved for the vLLM driver.")
-    vllm_stop_timeout_s: Seconds = Field(30, description="Reserved for the vLLM driver.")
-    ollama_base_url: str = Field("http://127.0.0.1:11434", description="Reserved for the Ollama driver.")
+    vllm_command: str = Field("vllm", description="vLLM's program: a name on the PATH, or a path.")
+    vllm_start_timeout_s: SecondsAboveZero = Field(
+        180, description="Longest wait for vLLM to become ready; load_timeout_s of an entry goes first."
+    )
+    vllm_stop_timeout_s: Seconds = Field(30, description="Longest wait for vLLM to end before it is killed.")
+    sleep_enabled: bool = Field(
+        default=True, description="Let vLLM sleep instead of being stopped where that is cheaper."
+    )
+    sleep_ram_mb: NotNegative | None = Field(
+        None, description="Host RAM that sleeping engines may take, in MB; a quarter of the RAM if not given."
+    )
+    ollama_base_url: str = Field("http://127.0.0.1:11434", description="Address of the Ollama server.")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -99,7 +141,16 @@ class Settings(BaseSettings):
         """Whether a setting's value came from an environment variable."""
         return self.origin(name).startswith(_FROM_ENVIRONMENT)
 
-    @field_validator("state_dir", "log_path", "host", "llama_server", mode="before")
+    def role_policies(self) -> dict[str, RolePolicy]:
+        """Return the policy of each role that has a table of its own, complete."""
+        return {
+            role: RolePolicy(
+                table.get("policy", self.role_policy), table.get("quality_tolerance", self.quality_tolerance)
+            )
+            for role, table in self.roles.items()
+        }
+
+    @field_validator("state_dir", "log_path", "record_decisions", "host", "llama_server", "vllm_command", mode="before")
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         if "\0" in str(value):
@@ -111,10 +162,44 @@ class Settings(BaseSettings):
     def _whole_path(cls, value: Path) -> Path:
         return _absolute(value)
 
-    @field_validator("log_path")
+    @field_validator("record_decisions", mode="before")
     @classmethod
-    def _at_home(cls, value: Path) -> Path:
-        return Path(os.path.expanduser(value))  # noqa: PTH111 - as in _absolute
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("log_path", "record_decisions")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return value and Path(os.path.expanduser(value))  # noqa: PTH111 - as in _absolute
+
+    @field_validator("roles", mode="before")
+    @classmethod
+    def _from_json(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON object ({error})") from None
+
+    @field_validator("roles")
+    @classmethod
+    def _as_roles_are_asked_for(cls, value: dict[str, RoleTable]) -> dict[str, RoleTable]:
+        return {role.strip().lower(): table for role, table in value.items()}
+
+    @field_validator("ollama_base_url")
+    @classmethod
+    def _http_address(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("vllm_command")
+    @classmethod
+    def _some_program(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("must name a program, such as vllm")
+        return value.strip()
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -268,5 +353,6 @@ def _did_you_mean(name: str, known: Any, prefix: str = "") -> str:
 
 def _problem(problem: Any, origins: Mapping[str, str]) -> str:
     name = str(problem["loc"][0])
+    where = ".".join(map(str, problem["loc"]))
     allowed = Settings.model_fields[name].description if name in Settings.model_fields else ""
-    return f"{name}: {problem['msg']}, not {problem['input']!r} {origins.get(name, '')}. {allowed}".rstrip()
+    return f"{where}: {problem['msg']}, not {problem['input']!r} {origins.get(name, '')}. {allowed}".rstrip()

@@ -1,4 +1,4 @@
-"""Profiles: the shipped table, which machine gets which, and what the budget is."""
+"""Profiles: the shipped table, which machine gets which, what the budget is, on which devices, and the groups."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rolecall.core.groups import ModelGroup
 from rolecall.core.profiles import (
     RESERVE_MB,
     ActiveProfile,
@@ -19,6 +20,7 @@ from rolecall.core.profiles import (
     detect,
     parse_profiles,
 )
+from rolecall.core.vram import HOST, Device
 from rolecall.errors import ConfigurationError
 
 if sys.version_info >= (3, 11):
@@ -140,7 +142,7 @@ def test_named_profile_is_taken_at_its_word(
     """A profile that a person named has its own figure as budget on any machine, below the ceiling."""
     active = activate(SHIPPED, machine, HOST_RAM_MB, forced=name, source="env", ceiling_mb=ceiling_mb)
     expected_mb = min(SHIPPED[name].max_vram_mb, ceiling_mb or 200_000)
-    assert active == ActiveProfile(SHIPPED[name], "env", expected_mb)
+    assert (active.profile, active.source, active.budget_mb) == (SHIPPED[name], "env", expected_mb)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +157,77 @@ def test_budget_by_hand(totals_mb: tuple[int, ...], budget_mb: int) -> None:
 def test_host_smaller_than_the_reserve() -> None:
     """A machine with less RAM than the reserve has a budget of 0, not a negative one."""
     assert activate(SHIPPED, (), 1024, forced=None).budget_mb == 0
+
+
+# -- devices
+
+
+def capacities(active: ActiveProfile) -> dict[int, int]:
+    return {device.index: device.capacity_mb for device in active.devices}
+
+
+@pytest.mark.parametrize(
+    ("totals_mb", "capacities_mb"),
+    [
+        ((24564,), {0: 22516}),
+        ((16376, 16376), {0: 14328, 1: 14328}),
+        ((16376, 24564), {1: 22516}),
+        ((24564, 1024, 24564), {0: 22516, 2: 22516}),
+        ((1024,), {0: 0}),
+    ],
+)
+def test_devices_of_a_detected_profile(totals_mb: tuple[int, ...], capacities_mb: dict[int, int]) -> None:
+    """Each GPU that counts has its usable memory; the smaller of an unlike pair and tiny cards are none."""
+    assert capacities(auto(gpus(*totals_mb))) == capacities_mb
+
+
+def test_a_device_is_the_gpu() -> None:
+    """A device has the GPU's UUID, total and index, in the order of the index; one without a UUID its index as id."""
+    cards = (GpuSnapshot(7, "A", "GPU-7", 24000, 1), GpuSnapshot(3, "B", "", 24100, 1))
+    assert auto(cards).devices == (Device("3", 22052, 24100, 3), Device("GPU-7", 21952, 24000, 7))
+
+
+@pytest.mark.parametrize(("forced", "budget_mb"), [(None, 29952), ("balanced_24gb", 22000)])
+def test_host_is_the_device_without_gpus(forced: str | None, budget_mb: int) -> None:
+    """Without a GPU there is one device of the whole budget, whoever named it."""
+    active = activate(SHIPPED, (), HOST_RAM_MB, forced=forced)
+    assert active.devices == (Device(HOST, budget_mb, HOST_RAM_MB),)
+
+
+@pytest.mark.parametrize(
+    ("totals_mb", "forced", "ceiling_mb", "capacities_mb"),
+    [
+        ((24564,), None, 5000, {0: 22516}),
+        ((24564,), "development", None, {0: 22516}),
+        ((16376,), "balanced_24gb", None, {0: 22000}),
+        ((16376,), "balanced_24gb", 14000, {0: 14328}),
+        ((16376,), "balanced_24gb", 20000, {0: 20000}),
+        ((12048, 22048, 12048), "generous_96gb", None, {0: 22500, 1: 45000, 2: 22500}),
+        ((16376, 24564), "development", None, {1: 22516}),
+        ((16376, 24564), "multi_gpu_2x16gb", None, {0: 14328, 1: 22516}),
+        ((1024, 2048), "multi_gpu_2x16gb", None, {0: 14000, 1: 14000}),
+    ],
+)
+def test_devices_of_a_budget_by_hand(
+    totals_mb: tuple[int, ...], forced: str | None, ceiling_mb: int | None, capacities_mb: dict[int, int]
+) -> None:
+    """A small budget leaves the capacities as they are, a large one raises them; one for two GPUs has both."""
+    active = activate(SHIPPED, gpus(*totals_mb), HOST_RAM_MB, forced=forced, ceiling_mb=ceiling_mb)
+    assert capacities(active) == capacities_mb
+
+
+@given(machine=machines, forced=st.none() | st.sampled_from(sorted(SHIPPED)), ceiling_mb=ceilings)
+def test_devices_hold_the_budget(machine: tuple[GpuSnapshot, ...], forced: str | None, ceiling_mb: int | None) -> None:
+    """On any machine the devices hold the budget together, and none is below what its GPU can take."""
+    active = activate(SHIPPED, machine, HOST_RAM_MB, forced=forced, ceiling_mb=ceiling_mb)
+    held_mb = sum(device.capacity_mb for device in active.devices)
+    usable_mb = {gpu.uuid: gpu.usable_mb for gpu in machine}
+    assert active.budget_mb <= held_mb
+    assert held_mb <= max(sum(usable_mb.values()), active.budget_mb + len(active.devices))
+    assert all(device.capacity_mb >= usable_mb.get(device.id, 0) for device in active.devices)
+
+
+# -- wrong files
 
 
 @pytest.mark.parametrize(
@@ -230,12 +303,166 @@ def test_every_wrong_field_is_told_at_once() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [{}, {"profiles": {}}, {"profiles": []}, {"profile": {"mine": WORKING}}, {"profiles": {"a": WORKING}, "b": 1}],
+    [
+        {},
+        {"profiles": {}},
+        {"profiles": []},
+        {"profile": {"mine": WORKING}},
+        {"profiles": {"a": WORKING}, "b": 1},
+        {"groups": []},
+    ],
 )
 def test_file_without_profiles(data: dict[str, Any]) -> None:
     """A file with no profile, or with other tables, is refused with the form that is allowed."""
     with pytest.raises(ProfileError, match=r"allowed are tables \[profiles.NAME\]"):
         parse_profiles(data)
+
+
+# -- groups
+
+PHOTOS: dict[str, Any] = {"name": "photos", "models": ["captioner", "keyworder"]}
+SEARCH: dict[str, Any] = {"name": "search", "models": ["embedder"]}
+
+
+def grouped(*shared: Any, **own: list[Any]) -> dict[str, list[str]]:
+    """Return profile to the names of its groups, for a file with these groups at its top and inside profiles."""
+    return {name: [group.name for group in profile.groups] for name, profile in parsed(*shared, **own).items()}
+
+
+def parsed(*shared: Any, **own: Any) -> dict[str, Any]:
+    tables = {name: {**WORKING, **({"groups": own[name]} if name in own else {})} for name in ("small", "large")}
+    return dict(parse_profiles({"profiles": tables, "groups": list(shared)}))
+
+
+def test_a_group_with_all_its_fields() -> None:
+    """A group holds what its table says; what it leaves out is balanced and serial."""
+    own = {**PHOTOS, "allocation": "custom", "shares": {"captioner": 0.7, "keyworder": 0.3}, "startup": "parallel"}
+    profiles = parsed(SEARCH, large=[own])
+    assert profiles["large"].groups == (
+        ModelGroup(name="search", models=("embedder",), allocation="balanced", startup="serial"),
+        ModelGroup(
+            name="photos",
+            models=("captioner", "keyworder"),
+            allocation="custom",
+            shares={"captioner": 0.7, "keyworder": 0.3},
+            startup="parallel",
+        ),
+    )
+    assert activate(profiles, (), HOST_RAM_MB, forced="large").groups == profiles["large"].groups
+
+
+def test_where_a_group_holds() -> None:
+    """A group at the top holds for all profiles, or for those it names; one of a profile's own replaces its like."""
+    assert grouped(PHOTOS, {**SEARCH, "profiles": ["large"]}) == {"small": ["photos"], "large": ["photos", "search"]}
+    own = {"name": "photos", "models": ["embedder"]}
+    assert grouped(PHOTOS, small=[own]) == {"small": ["photos"], "large": ["photos"]}
+    assert parsed(PHOTOS, small=[own])["small"].groups[0].models == ("embedder",)
+    apart = [{**PHOTOS, "profiles": [name]} for name in ("small", "large")]
+    assert grouped(*apart) == {"small": ["photos"], "large": ["photos"]}
+    assert all(not profile.groups for profile in SHIPPED.values())
+
+
+SHARES = 'a table "model" = fraction for models of the group, each above 0, together at most 1, where allocation is'
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"models": []}, "models = []; allowed: a list of names or aliases of the registry, one at least, each once."),
+        ({"models": "captioner"}, "models = 'captioner'; allowed: a list of names"),
+        ({"models": ["captioner", 3]}, "models.1 = 3; allowed: a list of names"),
+        ({"models": ["b", "b"]}, "models = ['b', 'b'], but 'b' is there twice; allowed: a list of names"),
+        ({"allocation": "even"}, "allocation = 'even'; allowed: balanced | priority | custom."),
+        ({"startup": ""}, "startup = ''; allowed: parallel | serial."),
+        ({"allocation": "custom"}, f'shares = {{}}, but a custom allocation has none; allowed: {SHARES} "custom".'),
+        ({"shares": {"captioner": 0.5}}, "shares = {'captioner': 0.5}, but the allocation is balanced; allowed: a"),
+        ({"allocation": "custom", "shares": {"captioner": 0}}, "shares.captioner = 0; allowed: a table"),
+        ({"allocation": "custom", "shares": {"captioner": 1.5}}, "shares.captioner = 1.5; allowed: a table"),
+        ({"allocation": "custom", "shares": {"captioner": True}}, "shares.captioner = True; allowed: a table"),
+        ({"allocation": "custom", "shares": {"captioner": "0.5"}}, "shares.captioner = '0.5'; allowed: a table"),
+        (
+            {"allocation": "custom", "shares": {"captioner": 0.7, "keyworder": 0.4}},
+            "shares = {'captioner': 0.7, 'keyworder': 0.4}, but together they are 1.1; allowed: a table",
+        ),
+        (
+            {"allocation": "custom", "shares": {"keywords": 0.7}},
+            "shares = {'keywords': 0.7}, but 'keywords' is not in models; allowed: a table",
+        ),
+        ({"model": []}, "model: no such field; did you mean 'models'? allowed: name, models, allocation, shares,"),
+    ],
+)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_wrong_field_of_a_group(change: dict[str, Any], said: str, *, is_shared: bool) -> None:
+    """A wrong value names the group, its profile if it is in one, the field, the value, and what is allowed."""
+    wrong = {**PHOTOS, **change}
+    with pytest.raises(ProfileError) as refused:
+        parsed(SEARCH, *([wrong] if is_shared else []), **({} if is_shared else {"small": [wrong]}))
+    where = "group 'photos', " if is_shared else "profile 'small', group 'photos', "
+    assert str(refused.value).startswith(where + said)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "said"),
+    [
+        ([{"models": ["a"]}], [], "group 1, name is missing; allowed: a name, not empty."),
+        ([SEARCH, 3], [], "group 2 = 3: allowed is a table [[groups]]."),
+        ([], [3], "profile 'small', group 1 = 3: allowed is a table [[profiles.small.groups]]."),
+        ([], 3, "profile 'small', groups = 3; allowed: tables [[profiles.NAME.groups]]."),
+        ([], [{**PHOTOS, "profiles": ["large"]}], "profile 'small', group 'photos', profiles: no such field; "),
+        (
+            [{**PHOTOS, "profiles": ["larg"]}],
+            [],
+            "group 'photos', profiles: no profile 'larg'; did you mean 'large'? allowed: small, large.",
+        ),
+        ([{**PHOTOS, "profiles": []}], [], "group 'photos', profiles = []; allowed: a list of profiles, one at least;"),
+        ([PHOTOS, PHOTOS], [], "group 'photos' is there twice; allowed: each name once in a profile."),
+        ([], [PHOTOS, PHOTOS], "group 'photos' is there twice; allowed: each name once in a profile."),
+        (
+            [PHOTOS],
+            [{**SEARCH, "models": ["keyworder"]}],
+            "groups 'photos' and 'search' both hold 'keyworder'; allowed: one group for each model.",
+        ),
+    ],
+)
+def test_wrong_groups(shared: list[Any], own: Any, said: str) -> None:
+    """What is wrong with a group as a whole, or with two together, is told with what is allowed."""
+    with pytest.raises(ProfileError) as refused:
+        parsed(*shared, small=own)
+    assert str(refused.value).startswith(said)
+
+
+def test_groups_that_are_no_list() -> None:
+    """A single table [groups] is refused with the form that is allowed."""
+    with pytest.raises(ProfileError, match=r"allowed are tables \[\[groups\]\]"):
+        parse_profiles({"profiles": {"a": WORKING}, "groups": PHOTOS})
+
+
+def test_all_that_is_wrong_with_groups_and_profiles_is_told_at_once() -> None:
+    """Wrong profiles, wrong groups at the top and wrong groups in a profile are told together, one a line."""
+    with pytest.raises(ProfileError) as refused:
+        parse_profiles(
+            {
+                "profiles": {"a": {**WORKING, "bias": 1, "groups": [{**PHOTOS, "startup": 1}]}},
+                "groups": [{**SEARCH, "models": 1}],
+            }
+        )
+    assert [line.partition(" = ")[0] for line in str(refused.value).splitlines()] == [
+        "profile 'a', bias",
+        "profile 'a', group 'photos', startup",
+        "group 'search', models",
+    ]
+
+
+def test_the_example_of_the_shipped_file() -> None:
+    """The group that the shipped file shows in its comments is one."""
+    lines = SHIPPED_FILE.read_text(encoding="utf-8").splitlines()
+    start = lines.index("#   [[groups]]")
+    example = [line.removeprefix("#") for line in lines[start : lines.index("", start)]]
+    (group,) = parse_profiles({"profiles": dict.fromkeys(SHIPPED, WORKING), **tomllib.loads("\n".join(example))})[
+        "balanced_24gb"
+    ].groups
+    assert (group.name, group.shares) == ("photos", {"captioner": 0.6, "keyworder": 0.3})
 
 
 def test_error_is_one_of_configuration() -> None:

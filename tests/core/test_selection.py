@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from builders import entry
-from rolecall.core.selection import Bias, Candidate, Demand, Rules, Selection, select
+from rolecall.core.selection import Bias, Candidate, Demand, Policy, RolePolicy, Rules, Selection, select
 from rolecall.errors import ModelNotFound, ModelTooLarge, NoModelForRole, RolecallError, UnsupportedInput
 
 LIMIT_MB = 10_000
@@ -27,15 +27,21 @@ def candidate(
     *,
     loaded: bool = False,
     swap: bool = False,
+    coming: bool = False,
     unavailable: str | None = None,
     **fields: Any,
 ) -> Candidate:
     found = entry(name, **{"role_priority": {"caption": priority}, "quantization": quantization, **fields})
-    return Candidate(found, mb, unavailable, loaded, swap)
+    return Candidate(found, mb, unavailable, loaded, swap, coming)
 
 
-def rules(bias: Bias = "balanced", tolerance: float = 0, preferred: Sequence[str] = ("fp8", "q4_k_m")) -> Rules:
-    return Rules(LIMIT_MB, tuple(preferred), bias, tolerance)
+def rules(
+    bias: Bias = "balanced",
+    tolerance: float = 0,
+    preferred: Sequence[str] = ("fp8", "q4_k_m"),
+    policy: Policy = "adaptive",
+) -> Rules:
+    return Rules(LIMIT_MB, tuple(preferred), bias, tolerance, policy)
 
 
 def names(selection: Selection) -> list[str]:
@@ -163,7 +169,8 @@ def test_loaded_model_spares_a_swap(tolerance: float, priority: float, chosen: s
     selection = select(ROLE, field, rules(tolerance=tolerance))
     assert selection.best().name == chosen
     assert sorted(names(selection)) == ["best", "loaded"]
-    expected = f"loaded, and within {tolerance} of 'best', which would cost a swap"
+    within = f"its priority {priority:g} is within {tolerance} of 'best' (80), which would cost a swap"
+    expected = f"adaptive: 'loaded' is loaded and {within}"
     assert selection.reason == (expected if chosen == "loaded" else "highest priority that fits")
 
 
@@ -175,6 +182,67 @@ def test_best_of_the_loaded_spares_the_swap() -> None:
         candidate("third", 78, loaded=True),
     ]
     assert names(select(ROLE, field, rules(tolerance=5))) == ["second", "best", "third"]
+
+
+def test_model_that_is_being_loaded_spares_a_second_swap() -> None:
+    """Within the tolerance a model that is being loaded is taken before a swap, and a loaded one before that."""
+    best, coming = candidate("best", 80, swap=True), candidate("coming", 79, coming=True)
+    loaded = candidate("loaded", 78, loaded=True)
+    selection = select(ROLE, [best, coming], rules(tolerance=5))
+    assert names(selection) == ["coming", "best"]
+    assert selection.reason == (
+        "adaptive: 'coming' is being loaded and its priority 79 is within 5 of 'best' (80), which would cost a swap"
+    )
+    assert names(select(ROLE, [best, coming, loaded], rules(tolerance=5))) == ["loaded", "best", "coming"]
+    assert names(select(ROLE, [best, coming, loaded], rules(tolerance=1)))[0] == "coming"
+    assert names(select(ROLE, [best, coming, loaded], rules(tolerance=0)))[0] == "best"
+
+
+def test_balanced_bias_knows_what_is_being_loaded() -> None:
+    """Between equals ``balanced`` takes the loaded one, then the one that is being loaded."""
+    equals = [candidate("a"), candidate("b", coming=True), candidate("c", loaded=True)]
+    assert names(select(ROLE, equals, rules())) == ["c", "b", "a"]
+
+
+def test_strict_role_always_takes_the_best() -> None:
+    """Under ``priority`` no tolerance and no loaded model keeps the best from being swapped in, not even in a tie."""
+    field = [candidate("best", 80, swap=True), candidate("loaded", 80, quantization=None, loaded=True)]
+    selection = select(ROLE, field, rules(tolerance=50, policy="priority"))
+    assert (names(selection), selection.reason) == (["best", "loaded"], "highest priority that fits")
+
+
+def test_each_role_has_its_own_policy() -> None:
+    """A role's own policy goes before the general one; other roles keep that."""
+    field = [
+        candidate("best", swap=True, role_priority={"caption": 80, "keywords": 80}),
+        candidate("loaded", loaded=True, role_priority={"caption": 70, "keywords": 70}),
+    ]
+    own = {"caption": RolePolicy("priority", 100), "keywords": RolePolicy(quality_tolerance=10)}
+    general = Rules(LIMIT_MB, tolerance=10)
+    chosen = [
+        select(Demand(role), field, rule).best().name
+        for rule in (general, replace(general, roles=own), Rules(LIMIT_MB, policy="priority", roles=own))
+        for role in ("caption", "keywords")
+    ]
+    assert chosen == ["loaded", "loaded", "best", "loaded", "best", "loaded"]
+    assert Rules(LIMIT_MB, policy="priority", tolerance=3).policy_for("caption") == RolePolicy("priority", 3)
+
+
+def test_photographer_on_a_16_gb_card() -> None:
+    """With a tolerance the one loaded model serves all three roles; strict roles swap for each image."""
+    description = candidate(
+        "desc-12b", mb=9000, loaded=True, role_priority={"caption": 85, "keywords": 80, "description": 95}
+    )
+    keywords = candidate("kw-best", mb=8000, swap=True, role_priority={"keywords": 90})
+    adaptive = Rules(14000, roles={"keywords": RolePolicy(quality_tolerance=15)})
+    for rule, chosen in ((adaptive, "desc-12b"), (Rules(14000, policy="priority"), "kw-best")):
+        assert [
+            select(Demand(role), [description, keywords], rule).best().name
+            for role in ("caption", "keywords", "description")
+        ] == ["desc-12b", chosen, "desc-12b"]
+    assert select(Demand("keywords"), [description, keywords], adaptive).reason == (
+        "adaptive: 'desc-12b' is loaded and its priority 80 is within 15 of 'kw-best' (90), which would cost a swap"
+    )
 
 
 def test_model_of_just_the_limit_fits() -> None:
@@ -284,6 +352,7 @@ all_rules = st.builds(
     bias=st.sampled_from(get_args(Bias)),
     tolerance=st.sampled_from([0, 0.5, 1, 50, 100]),
     preferred=st.permutations(["fp8", "q4_k_m", "awq"]),
+    policy=st.sampled_from(get_args(Policy)),
 )
 
 
@@ -296,6 +365,7 @@ def built(number: int, values: tuple[Any, ...]) -> Candidate:
         quantization,
         loaded=state == "loaded",
         swap=state == "swap",
+        coming=state == "coming",
         unavailable=unavailable,
         capabilities=[capability],
         role_priority={plays: priority},
@@ -306,7 +376,7 @@ values = st.tuples(
     priorities,
     st.sampled_from([None, 1, 5000, LIMIT_MB, LIMIT_MB + 1]),
     st.sampled_from(QUANTIZATIONS),
-    st.sampled_from(["loaded", "swap", "room"]),
+    st.sampled_from(["loaded", "swap", "room", "coming"]),
     st.sampled_from(["vision", "vision", "text"]),
     st.sampled_from([None, None, None, "not installed"]),
     st.sampled_from(["caption", "caption", "caption", "chat"]),
@@ -345,20 +415,20 @@ def test_everyone_is_ranked_or_rejected(demand: Demand, field: list[Candidate], 
 
 @given(demand=demands, field=fields, rule=all_rules)
 def test_choice_is_within_the_tolerance_of_the_best(demand: Demand, field: list[Candidate], rule: Rules) -> None:
-    """The choice is the best, or a loaded one within the tolerance of a best that would cost a swap."""
+    """The choice is the best, or a loaded or coming one within the tolerance of a best that would cost a swap."""
     ranked = select(demand, field, rule).ranked
     assume(ranked)
     best = max(candidate.priority("caption") for candidate in ranked)
     chosen, rest = ranked[0], [candidate.priority("caption") for candidate in ranked[1:]]
-    assert chosen.priority("caption") >= best - rule.tolerance
-    assert chosen.priority("caption") == best or chosen.loaded
+    assert chosen.priority("caption") >= best - (rule.tolerance if rule.policy == "adaptive" else 0)
+    assert chosen.priority("caption") == best or chosen.loaded or chosen.coming
     assert rest == sorted(rest, reverse=True)
 
 
 @given(demand=demands, field=fields, rule=all_rules)
 def test_unknown_quantizations_rank_last(demand: Demand, field: list[Candidate], rule: Rules) -> None:
     """Of equal priority no model of an unknown quantization comes before one of a preferred quantization."""
-    ranked = select(demand, [replace(c, loaded=False) for c in field], rule).ranked
+    ranked = select(demand, [replace(c, loaded=False, coming=False) for c in field], rule).ranked
     for better, worse in pairwise(ranked):
         if better.priority("caption") == worse.priority("caption"):
             unknown = [c.entry.quantization in {None, "safetensors"} for c in (better, worse)]
@@ -371,7 +441,7 @@ def worse_than(chosen: Candidate, bias: Bias, tolerance: float) -> st.SearchStra
     Either too bad for the tolerance, then whatever else they are; or not loaded, and behind the choice by the order
     that the design writes down: priority, quantization, bias, name.
     """
-    same = replace(chosen, loaded=False, costs_swap=False)
+    same = replace(chosen, loaded=False, coming=False, costs_swap=False)
     mb = chosen.footprint_mb
 
     def renamed(base: Candidate, **fields: Any) -> Candidate:

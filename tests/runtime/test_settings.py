@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from rolecall.core.selection import RolePolicy
 from rolecall.errors import ConfigurationError
 from rolecall.settings import (
     SHIPPED,
@@ -102,6 +103,49 @@ def test_the_older_name_of_the_profile_variable(
     assert settings.is_from_environment("deployment_profile") is (profile in ("older", "newer"))
 
 
+# -- roles and empty values
+
+
+def test_policies_of_roles(folder: Path) -> None:
+    """What a role's table leaves out is as for all roles; names of roles are in lower case, as they are asked for."""
+    toml = """
+        role_policy = "priority"
+        quality_tolerance = 5
+        [roles.Keywords]
+        quality_tolerance = 15
+        [roles.caption]
+        policy = "adaptive"
+        [roles.chat]
+    """
+    settings = load(folder, toml)
+    assert settings.role_policies() == {
+        "keywords": RolePolicy("priority", 15),
+        "caption": RolePolicy("adaptive", 5),
+        "chat": RolePolicy("priority", 5),
+    }
+    assert load(folder, "# nothing").role_policies() == {}
+
+
+def test_policies_from_the_environment(folder: Path) -> None:
+    """The variable is a JSON object that replaces the tables of the file."""
+    env = {"CHAT_PROXY_ROLES": '{"chat": {"policy": "priority", "quality_tolerance": 2.5}}'}
+    settings = load(folder, "[roles.caption]\nquality_tolerance = 15", env)
+    assert settings.role_policies() == {"chat": RolePolicy("priority", 2.5)}
+    assert settings.model_dump(mode="json")["roles"] == {"chat": {"policy": "priority", "quality_tolerance": 2.5}}
+
+
+@pytest.mark.parametrize(("given", "path"), [('""', None), ('"d.jsonl"', "d.jsonl"), ('"~/d.jsonl"', "~/d.jsonl")])
+def test_the_decision_log(folder: Path, given: str, path: str | None) -> None:
+    """record_decisions is a path, with its ~, or nothing if it is empty."""
+    found = load(folder, f"record_decisions = {given}").record_decisions
+    assert found == (None if path is None else Path(path).expanduser())
+
+
+def test_an_address_ends_without_a_slash(folder: Path) -> None:
+    """A slash at the end of Ollama's address makes no difference."""
+    assert load(folder, 'ollama_base_url = "http://box:11434/"').ollama_base_url == "http://box:11434"
+
+
 # -- wrong values
 
 
@@ -126,6 +170,12 @@ def test_the_older_name_of_the_profile_variable(
         ("", {"imageworks_deployment_profile": "x"}, {"max_vram_mb": 0}, ["max_vram_mb", "0", "--max-vram-mb"]),
         ("deployment_profile = 1", {}, {}, ["deployment_profile", "1", "rolecall.toml", "string"]),
         ("", {}, {"deployment_profile": 1}, ["deployment_profile", "1", "command line (--profile)"]),
+        ("max_wait_s = 0", {}, {}, ["max_wait_s", "0", "rolecall.toml", "greater than 0"]),
+        ("probe_every_s = -1", {}, {}, ["probe_every_s", "-1", "rolecall.toml", "greater than or equal to 0"]),
+        ("", {"CHAT_PROXY_SLEEP_RAM_MB": "-1"}, {}, ["sleep_ram_mb", "'-1'", "SLEEP_RAM_MB", "equal to 0"]),
+        ('vllm_command = " "', {}, {}, ["vllm_command", "' '", "rolecall.toml", "such as vllm"]),
+        ('ollama_base_url = "gpu:11434"', {}, {}, ["ollama_base_url", "'gpu:11434'", "rolecall.toml", "http://"]),
+        ('record_decisions = "a\\u0000"', {}, {}, ["record_decisions", "rolecall.toml", "null character"]),
     ],
 )
 def test_a_wrong_value(
@@ -141,6 +191,26 @@ def test_all_wrong_values_are_told_at_once(folder: Path) -> None:
     """One line a problem, from whatever source."""
     lines = problem(folder, "port = -1", {"CHAT_PROXY_MAX_QUEUE": "x"}, log_level="y").splitlines()
     assert sorted(line.partition(":")[0] for line in lines) == ["log_level", "max_queue", "port"]
+
+
+@pytest.mark.parametrize(
+    ("toml", "env", "words"),
+    [
+        ('[roles.chat]\npolicy = "strict"', "", ["roles.chat.policy", "'adaptive' or 'priority'", "'strict'"]),
+        ("[roles.chat]\nquality_tolerance = 101", "", ["roles.chat.quality_tolerance", "equal to 100", "101"]),
+        ("[roles.chat]\ntolerance = 1", "", ["roles.chat.tolerance", "not permitted", "policy", "quality_tolerance"]),
+        ("[roles]\nchat = 5", "", ["roles.chat", "dictionary", "5", "Tables [roles.NAME]"]),
+        ("roles = 5", "", ["roles", "dictionary", "5", "Tables [roles.NAME]"]),
+        ("", "{chat}", ["roles", "no JSON object", "'{chat}'", "CHAT_PROXY_ROLES"]),
+        ("", "[]", ["roles", "dictionary", "[]", "CHAT_PROXY_ROLES"]),
+    ],
+)
+def test_a_wrong_role(folder: Path, toml: str, env: str, words: list[str]) -> None:
+    """A wrong policy is refused with its role and field, the value, where it came from and what is allowed."""
+    line = problem(folder, toml, {"CHAT_PROXY_ROLES": env})
+    assert line.startswith(words[0] + ":")
+    assert [word for word in words if word not in line] == []
+    assert "\n" not in line
 
 
 def test_a_wrong_value_that_is_overridden_does_no_harm(folder: Path) -> None:
@@ -205,14 +275,21 @@ def test_variables_that_name_no_setting() -> None:
     assert "did you mean" not in second
 
 
+NO_DEFAULT = {"config_dir", "state_dir", "deployment_profile", "max_vram_mb", "sleep_ram_mb", "roles"}
+"""What the shipped file shows an example of, and what the test itself gives."""
+
+
 def test_the_shipped_file_changes_nothing(folder: Path) -> None:
     """The shipped rolecall.toml loads, and each of its commented lines shows the default it speaks of."""
     text = shipped("rolecall.toml").read_text(encoding="utf-8")
     plain = load(folder)
     assert load(folder, text).model_dump() == plain.model_dump()
-    opened = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and " = " in line]
-    assert len(opened) >= 8
-    assert load(folder, "\n".join(opened)).port == 8100
+    lines = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")]
+    opened = load(folder, "\n".join(line for line in lines if " = " in line or line.startswith("[roles.")))
+    shown = {name: value for name, value in opened if opened.origin(name) != "by default" and name not in NO_DEFAULT}
+    assert len(shown) >= 20
+    assert shown == {name: getattr(plain, name) for name in shown}
+    assert opened.role_policies() == {"keywords": RolePolicy("adaptive", 15)}
 
 
 # -- folders

@@ -332,7 +332,7 @@ class Scheduler:
             yield from self._complete_groups()
 
     def _claim(self, missing: Iterable[Slot]) -> list[Slot]:
-        """Return the models whose oldest waiter was overtaken too long, oldest first, each with its claim renewed.
+        """Return the models whose oldest waiter was overtaken too long, oldest first, and renew all claims.
 
         A claim is kept while it still holds: chosen anew after every event, two loaded models would take turns in
         draining for ever.
@@ -340,12 +340,10 @@ class Scheduler:
         waiting = [(w.arrived, w.id, slot) for slot in missing if slot.spec.managed and (w := slot.oldest) is not None]
         overdue = [slot for arrived, _, slot in sorted(waiting) if self._now - arrived >= self.max_overtake_s]
         claimed: set[str] = set()
-        for slot in self._slots.values():
-            if slot not in overdue:
-                slot.claim = None
-        for slot in overdue:
-            if not self._holds(slot.claim, claimed, slot):
-                fit = self._best_fit(slot, self._leaders(slot), claimed)
+        # After the overdue ones, those for whom somebody was sent away already: nobody else takes that room.
+        for slot in (*overdue, *(s for s in self._slots.values() if s.claim is not None and s not in overdue)):
+            if not slot.queue or not self._holds(slot.claim, claimed, slot):
+                fit = self._best_fit(slot, self._leaders(slot), claimed) if slot in overdue else None
                 slot.claim = None if fit is None else Claim(*fit)
             if slot.claim is not None:
                 claimed.update(_devices(slot.claim.placement))
@@ -402,8 +400,16 @@ class Scheduler:
                 yield from self._break_off(slot, slot.claim.placement)
                 yield from self._come(slot, slot.claim.placement, taken)
         others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
-        for slot in sorted(others, key=lambda s: (-len(s.queue) / max(s.comes_back_in_s, 0.001), s.name)):
-            yield from self._make_room(slot, taken)
+        for slot in sorted(others, key=self._turn):
+            if slot.claim is not None:
+                yield from self._come(slot, slot.claim.placement, taken)
+            else:
+                yield from self._make_room(slot, taken)
+
+    def _turn(self, slot: Slot) -> tuple[bool, float, float]:
+        """Return what the next load is chosen by: room made already, most waiting per second of load, first come."""
+        per_second = len(slot.queue) / max(slot.comes_back_in_s, 0.001)
+        return slot.claim is None, -per_second, slot.oldest.arrived if slot.oldest else 0.0
 
     def _make_room(self, slot: Slot, taken: set[str]) -> Iterator[Effect]:
         """Start the model if it has room on a device where nothing loads; else send away what is idle for it."""
@@ -417,6 +423,7 @@ class Scheduler:
             for victim in victims:
                 self._slots[victim.name].remember_return(came=False)
                 yield from self._send_away(victim)
+            slot.claim = Claim(placement, victims) if victims else None
             yield from self._come(slot, placement, taken)
 
     def _come(self, slot: Slot, placement: Placement, taken: set[str]) -> Iterator[Effect]:

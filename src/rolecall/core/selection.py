@@ -14,6 +14,7 @@ from rolecall.errors import ModelNotFound, ModelTooLarge, NoModelForRole, Roleca
 Bias = Literal["vram_efficient", "balanced", "quality"]
 Policy = Literal["adaptive", "priority"]
 Why = Literal["other_role", "excluded", "unavailable", "capability", "too_large"]
+_Order = tuple[float, int, float, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,41 +112,38 @@ def select(demand: Demand, candidates: Iterable[Candidate], rules: Rules) -> Sel
     """Rank ``candidates`` for ``demand`` (design §4); the order in which they come never matters."""
     usable: list[tuple[_Order, Candidate]] = []
     rejected: list[Rejected] = []
-    places = _places(rules.preferred_quantizations)
+    role, places = demand.role, _places(rules.preferred_quantizations)
     for candidate in candidates:
-        problem = _problem(demand, candidate, rules)
-        if problem is None:
-            usable.append((_order(candidate, demand.role, rules.bias, places), candidate))
-        else:
+        priority = 0 if role is None else candidate.entry.priorities.get(role)
+        if priority is None:
+            rejected.append(Rejected(candidate.name, "other_role", f"does not play the role {role!r}"))
+        elif problem := _problem(demand, candidate, rules.limit_mb):
             rejected.append(Rejected(candidate.name, *problem))
+        else:
+            usable.append((_order(candidate, priority, rules.bias, places), candidate))
     usable.sort(key=itemgetter(0))
     rejected.sort(key=attrgetter("name"))
     ranked = [candidate for _, candidate in usable]
-    reason = _spare_a_swap(ranked, demand.role, rules)
+    reason = _spare_a_swap(ranked, role, rules)
     return Selection(demand, tuple(ranked), tuple(rejected), reason)
 
 
-def _problem(demand: Demand, candidate: Candidate, rules: Rules) -> tuple[Why, str] | None:
+def _problem(demand: Demand, candidate: Candidate, limit_mb: int) -> tuple[Why, str] | None:
     entry, mb = candidate.entry, candidate.footprint_mb
-    if demand.role is not None and demand.role not in entry.priorities:
-        return "other_role", f"does not play the role {demand.role!r}"
     if demand.exclude and not demand.exclude.isdisjoint(entry.ids):
         return "excluded", "excluded by the request"
     if candidate.unavailable is not None and not demand.include_non_installed:
         return "unavailable", candidate.unavailable
     if demand.needs and (missing := sorted(demand.needs - entry.all_capabilities)):
         return "capability", f"lacks {', '.join(missing)}"
-    if mb is not None and mb > rules.limit_mb:
-        return "too_large", f"needs {mb} MB, {mb - rules.limit_mb} MB more than the {rules.limit_mb} MB it may use"
+    if mb is not None and mb > limit_mb:
+        return "too_large", f"needs {mb} MB, {mb - limit_mb} MB more than the {limit_mb} MB it may use"
     return None
 
 
-_Order = tuple[float, int, float, str]
-
-
-def _order(candidate: Candidate, role: str | None, bias: Bias, places: Mapping[str, int]) -> _Order:
+def _order(candidate: Candidate, priority: float, bias: Bias, places: Mapping[str, int]) -> _Order:
     place = places.get(_spelled(candidate.entry.quantization or ""), len(places))
-    return -candidate.priority(role), place, _bias(candidate, bias), candidate.name
+    return -priority, place, _bias(candidate, bias), candidate.name
 
 
 def _places(preferred: Sequence[str]) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Where a model whose waiter was overtaken too long will lie, and who makes way for it."""
+    """Where a model will lie whose waiter was overtaken too long, or for which room is being made; who makes way."""
 
     placement: Placement
     victims: tuple[Holding, ...]
