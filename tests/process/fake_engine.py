@@ -8,6 +8,8 @@ set by the request that wants it: `{"messages": [...], "fake": {"tokens": 50, "c
 `GET /stats` tells what it saw. The answer is `w0 w1 ...`; a last user message `ECHO text` is answered with `text`.
 A prompt counts one token per byte of text. An answer is whole only with a finish_reason and, streamed, `[DONE]`.
 
+GPU memory is that of the simulated GPUs (docs/simulator.md); without them --gpu-mb takes none. --sleep-mode is vLLM's.
+
 Status lines, error bodies, chunk shapes and keep-alive limits are those of llama.cpp's server as measured.
 Knowingly different: a stream's head is sent before the first token, `--sse-ping-interval` has no effect, and a client
 that leaves is noticed at once even when it did not stream.
@@ -19,6 +21,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -31,7 +34,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from process.fake_engine_answer import Answer, Token, parts_of, vector
 from process.fake_engine_flags import Knobs, Settings, parse
+from process.fake_engine_gpu import GpuMemory
 from process.fake_engine_http import Connection, Cut, Reply, Request, encode, error_body
+from process.fake_engine_sleep import SleepMode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -41,6 +46,10 @@ MMPROJ_HINT = "hint: if this is unexpected, you may need to provide the mmproj"
 
 class EngineError(Exception):
     """The engine fails within an answer and says so."""
+
+
+class Aborted(Exception):
+    """The engine went to sleep within an answer."""
 
 
 @dataclass
@@ -84,14 +93,20 @@ class Engine:
         self.idle.set()
         self.errors_given = 0
         self.ballast = bytearray(b"\1") * (settings.memory_mb << 20)
+        self.gpu = GpuMemory(settings, child.pid if child and settings.child_holds_gpu else os.getpid(), log)
+        self.sleep = SleepMode(settings, self.gpu)
 
     async def run(self, *, fails: bool) -> None:
         """Bind, load, serve until SIGTERM, exit; before readiness the signal kills, as it does llama-server."""
-        server = await self._bind()
-        await (forever() if self.settings.never_ready else asyncio.sleep(self.settings.load_s))
+        server = None if self.settings.bind_when_loaded else await self._bind()
+        if not await self.gpu.load():
+            leave(1)
+        if self.settings.never_ready:
+            await forever()
         if fails:
             log(str(self.settings.fail_start))
             leave(1 if self.knobs.exit_code is None else self.knobs.exit_code)
+        server = server or await self._bind()
         loop = asyncio.get_running_loop()
         self.ready_at = loop.time()
         if not self.settings.ignore_term:
@@ -102,7 +117,7 @@ class Engine:
         await asyncio.sleep(self.settings.term_delay_s)
         if self.settings.slow_stop_with_stream:
             await self.idle.wait()
-        if self.child:
+        if self.child and not self.settings.leave_child:
             self.child.kill()
         # Unwinding would log the cancellation of each open connection among the engine's last lines.
         leave(0)
@@ -131,6 +146,8 @@ class Engine:
             await reply.json(self._seen())
         elif self.ready_at is None:
             await reply.error(503, "Loading model")
+        elif self.sleep.serves(request.path):
+            await self.sleep.answer(request, reply, self.idle)
         elif request.method == "POST":
             await self._counted(request, reply)
         elif request.path == "/health":
@@ -141,6 +158,7 @@ class Engine:
     def _seen(self) -> dict[str, Any]:
         process = {"pid": os.getpid(), "argv": sys.argv[1:], "env": sorted(os.environ)}
         process |= {"ready": self.ready_at is not None, "child_pid": self.child and self.child.pid}
+        process |= {"gpu_mb": self.gpu.held_mb}
         last = self.stats.last_request
         return process | vars(self.stats) | {"last_request": last and last.shown()}
 
@@ -215,6 +233,8 @@ class Engine:
             self.slots.release()
 
     async def _in_slot(self, path: str, body: dict[str, Any], knobs: Knobs, reply: Reply) -> None:
+        await self.sleep.awake.wait()
+        knobs = dataclasses.replace(knobs, nonsense=knobs.nonsense or self.sleep.nonsense)
         await self._pause(knobs.head_delay_s, knobs, reply)
         if knobs.garbage:
             reply.writer.write(b"\x00\x01 this is no HTTP\r\n\r\n\xff")
@@ -225,6 +245,9 @@ class Engine:
         elif path == "/v1/embeddings":
             await self._embed(body, reply)
         elif path in {"/v1/chat/completions", "/v1/completions"}:
+            if not self.gpu.grow():
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                os.abort()
             await self._complete(Answer(self.name, path.startswith("/v1/chat"), body, knobs), reply)
         else:
             await reply.error(404, "File Not Found")
@@ -259,33 +282,45 @@ class Engine:
 
     async def _whole(self, answer: Answer, reply: Reply) -> None:
         tokens, reason = answer.tokens()
+        done: list[Token] = []
         try:
-            done = [token async for token in self._generate(tokens, answer.knobs, reply)]
+            async for token in self._generate(tokens, answer.knobs, reply):
+                done.append(token)  # noqa: PERF401 - what there is counts when it is aborted
         except EngineError as error:
             await reply.error(500, str(error))
-        else:
-            await reply.json(answer.whole(done, reason))
+            return
+        except Aborted:
+            reason = "abort"
+        await reply.json(answer.whole(done, reason))
 
     async def _stream(self, answer: Answer, reply: Reply) -> None:
         tokens, reason = answer.tokens()
+        count = 0
         await reply.open_stream(answer.knobs.split_bytes)
         if answer.chat:
             await reply.event(answer.envelope([answer.choice({"role": "assistant", "content": None})]))
         try:
             async for field, text in self._generate(tokens, answer.knobs, reply):
                 await reply.event(answer.envelope([answer.choice({field: text})]))
+                count += 1
         except EngineError as error:
             await reply.event({"error": error_body(500, str(error))})
-        else:
-            for event in answer.closing(len(tokens), reason):
-                await reply.event(event)
+            await reply.end_stream()
+            return
+        except Aborted:
+            reason = "abort"
+        for event in answer.closing(count, reason):
+            await reply.event(event)
         await reply.end_stream()
 
     async def _generate(self, tokens: list[Token], knobs: Knobs, reply: Reply) -> AsyncIterator[Token]:
-        """The tokens in their time, until the fault that was asked for."""
+        """The tokens in their time, until the fault that was asked for or sleep."""
+        aborts = self.sleep.aborts
         for count, token in enumerate(tokens):
             await self._strike(count, knobs, reply)
             await self._pause(knobs.token_delay_s if count else knobs.first_token_delay_s, knobs, reply)
+            if self.sleep.aborts > aborts:
+                raise Aborted
             yield token
         await self._strike(len(tokens), knobs, reply)
 
@@ -340,6 +375,10 @@ def start_fails(settings: Settings) -> bool:
         return file.tell() <= settings.fail_start_times
 
 
+def start_child(settings: Settings) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["sleep", str(settings.max_life_s)], start_new_session=settings.child_session)
+
+
 def main() -> None:
     """Start as the flags say and serve until SIGTERM."""
     settings, knobs = parse(sys.argv[1:])
@@ -351,7 +390,7 @@ def main() -> None:
     if settings.starts_log:
         with Path(settings.starts_log).open("a", encoding="ascii") as file:
             file.write(f"{os.getpid()} {time.time()}\n")
-    child = subprocess.Popen(["sleep", str(settings.max_life_s)]) if settings.spawn_child else None
+    child = start_child(settings) if settings.spawn_child else None
     if settings.ignore_term:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     asyncio.run(Engine(settings, knobs, child).run(fails=start_fails(settings)))

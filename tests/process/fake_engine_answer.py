@@ -42,6 +42,8 @@ class Answer:
 
     def words(self) -> list[str]:
         """The words of an unlimited answer, which joined are the text."""
+        if self.knobs.nonsense:
+            return ["!"] * self.knobs.tokens
         last = {"messages": self.body["messages"][-1:]} if self.chat else self.body
         prompt = "".join(part.get("text", "") for part in parts_of(last))
         if prompt.startswith("ECHO "):

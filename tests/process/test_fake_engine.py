@@ -95,12 +95,12 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
     """Starts fakes in groups of their own, waits for the given health, and ends the groups."""
     with contextlib.ExitStack() as stack:
 
-        def start(*flags: str, health: int | None = 200, port: int | None = None) -> Fake:
+        def start(*flags: str, health: int | None = 200, port: int | None = None, **environ: str) -> Fake:
             port = port or free_port()
             stderr = tmp_path / f"stderr-{port}-{time.monotonic_ns()}"
             argv = [sys.executable, str(SCRIPT), "--port", str(port), *flags]
             with stderr.open("wb") as file:
-                process = subprocess.Popen(argv, stderr=file, start_new_session=True)
+                process = subprocess.Popen(argv, env={**os.environ, **environ}, stderr=file, start_new_session=True)
             stack.callback(end_group, process)
             client = stack.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE_S))
             fake = Fake(process, port, stderr, client)
@@ -153,6 +153,25 @@ class TestStart:
         """An engine that is never ready still tells its stats, that it is not ready among them."""
         fake = launch("--never-ready", health=503)
         assert fake.stats()["ready"] is False
+
+    def test_refused_while_loading(self, launch: Callable[..., Fake]) -> None:
+        """As vLLM an engine can refuse connections until it is loaded."""
+        fake = launch("--bind-when-loaded", "--load-s", "0.5", health=None)
+        assert fake.health() is None
+        eventually(lambda: fake.health() == 200)
+
+    def test_progress_is_logged(self, launch: Callable[..., Fake]) -> None:
+        """A load can be seen in the log, a line each 0.1 s, and one that hangs then falls silent."""
+        fake = launch("--progress-log", "--load-s", "0.4", "--never-ready", health=503)
+        lines = [f"load_tensors: loading model tensors, {percent} %" for percent in (25, 50, 75, 100)]
+        eventually(lambda: fake.log().splitlines()[1:] == lines)
+        assert fake.health() == 503
+
+    def test_load_time_by_size(self, launch: Callable[..., Fake]) -> None:
+        """A size makes the load longer also where there is no GPU to take it."""
+        start = time.monotonic()
+        launch("--gpu-mb", "512", "--load-s-per-gb", "1")
+        assert time.monotonic() - start >= 0.5
 
     def test_failed_start(self, launch: Callable[..., Fake]) -> None:
         """A failing start prints its text to stderr and exits with 1, or with the code that was asked for."""
@@ -301,6 +320,11 @@ class TestAnswers:
         seeing = launch("--mmproj", "p.gguf")
         assert seeing.client.post(CHAT, json=body).status_code == 200
         assert seeing.client.get("/props").json()["modalities"]["vision"] is True
+
+    def test_nonsense(self, launch: Callable[..., Fake]) -> None:
+        """An answer can be rubbish, whatever was asked, and still be whole."""
+        choice = launch().chat("ECHO hi", fake={"nonsense": True}).json()["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("!!!!!!!!", "stop")
 
     @pytest.mark.parametrize("body", [b"{bad", b"[]", b'{"fake": {"tokenz": 3}}', b"{}"])
     def test_bad_body(self, launch: Callable[..., Fake], body: bytes) -> None:
@@ -563,6 +587,131 @@ class TestStop:
         assert (fake.exit_code(), clean.exit_code()) == (-signal.SIGKILL, 0)
         assert alive(left)
         eventually(lambda: not alive(ended))
+
+    @pytest.mark.parametrize("flag", ["--child-session", "--leave-child"])
+    def test_child_that_is_left(self, launch: Callable[..., Fake], flag: str) -> None:
+        """A grandchild in a session of its own outlives the end of the group, another one a clean stop."""
+        fake = launch("--spawn-child", flag)
+        child = fake.stats()["child_pid"]
+        try:
+            if flag == "--child-session":
+                assert os.getsid(child) == child
+                os.killpg(fake.process.pid, signal.SIGKILL)
+            else:
+                assert os.getpgid(child) == fake.process.pid
+                fake.process.terminate()
+            fake.exit_code()
+            assert alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+class TestSleep:
+    """As vLLM 0.32; what becomes of GPU memory is tested with the simulator."""
+
+    def test_chat_hangs_and_health_does_not_tell(self, launch: Callable[..., Fake]) -> None:
+        """Asleep /health stays 200 and a chat hangs; waking answers it."""
+        fake = launch("--sleep-mode")
+        assert fake.client.get("/is_sleeping").json() == {"is_sleeping": False}
+        assert fake.client.post("/sleep?level=1").json() == {"status": "sleeping", "level": 1}
+        with fake.send(prompt("ECHO morning")) as raw:
+            eventually(lambda: bool(fake.stats()["in_flight"] == 1))
+            assert (fake.health(), fake.client.get("/is_sleeping").json()) == (200, {"is_sleeping": True})
+            raw.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                raw.recv(1)
+            raw.settimeout(DEADLINE_S)
+            assert fake.client.post("/wake_up").json() == {"status": "awake", "tags": None}
+            assert b'"content":"morning"' in read_to_end(raw)
+        assert fake.client.get("/is_sleeping").json() == {"is_sleeping": False}
+
+    def test_level_2_needs_its_weights_again(self, launch: Callable[..., Fake]) -> None:
+        """After level 2 answers are rubbish until the weights are loaded again, which they cannot be while asleep."""
+        fake = launch("--sleep-mode")
+        fake.client.post("/sleep?level=2")
+        reload = {"method": "reload_weights"}
+        assert fake.client.post("/collective_rpc", json=reload).status_code == 500
+        assert fake.client.post("/wake_up?tags=weights").json() == {"status": "sleeping", "tags": ["weights"]}
+        assert fake.client.get("/is_sleeping").json() == {"is_sleeping": True}
+        assert fake.client.post("/wake_up?tags=kv_cache").json() == {"status": "awake", "tags": ["kv_cache"]}
+        assert answer_of(fake) == "!!!!!!!!"
+        assert fake.client.post("/collective_rpc", json=reload).json() == {"results": [None]}
+        assert answer_of(fake) == "w0 w1 w2 w3 w4 w5 w6 w7"
+
+    def test_weights_lost_once_stay_lost(self, launch: Callable[..., Fake]) -> None:
+        """Level 1 after an unmended level 2 brings nothing back, and a second /sleep changes nothing."""
+        fake = launch("--sleep-mode")
+        for call in ("/sleep?level=1", "/sleep?level=2", "/wake_up"):
+            fake.client.post(call)
+        assert answer_of(fake)[:2] == "w0"
+        for call in ("/sleep?level=2", "/wake_up", "/sleep?level=1", "/wake_up"):
+            fake.client.post(call)
+        assert answer_of(fake) == "!!!!!!!!"
+
+    def test_nonsense_after_waking(self, launch: Callable[..., Fake]) -> None:
+        """With its flag an engine that has slept answers rubbish for good, also from level 1."""
+        fake = launch("--sleep-mode", "--nonsense-after-wake")
+        assert answer_of(fake)[:2] == "w0"
+        fake.client.post("/sleep")
+        fake.client.post("/wake_up")
+        fake.client.post("/collective_rpc", json={"method": "reload_weights"})
+        assert answer_of(fake) == "!!!!!!!!"
+
+    def test_falling_asleep_aborts(self, launch: Callable[..., Fake]) -> None:
+        """What is being answered ends with finish_reason abort, after the tokens that were out."""
+        fake = launch("--sleep-mode")
+        with fake.send(prompt(stream=True, fake={"tokens": 10**6, "token_delay_s": 0.01})) as raw:
+            received = b""
+            while b'"w0"' not in received:
+                received += raw.recv(65536)
+            fake.client.post("/sleep")
+            *_, last, done = events((received + read_to_end(raw)).decode())
+        assert (last["choices"][0]["finish_reason"], done) == ("abort", "[DONE]")
+
+    def test_it_can_wait_for_answers(self, launch: Callable[..., Fake]) -> None:
+        """With mode=wait an answer comes to its end before the engine sleeps."""
+        fake = launch("--sleep-mode")
+        with fake.send(prompt(fake={"head_delay_s": 0.3})) as raw:
+            eventually(lambda: bool(fake.stats()["in_flight"] == 1))
+            fake.client.post("/sleep?mode=wait")
+            assert b'"finish_reason":"stop"' in read_to_end(raw)
+
+    def test_level_0_pauses(self, launch: Callable[..., Fake]) -> None:
+        """Level 0 only pauses, and waking ends that too."""
+        fake = launch("--sleep-mode")
+        fake.client.post("/sleep?level=0")
+        assert fake.client.get("/is_sleeping").json() == {"is_sleeping": True}
+        assert fake.client.post("/wake_up").json()["status"] == "awake"
+        assert answer_of(fake)[:2] == "w0"
+
+    def test_it_takes_its_time(self, launch: Callable[..., Fake]) -> None:
+        """Falling asleep, waking and reloading take as long as they were told to."""
+        fake = launch("--sleep-mode", "--sleep-s", "0.1", "--wake-s", "0.2", "--reload-s", "0.3")
+        start = time.monotonic()
+        for path, body in (("/sleep", None), ("/wake_up", None), ("/collective_rpc", {"method": "reload_weights"})):
+            assert fake.client.post(path, json=body).status_code == 200
+        assert time.monotonic() - start >= 0.6
+
+    @pytest.mark.parametrize(
+        ("method", "path", "status"),
+        [("GET", "/sleep", 405), ("POST", "/sleep?level=3", 400), ("POST", "/collective_rpc", 400)],
+    )
+    def test_wrong_calls(self, launch: Callable[..., Fake], method: str, path: str, status: int) -> None:
+        """Wrong calls are errors in vLLM's shape, and change nothing."""
+        fake = launch("--sleep-mode")
+        answer = fake.client.request(method, path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, status)
+        assert fake.client.get("/is_sleeping").json() == {"is_sleeping": False}
+
+    def test_only_in_development_mode(self, launch: Callable[..., Fake]) -> None:
+        """Without --sleep-mode the endpoints are there for VLLM_SERVER_DEV_MODE=1 alone, not for vLLM's flag."""
+        assert launch("--enable-sleep-mode").client.post("/sleep", json={}).status_code == 404
+        assert launch(VLLM_SERVER_DEV_MODE="1").client.post("/sleep", json={}).status_code == 200
+
+
+def answer_of(fake: Fake) -> str:
+    """The content of a chat answer."""
+    return str(fake.chat().json()["choices"][0]["message"]["content"])
 
 
 def alive(pid: int) -> bool:

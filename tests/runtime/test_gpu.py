@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from rolecall.core.profiles import GpuSnapshot, activate, parse_profiles
 from rolecall.runtime.gpu import GpuReport
-from simulator import nvml
+from simulator import memory, nvml
 from simulator.nvml import Machine, card, cards
 
 if sys.version_info >= (3, 11):
@@ -64,7 +65,9 @@ class Observer:
 
 def _report(fields: dict[str, Any]) -> GpuReport:
     gpus = tuple(GpuSnapshot(**gpu) for gpu in fields.pop("gpus"))
-    return GpuReport(gpus=gpus, **fields)
+    listed = fields.pop("processes_mb")
+    processes = {uuid: {int(pid): mb for pid, mb in held.items()} for uuid, held in listed.items()}
+    return GpuReport(gpus=gpus, processes_mb=processes, **fields)
 
 
 @pytest.fixture
@@ -157,6 +160,41 @@ def test_threads_share_one_probe(observe: Observer) -> None:
     first, *threaded = observe(nvml.FOUR_24GB, "threads")
     assert threaded == [first]
     assert observe.calls() == ["nvmlInitWithFlags"]
+
+
+def test_processes_are_told_where_the_driver_tells_them(observe: Observer) -> None:
+    """Each GPU lists its processes by pid; one that refuses or has no figures is absent, and keeps its memory."""
+    gpus = cards(16376, 16376, 16376, 16376).gpus
+    assert all(isinstance(gpu, GpuSnapshot) for gpu in gpus)
+    uuids = [gpu.uuid for gpu in gpus if isinstance(gpu, GpuSnapshot)]
+    nvml.environment(observe.library, Machine(gpus), observe.folder)
+    memory.hold(nvml.simulation(observe.folder), dict.fromkeys(uuids, 1000))
+    (report,) = observe(Machine(gpus, processes=("listed", 3, "unmeasured", "empty")))
+    assert report.processes_mb == {uuids[0]: {os.getpid(): 1000}, uuids[3]: {}}
+    assert [gpu.vram_free_mb for gpu in report.gpus] == [15076] * 4
+    assert report.problem is None
+
+
+def test_lost_gpu_has_no_processes(observe: Observer) -> None:
+    """Only a GPU that answered is asked for its processes, and before the library is opened anew for the lost one."""
+    (report,) = observe(Machine((card(0, 16376), 15)))
+    assert list(report.processes_mb) == [card(0, 16376).uuid]
+
+
+def test_process_that_is_listed_twice(observe: Observer) -> None:
+    """In MIG mode a process can be listed once for each instance that it uses; its parts add up."""
+    nvml.environment(observe.library, nvml.ONE_16GB, observe.folder)
+    uuid, owner = card(0, 16376).uuid, f"{os.getpid()}-{memory.birth_of(os.getpid())}"
+    (nvml.simulation(observe.folder).allocations / owner).write_text(f"{uuid} 1000 0\n{uuid} 500 0\n")
+    (report,) = observe(nvml.ONE_16GB)
+    assert report.processes_mb == {uuid: {os.getpid(): 1500}}
+
+
+def test_report_without_processes() -> None:
+    """A report can be made without figures of processes, and reports can be told apart in a set."""
+    report = GpuReport((), None, "580")
+    assert report.processes_mb == {}
+    assert len({report, GpuReport((), None, "580"), GpuReport((), None, "581")}) == 2
 
 
 def test_close_lets_go_of_the_driver(observe: Observer) -> None:

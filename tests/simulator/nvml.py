@@ -12,34 +12,45 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
 
 from rolecall.core.profiles import GpuSnapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from simulator.memory import ALLOCATIONS_VARIABLE, GPUS_VARIABLE, Simulation
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
 
 
+class NoCompiler(Exception):
+    """There is none for the stand-in."""
+
+
 @dataclass(frozen=True)
 class Machine:
-    """GPUs in NVML's order (a number: a GPU that fails with that NVML error), or a driver that fails or is absent."""
+    """GPUs in NVML's order (a number: a GPU that fails with that NVML error), or a driver that fails or is absent.
+
+    ``processes`` says how the GPUs answer the question for their processes, one kind for all or one for each:
+    ``listed``, ``empty``, ``unmeasured`` (without figures), ``host-pids`` (as in a container) or an NVML error.
+    """
 
     gpus: tuple[GpuSnapshot | int, ...] = ()
     driver_error: int = 0
     driver: bool = True
+    processes: str | int | tuple[str | int, ...] = "listed"
 
     def text(self) -> str:
         """Return the file that the stand-in reads."""
         if self.driver_error:
             return f"error {self.driver_error}\n"
-        return "".join(map(_line, self.gpus))
+        kinds = self.processes if isinstance(self.processes, tuple) else (self.processes,) * len(self.gpus)
+        lines: list[str] = []
+        kind: str | int = "listed"
+        for gpu, own in zip(self.gpus, kinds, strict=True):
+            lines += [_line(gpu)] if own == kind else [f"processes {own}\n", _line(gpu)]
+            kind = own
+        return "".join(lines)
 
     def write(self, path: Path) -> None:
         """Make this the machine that processes with this file see from their next look on."""
@@ -76,34 +87,59 @@ DRIVER_ERROR = Machine(driver_error=999)
 
 def build(folder: Path) -> Path:
     """Compile the stand-in into ``folder`` and return its path; skips the test where there is no C compiler."""
+    # Here, so that a machine can be simulated by hand without the tests' packages.
+    import pytest
+
+    try:
+        return compile_library(folder)
+    except NoCompiler as error:
+        pytest.skip(str(error))
+
+
+def compile_library(folder: Path) -> Path:
+    """Compile the stand-in into ``folder`` and return its path; raises ``NoCompiler``, and ``RuntimeError``."""
     compiler = next(_compilers(), None)
     if compiler is None:
-        pytest.skip("no C compiler ($CC, cc, gcc, clang or the ziglang package) for the stand-in of NVIDIA's library")
+        raise NoCompiler(
+            "no C compiler ($CC, cc, gcc, clang or the ziglang package) for the stand-in of NVIDIA's library"
+        )
     library = folder / LIBRARY
     argv = [*compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
-        pytest.fail(f"{shlex.join(argv)} failed:\n{done.stderr}")
+        raise RuntimeError(f"{shlex.join(argv)} failed:\n{done.stderr}")
     return library
 
 
 def environment(library: Path, machine: Machine, folder: Path) -> dict[str, str]:
-    """Return this process's environment with the machine in it, for a subprocess; its files go to ``folder``.
+    """Return this process's environment with the machine in it, for a subprocess; see ``variables``."""
+    return {**os.environ, **variables(library, machine, folder)}
 
-    ``folder/gpus.txt`` describes the GPUs (`Machine.write` changes them while a process runs), and
-    ``folder/nvml_calls.txt`` will list the calls that opened and closed the library.
+
+def simulation(folder: Path) -> Simulation:
+    """Return the simulation whose files are in ``folder``, for the functions of ``simulator.memory``."""
+    return Simulation(folder / "gpus.txt", folder / "allocations")
+
+
+def variables(library: Path, machine: Machine, folder: Path) -> dict[str, str]:
+    """Return what the environment of a process needs that is to see the machine; its files go to ``folder``.
+
+    ``folder/gpus.txt`` describes the GPUs (``Machine.write`` changes them while a process runs),
+    ``folder/allocations`` is what processes hold of their memory, and ``folder/nvml_calls.txt`` will list the calls
+    that opened and closed the library.
     """
-    gpus = folder / "gpus.txt"
-    machine.write(gpus)
+    places = simulation(folder)
+    places.allocations.mkdir(exist_ok=True)
+    machine.write(places.machine)
     if not machine.driver:
         library = folder / "no-driver" / LIBRARY
         library.parent.mkdir(exist_ok=True)
         # The loader stops at a file that is no library, so that a real driver further down its path is not found.
         library.write_text("no library\n")
     return {
-        **os.environ,
         "LD_LIBRARY_PATH": str(library.parent),
-        "NVML_STUB_GPUS": str(gpus),
+        GPUS_VARIABLE: str(places.machine),
+        ALLOCATIONS_VARIABLE: str(places.allocations),
         "NVML_STUB_CALLS": str(folder / "nvml_calls.txt"),
     }
 

@@ -6,16 +6,15 @@ NVML ignores ``CUDA_VISIBLE_DEVICES``: a report names every GPU of the machine o
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import pynvml
 
 from rolecall.core.profiles import GpuSnapshot
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MB = 2**20
 
@@ -40,11 +39,17 @@ _REASONS: dict[int, str] = {
 
 @dataclass(frozen=True)
 class GpuReport:
-    """The GPUs that answered, by index, and in words why others or all did not."""
+    """The GPUs that answered, by index, and in words why others or all did not.
+
+    ``processes_mb`` is what the driver says each process holds, MB by GPU UUID and pid. A GPU is absent from it where
+    the driver does not tell, for one process or for all. The pids are the host's, also inside a container, where they
+    name other processes or none; and some drivers list nobody there: a process that is not listed may hold memory.
+    """
 
     gpus: tuple[GpuSnapshot, ...]
     problem: str | None
     driver_version: str | None
+    processes_mb: Mapping[str, Mapping[int, int]] = field(default_factory=dict, hash=False)
 
 
 class GpuProbe(Protocol):
@@ -96,12 +101,14 @@ class NvmlProbe:
         version = _driver_version()
         answers = [_ask(index) for index in range(pynvml.nvmlDeviceGetCount())]
         gpus = tuple(answer for answer in answers if isinstance(answer, GpuSnapshot))
+        processes = _all_processes(gpus)
         failures = {index: answer for index, answer in enumerate(answers) if isinstance(answer, pynvml.NVMLError)}
         if any(isinstance(error, pynvml.NVMLError_GpuIsLost) for error in failures.values()):
             # NVML lists the devices when it is opened: one that comes back is seen by the next opening only.
             self._close()
         if answers:
-            return GpuReport(gpus, "; ".join(map(_device_problem, failures, failures.values())) or None, version)
+            problem = "; ".join(map(_device_problem, failures, failures.values())) or None
+            return GpuReport(gpus, problem, version, processes)
         return GpuReport((), "the NVIDIA driver runs but sees no GPU: 'nvidia-smi -L' should list one", version)
 
 
@@ -125,6 +132,30 @@ def _snapshot(index: int) -> GpuSnapshot:
         vram_total_mb=memory.total // MB,
         vram_free_mb=memory.free // MB,
     )
+
+
+def _all_processes(gpus: tuple[GpuSnapshot, ...]) -> dict[str, dict[int, int]]:
+    answers = {gpu.uuid: _processes(gpu.index) for gpu in gpus}
+    return {uuid: processes for uuid, processes in answers.items() if processes is not None}
+
+
+def _processes(index: int) -> dict[int, int] | None:
+    """Return the MB of each process on a GPU, None if the driver does not tell all of them.
+
+    NVML's documentation of nvmlDeviceGetComputeRunningProcesses: in MIG mode a GPU answers for all its instances, so
+    that a process can be listed more than once, and only to callers with privileges.
+    """
+    try:
+        # With an old driver the name without a version raises an error that is no NVMLError.
+        listed = pynvml.nvmlDeviceGetComputeRunningProcesses_v3(pynvml.nvmlDeviceGetHandleByIndex(index))
+    except pynvml.NVMLError:
+        return None
+    held: Counter[int] = Counter()
+    for process in listed:
+        if process.usedGpuMemory is None:
+            return None
+        held[process.pid] += process.usedGpuMemory
+    return {pid: size // MB for pid, size in held.items()}
 
 
 def _driver_version() -> str | None:
