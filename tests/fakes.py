@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 
-from rolecall.backends.base import Launch, Upstream
+from rolecall.backends.base import Call, Launch, SleepCalls, Spread, Upstream
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import GpuSnapshot
+from rolecall.core.vram import Placement
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.gpu import GpuReport
 
@@ -26,6 +28,12 @@ class FakeBackend:
     reason: str | None = None
     paths: tuple[Path, ...] = ()
     slots: int = 4
+    has_port: bool = True
+    takes_share: bool = False
+    ports: range | None = None
+    possible_gpus: tuple[int, ...] = (1,)
+    sleep_level: int | None = None
+    placements: dict[str, Placement] = field(default_factory=dict)
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return the reason that the test gave."""
@@ -44,22 +52,43 @@ class FakeBackend:
         """Return the entry's name."""
         return entry.name
 
-    def launch(self, entry: ModelEntry, port: int) -> Launch:
-        """Return a launch whose one word of argv is the entry's name."""
-        return Launch((entry.name,), f"http://127.0.0.1:{port}/v1")
+    def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
+        """Return a launch whose one word of argv is the entry's name, and note the placement."""
+        self.placements[entry.name] = placement
+        sleep = None if self.sleep_level is None else sleep_calls(f"http://127.0.0.1:{port}", self.sleep_level)
+        return Launch((entry.name,), f"http://127.0.0.1:{port}/v1", sleep=sleep)
+
+    def spread(self, entry: ModelEntry) -> Spread:
+        """Return the numbers of GPUs that the test gave."""
+        return Spread(possible=self.possible_gpus)
+
+    def build(self) -> str:
+        """Return the same build always."""
+        return f"{self.name} 1"
 
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the address of the launch."""
         return Upstream(f"http://127.0.0.1:{port}/v1")
 
 
+def sleep_calls(url: str, level: int = 1) -> SleepCalls:
+    """Return vLLM's calls, as ``FakeLauncher`` answers them."""
+    return SleepCalls(
+        sleep=Call("POST", f"{url}/sleep?level={level}"),
+        wake=(Call("POST", f"{url}/wake_up?tags=weights"), Call("POST", f"{url}/wake_up?tags=kv_cache")),
+        is_sleeping=Call("GET", f"{url}/is_sleeping"),
+        level=level,
+    )
+
+
 class FakeProcess:
-    """A process that ends when the test says so, or by a signal it obeys."""
+    """A process that ends when the test says so, or by a signal it obeys; ``spared`` is what ``send_rest`` left out."""
 
     def __init__(self, pid: int, *, obeys: Iterable[int] = (signal.SIGTERM, signal.SIGKILL)) -> None:
         self.pid = pid
         self.signals: list[int] = []
         self.lines: list[str] = []
+        self.spared: list[str | None] = []
         self._obeys = frozenset(obeys)
         self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -78,6 +107,18 @@ class FakeProcess:
         if signal_number in self._obeys:
             self.exit(-signal_number)
 
+    def send_rest(self, signal_number: int, spare: str | None = None) -> None:
+        """Note the signal; one that spares somebody ends nobody here."""
+        self.spared.append(spare)
+        if spare is None:
+            self.send(signal_number)
+        else:
+            self.signals.append(signal_number)
+
+    def members(self) -> list[int]:
+        """Return itself."""
+        return [self.pid]
+
     def tail(self, lines: int) -> list[str]:
         """Return the last of ``lines``."""
         return self.lines[-lines:]
@@ -85,32 +126,71 @@ class FakeProcess:
 
 @dataclass
 class FakeLauncher:
-    """Starts fake processes; ``ready`` holds the models whose health path answers 200, as ``http`` asks for it."""
+    """Starts fake processes, and answers as their engines for whoever uses ``http``.
+
+    ``ready`` holds the models whose health path answers 200, ``asleep`` those that sleep. ``calls`` are the paths that
+    were asked for, health apart, ``probes`` how often that was. ``answers`` gives the text that a model answers any
+    prompt with, ``faults`` the status of the answer to a path instead of 200; none is given unless ``hold`` is set.
+    """
 
     error: OSError | None = None
     ready: set[str] = field(default_factory=set)
+    asleep: set[str] = field(default_factory=set)
+    answers: dict[str, str] = field(default_factory=dict)
+    faults: dict[str, int] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    probes: int = 0
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
     started: list[str] = field(default_factory=list)
     processes: dict[str, FakeProcess] = field(default_factory=dict)
-    _urls: dict[str, str] = field(default_factory=dict)
+    obeys: tuple[int, ...] = (signal.SIGTERM, signal.SIGKILL)
+    _models: dict[str, str] = field(default_factory=dict)
+    _health_urls: set[str] = field(default_factory=set)
+    _pids: Iterator[int] = field(default_factory=lambda: itertools.count(2**30))
+
+    def __post_init__(self) -> None:
+        """Let answers go."""
+        self.hold.set()
 
     async def start(self, model: str, launch: Launch) -> FakeProcess:
         """Start a process with a number that no real process has."""
         if self.error is not None:
             raise self.error
         self.started.append(model)
-        self._urls[launch.base_url.removesuffix("/v1") + launch.health_path] = model
-        self.processes[model] = FakeProcess(2**30 + len(self.started))
+        return self.adopt(model, launch)
+
+    def adopt(self, model: str, launch: Launch) -> FakeProcess:
+        """Return a process that nobody started."""
+        origin = launch.base_url.removesuffix("/v1")
+        self._models[origin] = model
+        self._health_urls.add(origin + launch.health_path)
+        self.processes[model] = FakeProcess(next(self._pids), obeys=self.obeys)
         return self.processes[model]
 
     def http(self) -> httpx.AsyncClient:
-        """Return a client that answers for the engines' health paths, and refuses the connection to anything else."""
-        return httpx.AsyncClient(transport=httpx.MockTransport(self._health))
+        """Return a client that is answered by the engines that were started; others refuse the connection."""
+        return httpx.AsyncClient(transport=httpx.MockTransport(self._answer))
 
-    def _health(self, request: httpx.Request) -> httpx.Response:
-        model = self._urls.get(str(request.url))
+    async def _answer(self, request: httpx.Request) -> httpx.Response:
+        model = next((name for origin, name in self._models.items() if str(request.url).startswith(origin + "/")), None)
         if model is None:
             raise httpx.ConnectError("refused", request=request)
-        return httpx.Response(200 if model in self.ready else 503)
+        if str(request.url) in self._health_urls:
+            self.probes += 1
+            return httpx.Response(200 if model in self.ready else 503)
+        path = request.url.raw_path.decode()
+        self.calls.append(path)
+        await self.hold.wait()
+        if path in self.faults:
+            return httpx.Response(self.faults[path], json={"error": {"message": "as the test says"}})
+        if path.startswith("/sleep"):
+            self.asleep.add(model)
+        if path.startswith("/wake_up"):
+            self.asleep.discard(model)
+        if path == "/is_sleeping":
+            return httpx.Response(200, json={"is_sleeping": model in self.asleep})
+        message = {"role": "assistant", "content": self.answers.get(model, "four, five, six")}
+        return httpx.Response(200, json={"choices": [{"message": message, "finish_reason": "length"}]})
 
 
 class FakeProbe:

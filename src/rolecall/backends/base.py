@@ -74,9 +74,10 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class RemoteLoad:
-    """How a daemon that somebody else runs is told to load and to unload one model, and what it holds.
+    """How a daemon that somebody else runs is told to load and to unload one model, what it has and what it holds.
 
-    ``held_mb`` reads the answer to ``list_loaded``: the MB of this model, None if it is not loaded.
+    ``held_mb`` reads the answer to ``list_loaded``: the MB of this model, None if it is not loaded. ``has_model`` reads
+    the answer to ``list_installed``, and ``missing`` says in words how to get the model where that is False.
     """
 
     base_url: str
@@ -85,6 +86,9 @@ class RemoteLoad:
     list_loaded: Call
     held_mb: Callable[[Any], int | None]
     load_timeout_s: float | None = None
+    list_installed: Call | None = None
+    has_model: Callable[[Any], bool] = lambda _: True
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

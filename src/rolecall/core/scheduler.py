@@ -92,6 +92,7 @@ class Scheduler:
         self._chosen.clear()
         effects = list(self._take_in(event))
         effects.extend(self._decide())
+        self.ledger.promised.clear()
         return effects
 
     # -- what the supervisor and the selection endpoint look at
@@ -347,6 +348,8 @@ class Scheduler:
                 slot.claim = None if fit is None else Claim(*fit)
             if slot.claim is not None:
                 claimed.update(_devices(slot.claim.placement))
+                self.ledger.promised.append(slot.claim.placement)
+        self.ledger.promised.clear()
         return overdue
 
     def _holds(self, claim: Claim | None, claimed: set[str], slot: Slot) -> bool:
@@ -430,14 +433,15 @@ class Scheduler:
         """Start or wake the model where it is to lie, or keep others from that place until it can."""
         free = taken.isdisjoint(_devices(placement))
         taken.update(_devices(placement))
-        if not free or self.ledger.lingers(slot.name) or self.ledger.lack(placement, self._itself(slot)):
-            return
-        if slot.state is not State.SLEEPING:
-            yield self._start(slot, placement)
-        elif slot.is_settled:
+        is_awaited = self.ledger.lingers(slot.name) or (slot.state is State.SLEEPING and not slot.is_settled)
+        if not free or is_awaited or self.ledger.lack(placement, self._itself(slot)):
+            self.ledger.promised.append(placement)
+        elif slot.state is State.SLEEPING:
             self.ledger.rouse(slot.name, placement)
             slot.state = advance(slot.state, Step.START)
             yield Wake(slot.name)
+        else:
+            yield self._start(slot, placement)
 
     def _break_off(self, slot: Slot, placement: Placement) -> Iterator[Effect]:
         """Stop a load on these devices that nobody waits for any more, if it keeps the model from its place."""

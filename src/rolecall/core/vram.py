@@ -76,6 +76,8 @@ class Ledger:
     def __init__(self, devices: Iterable[Device] = (), budget_mb: int = 0, max_models: int = 0) -> None:
         self.configure(devices, budget_mb, max_models)
         self.foreign_mb: Mapping[str, int] = {}
+        self.promised: list[Placement] = []
+        """Places that are being cleared: nobody else may take the budget and the place for a model that they need."""
         self._held: dict[str, dict[str, int]] = {}
         self._asleep: set[str] = set()
         self._lingering: dict[str, dict[str, int]] = {}
@@ -135,7 +137,9 @@ class Ledger:
         """Return what is missing for a further model once the models ``without`` are gone or asleep."""
         going = [(holding, self._frees(holding)) for holding in without]
         need_mb = sum(share.mb for share in placement)
-        lack = Lack(budget_mb=need_mb + self.used_mb - self.budget_mb, places=self.loaded + 1 - self.max_models)
+        need_mb += sum(share.mb for promise in self.promised for share in promise)
+        places = self.loaded + len(self.promised) + 1 - self.max_models
+        lack = Lack(budget_mb=need_mb + self.used_mb - self.budget_mb, places=places)
         for share in placement:
             lack.by_device[share.device] = share.mb - self.room_mb(share.device)
         for holding, frees in going:

@@ -21,8 +21,13 @@ from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.upstream import HttpxTransport
+from rolecall.runtime.decision_log import DecisionLog
+from rolecall.runtime.engine import EngineMaker
+from rolecall.runtime.guardian import Guardian
+from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import EngineLauncher
 from rolecall.runtime.leftovers import EngineRoll
+from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.registry import registry_changes, write_snapshot
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import TICK_S, Supervisor
@@ -90,24 +95,22 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
     """Run everything but the HTTP server; at the end no engine is left and every line is written."""
     settings = roster.settings
     roll = EngineRoll(settings.state_dir / "engines")
-    for model in roll.reap():
-        log.warning("ended %s, an engine left over from an earlier run", model)
-    launcher = EngineLauncher(settings.state_dir / "engine-logs", os.environ)
     limits = httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(trust_env=False, limits=limits) as http, contextlib.AsyncExitStack() as stack:
-        supervisor = Supervisor(
-            scheduler=Scheduler(
-                max_overtake_s=settings.max_overtake_s,
-                max_queue=settings.max_queue,
-                drain_limit_s=settings.drain_limit_s,
-            ),
-            launcher=launcher,
-            http=http,
+        guardian = Guardian()
+        stack.push_async_callback(guardian.close)
+        launcher = EngineLauncher(
+            settings.state_dir / "engine-logs",
+            os.environ,
+            keep=settings.keep_engines_on_exit,
+            guardian=guardian,
             roll=roll,
-            backend_for=roster.backend,
-            load_timeout_s=settings.autostart_grace_period_s,
-            autostart=settings.autostart_enabled,
         )
+        supervisor = _supervisor(roster, launcher, http, roll)
+        if settings.record_decisions is not None:
+            decisions = DecisionLog(settings.record_decisions, supervisor.scheduler)
+            stack.callback(decisions.close)
+            supervisor.record = decisions.record
         recorder = Recorder(settings.log_path, settings.max_log_bytes, settings.log_backups)
         stack.callback(recorder.close)
         transport = HttpxTransport()
@@ -116,6 +119,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         gateway = Gateway(services, Inference(services))
         gateway.configure()
         stack.push_async_callback(supervisor.close)
+        await supervisor.adopt()
         for work in (
             _go_on(supervisor.tick, TICK_S),
             _go_on(gateway.watch_registry, _REFRESH_S),
@@ -124,6 +128,32 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         supervisor.preload()
         yield gateway
+
+
+def _supervisor(roster: Roster, launcher: EngineLauncher, http: httpx.AsyncClient, roll: EngineRoll) -> Supervisor:
+    settings = roster.settings
+    maker = EngineMaker(
+        launcher,
+        http,
+        roster.backend,
+        roll,
+        load_timeout_s=settings.autostart_grace_period_s,
+        patience=Patience(probe_every_s=settings.probe_every_s),
+    )
+    scheduler = Scheduler(
+        max_overtake_s=settings.max_overtake_s,
+        max_queue=settings.max_queue,
+        drain_limit_s=settings.drain_limit_s,
+    )
+    return Supervisor(
+        scheduler,
+        maker,
+        roster.backend,
+        footprints=roster.footprints,
+        memory=MemoryWatch(roster.probe) if roster.gpus.gpus else None,
+        autostart=settings.autostart_enabled,
+        keeps_engines=settings.keep_engines_on_exit,
+    )
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

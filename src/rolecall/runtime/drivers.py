@@ -8,6 +8,8 @@ from rolecall.backends.base import Backend, Places
 from rolecall.backends.custom import CustomCommand
 from rolecall.backends.external import OpenAIServer
 from rolecall.backends.llama_server import LlamaServer
+from rolecall.backends.ollama import OllamaDaemon
+from rolecall.backends.vllm import VllmServer, find_vllm
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.engines import find_llama_engine
 from rolecall.settings import Settings, located
@@ -22,4 +24,8 @@ def backends(settings: Settings) -> Callable[[str], Backend]:
         raise located(settings, error) from None
     llama = LlamaServer(places, engine)
     known: dict[str, Backend] = {llama.name: llama, OpenAIServer.name: OpenAIServer()}
+    known[VllmServer.name] = VllmServer(
+        places, find_vllm(settings.vllm_command), settings.vllm_start_timeout_s, settings.vllm_stop_timeout_s
+    )
+    known[OllamaDaemon.name] = OllamaDaemon(settings.ollama_base_url)
     return lambda name: known.get(name) or CustomCommand(places, name)

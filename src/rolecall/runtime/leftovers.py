@@ -1,25 +1,27 @@
-"""Engines that outlived the rolecall that started them: written down while they run, ended at the next start."""
+"""Engines that outlive their rolecall: written down while they run, adopted or ended at the next start."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-import psutil
-
+from rolecall.core.vram import Placement, Share
+from rolecall.runtime import family
+from rolecall.runtime.family import Family
 from rolecall.runtime.registry import write_atomically
 
 log = logging.getLogger(__name__)
 
 _WAIT_S = 3.0
-OWNER_VARIABLE = "ROLECALL_PID"
-"""Set for every engine: by it what an engine has started is known as ours when the engine itself is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,49 +37,119 @@ class Identity:
     @classmethod
     def of(cls, pid: int) -> Identity:
         """Return the identity of a process; of one that is gone nothing is known of its birth."""
-        return cls(pid, _stat(pid)[1])
+        seen = family.look_at(pid)
+        return cls(pid, "" if seen is None else seen.born)
 
     def is_running(self) -> bool:
         """Whether this very process is there and no zombie."""
-        state, born = _stat(self.pid)
-        return bool(born) and born == self.born and state != "Z"
+        seen = family.look_at(self.pid)
+        return seen is not None and seen.born == self.born and not seen.is_gone
 
 
-def _stat(pid: int) -> tuple[str, str]:
-    """Return a process's state and birth from ``/proc`` (proc_pid_stat(5), fields 3 and 22)."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return "", ""
-    return fields[0], f"{boot} {fields[19]}"
+def boot_s() -> float:
+    """Return the seconds since the machine was started, asleep or not: a clock that outlives rolecall."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """An engine as it is written down, with all that the next rolecall must know to go on with it.
+
+    ``pid`` and ``born`` identify its process, ``mark`` everything that it started (``family.ENGINE_VARIABLE``).
+    ``started_at`` is in seconds since 1970, ``started_boot_s`` by ``boot_s``. ``fingerprint`` stands for the entry and
+    the command line that it was started with. ``is_kept`` says that it is meant to outlive its rolecall, ``is_ready``
+    that it answers.
+    """
+
+    model: str
+    pid: int
+    born: str
+    mark: str = ""
+    base_url: str = ""
+    health_path: str = "/health"
+    killed_last: str | None = None
+    log_path: str = ""
+    started_at: float = 0.0
+    started_boot_s: float = 0.0
+    placement: Placement = ()
+    fingerprint: str = ""
+    is_kept: bool = False
+    is_ready: bool = False
+
+    @property
+    def identity(self) -> Identity:
+        """The engine's own process."""
+        return Identity(self.pid, self.born)
+
+    @property
+    def port(self) -> int | None:
+        """The port that it listens on."""
+        return urlsplit(self.base_url).port
+
+    @property
+    def can_be_adopted(self) -> bool:
+        """Whether it was left running on purpose, and nothing speaks against going on with it."""
+        return self.is_kept and self.is_ready and bool(self.mark) and self.identity.is_running()
+
+    def family(self, *, watched: bool) -> Family:
+        """Return what its processes are known by; ``watched`` as in ``Family``."""
+        return Family(self.mark, self.pid, self.born, self.killed_last or "", watched=watched)
+
+    def row(self) -> dict[str, Any]:
+        """Return it as it stands in the file, where the model is the key."""
+        return {name: value for name, value in asdict(self).items() if name != "model"}
+
+    @classmethod
+    def from_row(cls, model: str, row: Mapping[str, Any]) -> EngineRecord:
+        """Read it; raises ``KeyError``, ``TypeError`` or ``ValueError`` for what makes no sense.
+
+        Only ``pid`` and ``born`` must be there, and unknown fields are left out: other versions wrote them.
+        """
+        known = {field.name: row[field.name] for field in fields(cls) if field.name in row}
+        placement = tuple(Share(**share) for share in row.get("placement", ()))
+        return cls(**{**known, "model": model, "pid": int(row["pid"]), "born": row["born"], "placement": placement})
 
 
 class EngineRoll:
-    """The engines of this rolecall, in a file of its own in the state folder: ``engines/PID.json``."""
+    """The engines of this rolecall, in a file of its own in the state folder: ``engines/PID.json``.
+
+    It stays behind with engines that are kept, or that nobody could strike off.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._owner = Identity.of(os.getpid())
-        self._engines: dict[str, Identity] = {}
+        self._engines: dict[str, EngineRecord] = {}
 
     @property
     def path(self) -> Path:
         """The file of this process."""
         return self._folder / f"{self._owner.pid}.json"
 
-    def add(self, model: str, pid: int) -> None:
-        """Write an engine down."""
-        self._engines[model] = Identity.of(pid)
+    def add(self, record: EngineRecord) -> None:
+        """Write an engine down; the launcher does it before the engine begins."""
+        self._engines[record.model] = record
         self._write()
+
+    def ready(self, model: str, *, fingerprint: str, placement: Placement = ()) -> None:
+        """Note that an engine answers, with what it takes for the next rolecall to adopt it."""
+        self._change(model, is_ready=True, fingerprint=fingerprint, placement=placement)
+
+    def unready(self, model: str) -> None:
+        """Note that an engine is to be stopped or put to sleep: the next rolecall shall end it."""
+        self._change(model, is_ready=False)
 
     def remove(self, model: str) -> None:
         """Strike an engine off; the file goes with the last one."""
-        self._engines.pop(model, None)
-        self._write()
+        if self._engines.pop(model, None) is not None:
+            self._write()
+
+    def _change(self, model: str, **changes: Any) -> None:
+        if model in self._engines:
+            self.add(replace(self._engines[model], **changes))
 
     def _write(self) -> None:
-        engines = {model: asdict(identity) for model, identity in self._engines.items()}
+        engines = {model: record.row() for model, record in self._engines.items()}
         try:
             if engines:
                 write_atomically(self.path, json.dumps({"owner": asdict(self._owner), "engines": engines}))
@@ -88,45 +160,70 @@ class EngineRoll:
 
     def reap(self) -> list[str]:
         """End the engines whose rolecall is gone and return their models; those of a running one are left alone."""
-        reaped = []
-        for path in self._folder.glob("*.json"):
-            # A file that makes no sense names nobody to end; it goes all the same.
+        return self.adopt(lambda _: False)[1]
+
+    def adopt(self, wanted: Callable[[EngineRecord], bool]) -> tuple[list[EngineRecord], list[str]]:
+        """Take over the engines whose rolecall is gone, as far as they were kept, are ready, and are ``wanted``.
+
+        Returns those that are ours now, and the models of the others, which are ended. It takes some seconds if they
+        end slowly. No two rolecalls with one state folder adopt the same engine.
+        """
+        with self._alone():
+            orphaned = dict(self._orphaned())
+            left = {record.identity: record for records in orphaned.values() for record in records}
+            adopted = [each for each in left.values() if each.can_be_adopted and self._takes(each, wanted)]
+            ended = _end([record for record in left.values() if record not in adopted])
+            self._write()  # before the others go: whenever we are killed, each engine stands in one file at least
+            for path in {*orphaned, *self._half_written()} - {self.path}:
+                with suppress(OSError):
+                    path.unlink()
+        return adopted, ended
+
+    def _takes(self, record: EngineRecord, wanted: Callable[[EngineRecord], bool]) -> bool:
+        if record.model in self._engines or not wanted(record):
+            return False
+        self._engines[record.model] = record
+        return True
+
+    def _orphaned(self) -> Iterator[tuple[Path, list[EngineRecord]]]:
+        """Yield the files whose rolecall is gone; one that makes no sense names no engine."""
+        for path in sorted(self._folder.glob("*.json")):
+            records: list[EngineRecord] = []
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 data = json.loads(path.read_text(encoding="utf-8"))
                 if Identity(**data["owner"]).is_running():
                     continue
-                reaped += list(_end(data["engines"], data["owner"]["pid"]))
-            with suppress(OSError):
-                path.unlink()
-        return reaped
+                records = [EngineRecord.from_row(*row) for row in data["engines"].items()]
+            yield path, records
+
+    def _half_written(self) -> Iterator[Path]:
+        """Yield what rolecalls left that were killed while they wrote their file."""
+        for path in self._folder.glob(".*.json.*"):
+            writer = path.suffix.removeprefix(".")
+            if writer.isdecimal() and family.look_at(int(writer)) is None:
+                yield path
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other rolecalls from reading the files of the dead at the same time; the lock ends with its holder."""
+        try:
+            folder = os.open(self._folder, os.O_RDONLY)
+        except OSError:  # there is nothing to read either
+            yield
+            return
+        try:
+            with suppress(OSError):  # not every network file system has locks
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
 
-def _end(engines: dict[str, dict[str, Any]], owner_pid: int) -> Iterator[str]:
-    for model, identity in engines.items():
-        members = list(_session(Identity(**identity), owner_pid))
-        for member in members:
-            with suppress(psutil.Error):
-                member.kill()
-        psutil.wait_procs(members, _WAIT_S)  # a fixed port and the memory are free again for the first start
-        if members:
-            yield model
-
-
-def _session(leader: Identity, owner_pid: int) -> Iterator[psutil.Process]:
-    """Yield what is left of an engine's session, which outlives its leader as long as one member does.
-
-    The leader is known by its creation time, the others by the mark in their environment: numbers come again, at the
-    latest after a reboot.
-    """
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.pid == leader.pid:
-                is_ours = leader.is_running()
-            else:
-                is_ours = os.getsid(process.pid) == leader.pid and _mark(process) == str(owner_pid)
-            if is_ours:
-                yield process
-
-
-def _mark(process: psutil.Process) -> str | None:
-    return process.environ().get(OWNER_VARIABLE)
+def _end(records: list[EngineRecord]) -> list[str]:
+    """End what is left of these engines, so that ports and memory are free again; return the models that had any."""
+    processes = family.look()
+    families = [(record.model, record.family(watched=False)) for record in records]
+    left = [(model, each) for model, each in families if each.members(processes)]
+    if not family.end([each for _, each in left], _WAIT_S):
+        log.warning("engines of an earlier run do not end: %s", ", ".join(model for model, _ in left))
+    return [model for model, _ in left]

@@ -6,22 +6,28 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from rolecall.backends.base import Backend
+from rolecall.backends.base import Backend, RemoteLoad
 from rolecall.core.catalog import Catalog
-from rolecall.core.events import Configured, Spec
+from rolecall.core.events import Configured, Group, SleepCost, Spec
+from rolecall.core.groups import AllocationError, ModelGroup, Need, allocate, resolve
+from rolecall.core.learning import Footprint
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import ActiveProfile, Profile, activate, parse_profiles
 from rolecall.core.registry import Registry, RegistryError
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
+from rolecall.core.vram import HOST
 from rolecall.errors import ConfigurationError
+from rolecall.runtime.daemons import Daemons
 from rolecall.runtime.drivers import backends
+from rolecall.runtime.footprints import Footprints, asked_share, gpu_names
 from rolecall.runtime.gpu import GpuProbe, GpuReport, NvmlProbe
+from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.registry import CURATED, files_mb, load_registry, registry_state, why_unavailable
 from rolecall.settings import Settings, shipped
 
@@ -31,6 +37,14 @@ else:
     import tomli as tomllib
 
 PROFILES = "profiles.toml"
+LEARNT = "learnt.json"
+
+_ASLEEP_MB = 1024
+"""What a sleeping engine keeps on each GPU: the CUDA context and the graphs."""
+
+_DEEP_SLEEP_HOST_MB = 64
+_WAKE_MB_PER_S, _DEEP_WAKE_MB_PER_S = 8000, 1500
+"""How fast weights come back from host RAM, and from the page cache or the disk, until that was seen."""
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +72,17 @@ class Roster:
         self._specs: tuple[Spec, ...] = ()
         self._had_curated = False
         self._backend_for = backend_for
-        self._probe = probe
+        self.probe = probe
+        self._daemons = Daemons()
 
     def load(self) -> None:
         """Read everything; raises ``ConfigurationError`` for a broken registry or profile."""
-        self.gpus: GpuReport = self._probe.report()
+        self.gpus: GpuReport = self.probe.report()
         self.profiles = load_profiles(self.settings.config_dir)
         self.active = active_profile(self.settings, self.profiles, self.gpus)
+        names = gpu_names(self.active.devices, {gpu.uuid: gpu.name for gpu in self.gpus.gpus})
+        store = LearntStore(self.settings.state_dir / LEARNT)
+        self.footprints = Footprints(store, self.backend, names)
         self._seen = registry_state(self.settings.config_dir)
         self._adopt(load_registry(self.settings.config_dir))
 
@@ -94,9 +112,13 @@ class Roster:
     def look_at_files(self) -> Sighting:
         """Return what is there now; it waits for the disk, call it off the event loop."""
         registry = self.registry
-        reasons = {entry.name: why_unavailable(entry, self.backend(entry)) for entry in registry.entries}
+        reasons = {entry.name: self._why_unavailable(entry) for entry in registry.entries}
         catalog = Catalog(registry.entries, {name: reason for name, reason in reasons.items() if reason is not None})
-        return Sighting(registry, catalog, tuple(self._spec(entry, catalog) for entry in registry.entries))
+        return Sighting(registry, catalog, self._sighted(registry, catalog))
+
+    def _why_unavailable(self, entry: ModelEntry) -> str | None:
+        backend = self.backend(entry)
+        return why_unavailable(entry, backend) or self._daemons.why_missing(entry, backend)
 
     def accept(self, seen: Sighting) -> bool:
         """Act on what was seen, unless the registry has been read anew meanwhile; whether that changed anything."""
@@ -107,7 +129,7 @@ class Roster:
 
     def look_at_gpus(self) -> GpuReport:
         """Ask the driver for the memory that is free now; takes milliseconds, call it off the event loop."""
-        return self._probe.report()
+        return self.probe.report()
 
     def backend(self, entry: ModelEntry) -> Backend:
         """Return what drives the entry's engine."""
@@ -115,7 +137,16 @@ class Roster:
 
     def configured(self) -> Configured:
         """Return all of it as the scheduler takes it in."""
-        return Configured(self._specs, self.rules(), self.active.budget_mb, self.active.profile.max_concurrent_models)
+        groups, _ = self._groups()
+        return Configured(
+            self._specs,
+            self.rules(),
+            self.active.devices,
+            self.active.budget_mb,
+            self.active.profile.max_concurrent_models,
+            tuple(Group(group.name, group.models, group.startup) for group in groups),
+            self._sleep_mb(),
+        )
 
     def rules(self, profile: str | None = None) -> Rules:
         """Return what selection needs of the profile in force, or of another one; raises ``ConfigurationError``."""
@@ -127,7 +158,13 @@ class Roster:
             preferred_quantizations=active.profile.preferred_quantizations,
             bias=active.profile.bias,
             tolerance=self.settings.quality_tolerance,
+            policy=self.settings.role_policy,
+            roles=self.settings.role_policies(),
         )
+
+    def footprint(self, entry: ModelEntry) -> Footprint:
+        """Return what the model is given, and how that is known; it looks at its files."""
+        return self.footprints.of(entry)
 
     def candidates(self) -> list[Candidate]:
         """Return all entries as they stand while nothing is loaded."""
@@ -138,32 +175,101 @@ class Roster:
         self.refresh()
         self._had_curated = (self.settings.config_dir / CURATED).exists()
         self.problem = None
-        for warning in registry.warnings:
+        for warning in (*registry.warnings, *self._groups()[1]):
             log.warning("registry: %s", warning)
         for entry in registry.entries:
             key = entry.backend_config.api_key_env
             if key and not os.environ.get(key):
                 log.warning("registry: %r: the variable %s is not set; requests go without a key", entry.name, key)
 
+    def _groups(self) -> tuple[tuple[ModelGroup, ...], tuple[str, ...]]:
+        """Return the profile's groups by the names of the registry, and what is wrong with them."""
+        return resolve(self.active.groups, {id_: entry.name for entry in self.registry.entries for id_ in entry.ids})
+
+    def _sleep_mb(self) -> int:
+        if not self.settings.sleep_enabled:
+            return 0
+        quarter_mb = psutil.virtual_memory().total >> 22
+        return quarter_mb if self.settings.sleep_ram_mb is None else self.settings.sleep_ram_mb
+
+    def _sighted(self, registry: Registry, catalog: Catalog) -> tuple[Spec, ...]:
+        specs = {entry.name: self._spec(entry, catalog) for entry in registry.entries}
+        for group in self._groups()[0]:
+            specs.update((name, replace(specs[name], footprint_mb=mb)) for name, mb in self._shares(group, specs))
+        return tuple(specs.values())
+
+    def _shares(self, group: ModelGroup, specs: Mapping[str, Spec]) -> list[tuple[str, int]]:
+        """Return the memory of the group's models that take as much as they are given; nothing if it does not fit."""
+        members = {name: specs[name] for name in group.models if specs[name].managed}
+        members = {name: spec for name, spec in members.items() if spec.footprint_mb and spec.unavailable is None}
+        if not any(self.backend(spec.entry).takes_share for spec in members.values()):
+            return []
+        needs = {name: self._need(spec) for name, spec in members.items()}
+        try:
+            given = allocate(group, needs, self.active.budget_mb)
+        except AllocationError as error:
+            log.warning("%s; its models are given what they need one by one", error)
+            return []
+        return [(name, mb) for name, mb in given.items() if needs[name].takes_share]
+
+    def _need(self, spec: Spec) -> Need:
+        if not self.backend(spec.entry).takes_share:
+            return Need(spec.footprint_mb or 0, takes_share=False)
+        computed = self.footprints.computed(spec.entry)
+        least_mb = computed.least_mb if computed else min(spec.footprint_mb or 0, spec.entry.vram_estimate_mb or 0)
+        share = asked_share(spec.entry)
+        largest_mb = max(device.total_mb for device in self.active.devices)
+        return Need(least_mb, None if share is None else max(least_mb, int(share * largest_mb)))
+
     def _spec(self, entry: ModelEntry, catalog: Catalog) -> Spec:
         backend = self.backend(entry)
         profile = self.active.profile
         unavailable = catalog.unavailable.get(entry.name)
+        is_installed = unavailable is None
+        footprint = self.footprints.of(entry).mb if is_installed or not backend.managed else entry.vram_estimate_mb
         return Spec(
             entry=entry,
-            footprint_mb=self._footprint_mb(entry, backend, installed=unavailable is None),
+            footprint_mb=footprint,
             unavailable=unavailable,
             managed=backend.managed,
             max_parallel=backend.parallel(entry),
             idle_unload_s=profile.idle_unload_s if entry.idle_unload_s is None else entry.idle_unload_s,
+            load_s=self.footprints.load_s(entry) if is_installed else 0,
+            devices=tuple(map(self._device, entry.gpus)),
+            spread=self._spread(entry, backend),
+            sleep=self._sleep(entry, backend) if is_installed and backend.managed else (),
         )
 
-    def _footprint_mb(self, entry: ModelEntry, backend: Backend, *, installed: bool) -> int | None:
-        if not backend.managed:
-            return 0
-        if entry.vram_estimate_mb is not None:
-            return entry.vram_estimate_mb
-        return files_mb(entry, backend) if installed else None
+    def _device(self, gpu: int | str) -> str:
+        """Return the device that an entry's ``gpus`` means: NVML's index or UUID."""
+        by_index = {str(device.index): device.id for device in self.active.devices if device.id != HOST}
+        return by_index.get(str(gpu), str(gpu))
+
+    def _spread(self, entry: ModelEntry, backend: Backend) -> tuple[int, ...]:
+        spread = backend.spread(entry)
+        if spread.asked:
+            return (spread.asked,)
+        return tuple(count for count in spread.possible if count <= len(self.active.devices)) or (1,)
+
+    def _sleep(self, entry: ModelEntry, backend: Backend) -> tuple[SleepCost, ...]:
+        """Return the ways of sleeping that the entry's engine is started with."""
+        if not self.settings.sleep_enabled or not backend.has_port:
+            return ()
+        try:
+            launch = backend.launch(entry, 0)
+        except (OSError, ValueError):
+            return ()
+        if isinstance(launch, RemoteLoad):
+            return ()
+        weights_mb = files_mb(entry, backend) or entry.vram_estimate_mb or 0
+        return tuple(self._sleep_cost(entry, sleep.level, weights_mb) for sleep in (launch.sleep,) if sleep)
+
+    def _sleep_cost(self, entry: ModelEntry, level: int, weights_mb: int) -> SleepCost:
+        if level == 1:
+            wake_s = self.footprints.wake_s(entry, 1 + weights_mb / _WAKE_MB_PER_S)
+            return SleepCost(1, _ASLEEP_MB, weights_mb, wake_s)
+        wake_s = 2 + weights_mb / _DEEP_WAKE_MB_PER_S
+        return SleepCost(level, _ASLEEP_MB, _DEEP_SLEEP_HOST_MB, wake_s)
 
 
 def load_roster(settings: Settings, probe: GpuProbe | None = None) -> Roster:

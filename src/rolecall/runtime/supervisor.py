@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
-
-from rolecall.backends.base import LOOPBACK, Backend, Upstream
+from rolecall.backends.base import Backend
 from rolecall.core.events import (
+    Adopted,
     Arrived,
     BecameReady,
     Cancelled,
@@ -21,80 +20,59 @@ from rolecall.core.events import (
     Effect,
     Event,
     Exited,
+    FellAsleep,
+    Freed,
     Grant,
+    Measured,
+    Observed,
     Reject,
     Released,
     ShutdownRequested,
+    Sleep,
     Start,
     Stop,
     Tick,
     UnloadRequested,
+    Wake,
 )
+from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
-from rolecall.core.scheduler import ModelStatus, Scheduler
-from rolecall.core.selection import Candidate, Demand, Selection
+from rolecall.core.scheduler import Scheduler
+from rolecall.core.selection import Candidate, Demand
+from rolecall.core.slot import ModelStatus
+from rolecall.core.vram import Placement
 from rolecall.errors import NotLoaded, RolecallError
-from rolecall.runtime.instance import Instance, Listener
-from rolecall.runtime.launcher import Launcher, memory_mb
-from rolecall.runtime.leftovers import EngineRoll
-from rolecall.runtime.ports import free_port, holder, is_free
+from rolecall.runtime.engine import Engine, EngineMaker
+from rolecall.runtime.footprints import Footprints
+from rolecall.runtime.gpu import GpuReport
+from rolecall.runtime.instance import Exit, Instance, Listener
+from rolecall.runtime.launcher import memory_mb
+from rolecall.runtime.lease import Lease, Outlook, Ticket
+from rolecall.runtime.memory import MemoryWatch, Tenant, grown_mb, held_mb, is_free
+from rolecall.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
 
+_LOOK_S = 1.0
+"""Between two looks at the GPUs."""
 
-@dataclass(slots=True)
-class Lease:
-    """The right to send one request to one engine; give it back with ``release``, on every path."""
+_RELEASE_LIMIT_S = 10.0
+"""How long memory of an engine that is gone may be shown as taken; what still is then, counts as foreign."""
 
-    entry: ModelEntry
-    backend: Backend
-    upstream: Upstream
-    selection: Selection
-    queue_ms: float
-    load_ms: float
-    engine_gone: asyncio.Event
-    """Set when nothing is left of the engine that this lease is for."""
-    _give_back: Callable[[], None]
-    _is_released: bool = False
+_RELEASE_POLL_S = 0.1
+_NOISE_MB, _NOISE = 32, 0.02
+"""By how much what a model holds has to change to be taken in."""
 
-    def release(self) -> None:
-        """Give it back; the second time nothing happens."""
-        if not self._is_released:
-            self._is_released = True
-            self._give_back()
-
-
-@dataclass(slots=True)
-class _Waiting:
-    arrived: float
-    lease: asyncio.Future[Lease]
-
-    @property
-    def is_granted(self) -> bool:
-        return self.lease.done() and not self.lease.cancelled() and self.lease.exception() is None
-
-
-@dataclass(slots=True)
-class _Engine:
-    """An engine from Start to Exited, with the entry that it was started with."""
-
-    entry: ModelEntry
-    backend: Backend
-    port: int
-    started_at: float
-    ready_at: float | None = None
-    instance: Instance | None = None
-    task: asyncio.Task[None] | None = None
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    leases: list[Lease] = field(default_factory=list)
+_PROGRESS_S = 10.0
+"""An answer that got on within this time keeps its engine from being ended for failing its health probe."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A model's row for ``status``: what the scheduler knows, and the process. Memory in MB."""
+    """A model's row for ``status``: what the scheduler knows, and the process. Memory in MB, times in s."""
 
     model: ModelStatus
     backend: str
@@ -102,6 +80,8 @@ class EngineStatus:
     port: int | None = None
     rss_mb: int | None = None
     uptime_s: float | None = None
+    load_fraction: float | None = None
+    load_eta_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -109,17 +89,23 @@ class Supervisor:
     """Everything here runs on one event loop, so that one event at a time reaches the scheduler."""
 
     scheduler: Scheduler
-    launcher: Launcher
-    http: httpx.AsyncClient
-    roll: EngineRoll
+    maker: EngineMaker
     backend_for: Callable[[ModelEntry], Backend]
-    load_timeout_s: float = 120
+    footprints: Footprints | None = None
+    memory: MemoryWatch | None = None
     autostart: bool = True
-    _engines: dict[str, _Engine] = field(default_factory=dict, init=False)
+    keeps_engines: bool = False
+    record: Callable[[Event, float, list[Effect]], None] | None = None
+    """Is told every event and what was decided."""
+    _engines: dict[str, Engine] = field(default_factory=dict, init=False)
+    _leaving: dict[str, Tenant] = field(default_factory=dict, init=False)
     _entries: dict[str, ModelEntry] = field(default_factory=dict, init=False)
-    _waiting: dict[int, _Waiting] = field(default_factory=dict, init=False)
+    _tickets: dict[int, Ticket] = field(default_factory=dict, init=False)
     _ids: itertools.count[int] = field(default_factory=itertools.count, init=False)
-    _preloading: asyncio.Task[None] | None = field(default=None, init=False)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
+    _alarm: asyncio.TimerHandle | None = field(default=None, init=False)
+    _looked_at: float = field(default=0, init=False)
+    _closing: bool = field(default=False, init=False)
 
     # -- what the gateway calls
 
@@ -131,27 +117,33 @@ class Supervisor:
             if self.scheduler.state(name) is not State.STOPPING:  # what changed does not concern the process
                 engine.entry = self._entries.get(name, engine.entry)
 
+    def request(self, entries: Iterable[ModelEntry], demand: Demand, *, autostart: bool | None = None) -> Ticket:
+        """Queue a request that any of the models may serve; raises ``NotLoaded`` where nothing may be started for it.
+
+        Whoever has a ticket waits for its lease or leaves.
+        """
+        names = tuple(entry.name for entry in entries)
+        if not (self.autostart if autostart is None else autostart):
+            names = self._loaded(names)
+        number = next(self._ids)
+        ticket = Ticket(
+            number,
+            time.monotonic(),
+            asyncio.get_running_loop().create_future(),
+            lambda: self._outlook(number),
+            lambda: self._post(Cancelled(number)),
+        )
+        self._tickets[number] = ticket
+        ticket.lease.add_done_callback(lambda _: self._tickets.pop(number, None))
+        self._post(Arrived(number, demand, names))
+        return ticket
+
     async def acquire(self, entries: Iterable[ModelEntry], demand: Demand, *, autostart: bool | None = None) -> Lease:
         """Wait for a model that may serve ``demand`` and return the lease; raises any ``RolecallError``.
 
         Cancelling the wait takes the request out of the queue.
         """
-        names = tuple(entry.name for entry in entries)
-        if not (self.autostart if autostart is None else autostart):
-            names = self._loaded(names)
-        waiter = next(self._ids)
-        waiting = self._waiting[waiter] = _Waiting(time.monotonic(), asyncio.get_running_loop().create_future())
-        try:
-            self._post(Arrived(waiter, demand, names))
-            return await waiting.lease
-        except asyncio.CancelledError:
-            if waiting.is_granted:  # the grant and the cancellation crossed
-                waiting.lease.result().release()
-            else:
-                self._post(Cancelled(waiter))
-            raise
-        finally:
-            del self._waiting[waiter]
+        return await self.request(entries, demand, autostart=autostart).wait()
 
     async def load(self, entry: ModelEntry) -> None:
         """Start a model and wait until it is ready; raises ``StartFailed`` and what ``acquire`` raises."""
@@ -174,8 +166,7 @@ class Supervisor:
 
     def preload(self) -> None:
         """Start the models that ask for it, one after the other, in the background."""
-        wanted = [entry for entry in self._entries.values() if entry.preload]
-        self._preloading = asyncio.create_task(self._load_all(wanted), name="preload")
+        self._spawn(self._load_all([entry for entry in self._entries.values() if entry.preload]), "preload")
 
     async def _load_all(self, entries: Iterable[ModelEntry]) -> None:
         for entry in entries:
@@ -189,95 +180,267 @@ class Supervisor:
         self._post(ShutdownRequested())
 
     async def close(self) -> None:
-        """Stop all engines and wait until nothing is left of them."""
+        """Stop all engines and wait until nothing is left of them; those that are to be kept are let go instead."""
         self.stop_admission()
-        for name in list(self._engines):
-            self._post(UnloadRequested(name))
-        engines = list(self._engines.values())
-        for engine in engines:
-            if engine.instance is not None:
-                engine.instance.stop()
-        tasks = [task for task in (self._preloading, *(engine.task for engine in engines)) if task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._closing = True
+        for name, engine in list(self._engines.items()):
+            if self.keeps_engines and engine.instance is not None and self.scheduler.state(name) is State.READY:
+                engine.instance.let_go()
+            else:
+                self._post(UnloadRequested(name))
+                if engine.instance is not None:
+                    engine.instance.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    async def adopt(self) -> None:
+        """Take over the engines of an earlier run that still match their entries, and end the others."""
+        for engine in await asyncio.to_thread(self.maker.adopt, self._entries):
+            self._engines[engine.name] = engine
+            self._live(engine, adopted=True)
+        await asyncio.gather(*(engine.settled.wait() for engine in self._engines.values()))
 
     async def tick(self) -> None:
-        """Let the scheduler know that time passes; to be called every ``TICK_S``."""
+        """Let the scheduler know that time passes, and look at the GPUs now and then; to be called every ``TICK_S``."""
         self._post(Tick())
+        if time.monotonic() - self._looked_at >= _LOOK_S and self.memory is not None:
+            await self._look()
+        if self.footprints is not None:
+            await asyncio.to_thread(self.footprints.save)
 
     # -- effects
 
     def _post(self, event: Event) -> None:
-        for effect in self.scheduler.handle(event, time.monotonic()):
+        now = time.monotonic()
+        effects = self.scheduler.handle(event, now)
+        if self.record is not None:
+            self.record(event, now, effects)
+        for effect in effects:
             self._apply(effect)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        """Have the scheduler told of the moment when time alone changes something: ticks alone would be late."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = None
+        if (moment := self.scheduler.wake_at()) is not None and not self._closing:
+            delay_s = max(0.001, moment - time.monotonic())
+            if delay_s < TICK_S:  # else the next tick sets it
+                self._alarm = asyncio.get_running_loop().call_later(delay_s, self._post, Tick())
 
     def _soon(self, what: Callable[..., None], *arguments: Any) -> None:
         """Do what results from an effect once all effects of the present event are carried out."""
         asyncio.get_running_loop().call_soon(what, *arguments)
 
+    def _spawn(self, work: Any, name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _apply(self, effect: Effect) -> None:
         match effect:
-            case Start(model):
-                self._start(model)
+            case Start(model, placement):
+                self._start(model, placement)
             case Stop(model):
-                self._stop(model)
+                self._stop(self._engines[model])
+            case Sleep(model, level):
+                self._sleep(self._engines[model], level)
+            case Wake(model):
+                self._wake(self._engines[model])
             case Grant(waiter):
-                waiting = self._waiting[waiter]
-                lease = self._lease(effect, waiting.arrived)
-                if waiting.lease.done():  # its client left in this very moment
-                    self._soon(lease.release)
-                else:
-                    waiting.lease.set_result(lease)
+                self._grant(effect, self._tickets[waiter])
             case Reject(waiter, error):
-                if not (lease_or_error := self._waiting[waiter].lease).done():
-                    lease_or_error.set_exception(error)
+                if not (lease := self._tickets[waiter].lease).done():
+                    lease.set_exception(error)
 
-    def _start(self, model: str) -> None:
+    def _grant(self, grant: Grant, ticket: Ticket) -> None:
+        lease = self._lease(grant, ticket.arrived)
+        if ticket.lease.done():  # its client left in this very moment
+            self._soon(lease.release)
+        else:
+            ticket.lease.set_result(lease)
+
+    def _start(self, model: str, placement: Placement) -> None:
         entry = self._entries[model]
-        engine = self._engines[model] = _Engine(entry, self.backend_for(entry), 0, time.monotonic())
-        if not engine.backend.managed:
+        try:
+            engine = self.maker.make(entry, placement)
+        except (OSError, ValueError) as error:
+            engine = Engine(entry, self.backend_for(entry), placement)
+            self._engines[model] = engine
+            self._soon(self._gone, engine, Exit(f"it cannot be started: {error}"))
+            return
+        self._engines[model] = engine
+        if engine.instance is None:
             engine.ready_at = engine.started_at
             self._soon(self._post, BecameReady(model))
             return
-        try:
-            engine.port = _port_for(entry)
-            launch = engine.backend.launch(entry, engine.port)
-        except (OSError, ValueError) as error:
-            self._soon(self._gone, engine, f"it cannot be started: {error}")
-            return
-        timeout_s = entry.load_timeout_s or self.load_timeout_s
-        engine.instance = Instance(model, launch, self.launcher, self.http, load_timeout_s=timeout_s)
-        engine.task = asyncio.create_task(engine.instance.run(self._listener(engine)), name=f"engine {model}")
+        self._live(engine)
 
-    def _listener(self, engine: _Engine) -> Listener:
-        name = engine.entry.name
-
-        def on_ready() -> None:
-            engine.ready_at = time.monotonic()
-            self._post(BecameReady(name))
-
-        return Listener(
-            on_started=lambda pid: self.roll.add(name, pid),
-            on_ready=on_ready,
-            on_exit=lambda error: self._gone(engine, error),
-        )
-
-    def _stop(self, model: str) -> None:
-        engine = self._engines[model]
+    def _stop(self, engine: Engine) -> None:
         if engine.instance is None:
             self._soon(self._gone, engine, None)
-        else:
-            engine.instance.stop()
+            return
+        self.maker.note_unready(engine)
+        engine.instance.stop()
 
-    def _gone(self, engine: _Engine, error: str | None) -> None:
-        name = engine.entry.name
+    def _sleep(self, engine: Engine, level: int) -> None:
+        if isinstance(engine.instance, Instance):
+            self.maker.note_unready(engine)
+            engine.instance.sleep(level)
+
+    def _wake(self, engine: Engine) -> None:
+        if isinstance(engine.instance, Instance):
+            engine.started_at, engine.ready_at = time.monotonic(), None
+            engine.instance.wake()
+
+    # -- the life of an engine
+
+    def _live(self, engine: Engine, *, adopted: bool = False) -> None:
+        told = Listener(
+            on_started=lambda _: None,
+            on_ready=lambda: self._ready(engine, adopted=adopted),
+            on_asleep=lambda: self._asleep(engine),
+            on_exit=lambda exit_: self._gone(engine, exit_),
+            is_progressing=lambda: engine.is_progressing(_PROGRESS_S),
+        )
+        self._spawn(self._run(engine, told), f"engine {engine.name}")
+
+    async def _run(self, engine: Engine, told: Listener) -> None:
+        if self.memory is not None and engine.reserved_mb:
+            engine.seen_before = await self.memory.look()
+        if engine.instance is not None:
+            await engine.instance.run(told)
+
+    def _ready(self, engine: Engine, *, adopted: bool) -> None:
+        is_first = not engine.settled.is_set()
+        engine.ready_at = time.monotonic()
+        engine.settled.set()
+        if adopted and is_first:
+            self._post(Adopted(engine.name, engine.placement))
+        else:
+            load_s = engine.ready_at - engine.started_at
+            if self.footprints is not None:
+                self.footprints.observe_time(engine.entry, engine.placement, load_s, woke=not is_first)
+            self._post(BecameReady(engine.name, load_s))
+        self.maker.note_ready(engine)
+        if self.memory is not None and engine.reserved_mb:
+            self._spawn(self._measure(engine), f"measure {engine.name}")
+
+    def _asleep(self, engine: Engine) -> None:
+        residual_mb = self.scheduler.residual_mb(engine.name)
+        rest_mb = {device: min(mb, residual_mb) for device, mb in engine.reserved_mb.items()}
+        held = Tenant(dict(self.scheduler.ledger.held_on(engine.name)), is_settled=False)
+        self._see_off_later(engine, held, rest_mb, FellAsleep(engine.name))
+
+    def _gone(self, engine: Engine, exit_: Exit | None) -> None:
+        name = engine.name
         if self._engines.get(name) is not engine:  # told twice: it could not start, and was to stop at once
             return
         del self._engines[name]
-        self.roll.remove(name)
-        self._post(Exited(name, error or "it was stopped"))
+        held = Tenant(dict(self.scheduler.ledger.held_on(name)), is_settled=False)
+        if exit_ is not None and exit_.out_of_memory and self.footprints is not None and engine.ready_at is None:
+            self.footprints.ran_out(engine.entry, engine.placement)
+        error = "it was stopped" if exit_ is None else exit_.error
+        self._post(Exited(name, error, out_of_memory=exit_ is not None and exit_.out_of_memory))
         for lease in list(engine.leases):  # its requests are over, whatever their clients still do
             lease.release()
+        engine.settled.set()
         engine.gone.set()
+        self._see_off_later(engine, held, {}, Freed(name))
+
+    def _see_off_later(self, engine: Engine, held: Tenant, rest_mb: dict[str, int], freed: Freed | FellAsleep) -> None:
+        if self.memory is None or not engine.reserved_mb or self._closing:
+            self._post(freed)
+        else:
+            self._leaving[engine.name] = held
+            self._spawn(self._see_off(engine, held, rest_mb, freed), f"memory of {engine.name}")
+
+    # -- what the GPUs say
+
+    async def _look(self) -> None:
+        """Take in what others hold of the GPUs, and what our engines have come to hold since they were ready."""
+        if self.memory is None:
+            return
+        self._looked_at = time.monotonic()
+        report = await self.memory.look()
+        tenants = await self._tenants(report)
+        if self.memory.watch(report, [*tenants.values(), *self._leaving.values()]):
+            self._post(Observed(dict(self.memory.foreign)))
+        for name, tenant in tenants.items():
+            held, known = held_mb(report, tenant), self.scheduler.ledger.held_mb(name)
+            is_ready = name in self._engines and self._is_settled(self._engines[name])
+            if held and is_ready and abs(sum(held.values()) - known) > max(_NOISE_MB, _NOISE * known):
+                self._measured(self._engines[name], held)
+
+    async def _tenants(self, report: GpuReport, but: str = "") -> dict[str, Tenant]:
+        """Return the engines as tenants of the GPUs; their processes are looked for only if the driver names any."""
+        engines = [engine for name, engine in self._engines.items() if engine.reserved_mb and name != but]
+        pids = [frozenset[int]()] * len(engines)
+        if report.processes_mb:
+            pids = await asyncio.to_thread(lambda: [engine.members() for engine in engines])
+        held_on = self.scheduler.ledger.held_on
+        return {
+            engine.name: Tenant(dict(held_on(engine.name)), members, is_settled=self._is_settled(engine))
+            for engine, members in zip(engines, pids, strict=True)
+            if held_on(engine.name)
+        }
+
+    def _is_settled(self, engine: Engine) -> bool:
+        return engine.ready_at is not None and self.scheduler.state(engine.name) is State.READY
+
+    async def _measure(self, engine: Engine) -> None:
+        """Learn what a model holds right after its load: of its processes, else by how much the devices' use grew."""
+        if self.memory is None:
+            return
+        report = await self.memory.look()
+        tenants = await self._tenants(report)
+        if self._engines.get(engine.name) is not engine or engine.name not in tenants:
+            return
+        held = held_mb(report, tenants[engine.name]) or engine.told_mb()
+        if held is None and engine.seen_before is not None:
+            held = grown_mb(engine.seen_before, report, engine.reserved_mb)
+        engine.seen_before = None
+        if held is not None:
+            self._measured(engine, held)
+
+    def _measured(self, engine: Engine, held: dict[str, int]) -> None:
+        learnt = None
+        if self.footprints is not None:
+            total_mb = sum(held.values())
+            learnt = self.footprints.observe(engine.entry, engine.placement, total_mb, again=engine.is_measured)
+        self._post(Measured(engine.name, held, learnt))
+        engine.is_measured = True
+
+    async def _see_off(self, engine: Engine, held: Tenant, rest_mb: dict[str, int], freed: Freed | FellAsleep) -> None:
+        """Post ``freed`` once the driver shows that the engine has given its memory back, all but ``rest_mb``.
+
+        What is still taken after a while counts as foreign from then on, so that nobody plans with it.
+        """
+        deadline = time.monotonic() + _RELEASE_LIMIT_S
+        while self.memory is not None and not self._closing:
+            report = await self.memory.look()
+            others = await self._tenants(report, but=engine.name)
+            leaving = [tenant for name, tenant in self._leaving.items() if name != engine.name]
+            if is_free(report, held, [*others.values(), *leaving, Tenant(rest_mb)], self.memory.foreign):
+                break
+            if time.monotonic() >= deadline:
+                log.warning("memory of %s is still taken %g s after it ended", engine.name, _RELEASE_LIMIT_S)
+                self._leaving.pop(engine.name, None)
+                self.memory.watch(report, [*others.values(), *leaving, Tenant(rest_mb)])
+                self._post(Observed(dict(self.memory.foreign)))
+                break
+            await asyncio.sleep(_RELEASE_POLL_S)
+        self._leaving.pop(engine.name, None)
+        self._disturb(engine)
+        self._post(freed)
+
+    def _disturb(self, engine: Engine) -> None:
+        """Let no model be measured by the growth of a device on which this one has just changed what it holds."""
+        for other in self._engines.values():
+            if other is not engine and not other.reserved_mb.keys().isdisjoint(engine.reserved_mb):
+                other.seen_before = None
 
     # -- leases and rows
 
@@ -299,9 +462,24 @@ class Supervisor:
         engine.leases.append(lease)
         return lease
 
-    def _end(self, engine: _Engine, lease: Lease) -> None:
+    def _end(self, engine: Engine, lease: Lease) -> None:
         engine.leases.remove(lease)
-        self._post(Released(engine.entry.name))
+        self._post(Released(engine.name))
+
+    def footprint(self, name: str) -> Footprint | None:
+        """Return what a model of the registry is given, and how that is known; it looks at its files."""
+        entry = self._entries.get(name)
+        return None if entry is None or self.footprints is None else self.footprints.of(entry)
+
+    def _outlook(self, waiter: int) -> Outlook | None:
+        if (waits := self.scheduler.waits_for(waiter)) is None:
+            return None
+        model, ahead = waits
+        engine, state = self._engines.get(model), self.scheduler.state(model)
+        if engine is None or state is not State.STARTING:
+            return Outlook(model, state, ahead)
+        progress = engine.progress(self.scheduler.load_s(model))
+        return Outlook(model, state, ahead, progress.fraction, progress.eta_s)
 
     def _loaded(self, names: tuple[str, ...]) -> tuple[str, ...]:
         loaded = tuple(name for name in names if self.scheduler.state(name) is State.READY or not self._managed(name))
@@ -320,14 +498,14 @@ class Supervisor:
         if engine is None or engine.instance is None:
             entry = engine.entry if engine else self._entries.get(model.name)
             return EngineStatus(model, entry.backend if entry else "")
-        pid = engine.instance.pid
-        uptime_s = time.monotonic() - engine.started_at
-        return EngineStatus(model, engine.entry.backend, pid, engine.port, memory_mb(pid) if pid else None, uptime_s)
-
-
-def _port_for(entry: ModelEntry) -> int:
-    """Return the entry's own port or a free one; raises ``OSError`` saying who has it if it is taken."""
-    fixed = entry.backend_config.port
-    if fixed and not is_free(LOOPBACK, fixed):
-        raise OSError(f"backend_config.port {fixed} is taken by {holder(fixed)}")
-    return fixed or free_port()
+        progress = engine.progress(model.load_s) if model.state is State.STARTING else Progress()
+        return EngineStatus(
+            model,
+            engine.entry.backend,
+            pid=engine.pid,
+            port=engine.port or None,
+            rss_mb=memory_mb(engine.pid) if engine.pid else None,
+            uptime_s=time.monotonic() - engine.started_at,
+            load_fraction=progress.fraction,
+            load_eta_s=progress.eta_s,
+        )

@@ -1,0 +1,56 @@
+"""Which models the daemons have that other people run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import httpx
+
+from rolecall.backends.base import Backend, Call, RemoteLoad
+from rolecall.core.models import ModelEntry
+
+_FRESH_S = 2.0
+_TIMEOUT_S = 1.0
+
+
+class Daemons:
+    """Asks each daemon for its models, at most every two seconds; safe to call from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: dict[str, tuple[float, Any]] = {}
+
+    def why_missing(self, entry: ModelEntry, backend: Backend) -> str | None:
+        """Return why the entry's daemon cannot serve it; None if it can, or where there is no daemon.
+
+        It waits for the daemon, up to a second: call it off the event loop.
+        """
+        if not backend.managed or backend.has_port:
+            return None
+        load = backend.launch(entry, 0)
+        if not isinstance(load, RemoteLoad) or load.list_installed is None:
+            return None
+        answer = self._ask(load.list_installed)
+        if isinstance(answer, str):
+            return f"not installed: {backend.name} cannot be asked at {load.list_installed.url}: {answer}"
+        return None if load.has_model(answer) else f"not installed: {load.missing}"
+
+    def _ask(self, call: Call) -> Any:
+        """Return the JSON of the answer, or in words why there is none."""
+        with self._lock:
+            asked_at, answer = self._answers.get(call.url, (0.0, None))
+            if not asked_at or time.monotonic() - asked_at > _FRESH_S:
+                answer = _answer(call)
+                self._answers[call.url] = time.monotonic(), answer
+            return answer
+
+
+def _answer(call: Call) -> Any:
+    try:
+        response = httpx.request(call.method, call.url, timeout=_TIMEOUT_S, trust_env=False)
+        response.raise_for_status()
+        return response.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return str(error) or type(error).__name__

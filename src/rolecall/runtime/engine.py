@@ -1,0 +1,200 @@
+"""One loaded model as the supervisor keeps it, and how it is made from an entry: port, command line, devices."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import httpx
+
+from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad
+from rolecall.core.models import ModelEntry
+from rolecall.core.vram import HOST, Placement
+from rolecall.runtime.gpu import GpuReport
+from rolecall.runtime.instance import Instance, Patience
+from rolecall.runtime.launcher import Launcher
+from rolecall.runtime.lease import Lease
+from rolecall.runtime.leftovers import EngineRecord, EngineRoll
+from rolecall.runtime.ports import free_port, holder, is_free
+from rolecall.runtime.progress import Progress
+from rolecall.runtime.remote import RemoteInstance
+
+
+@dataclass(slots=True)
+class Engine:
+    """An engine from Start to Exited, with the entry that it was started with."""
+
+    entry: ModelEntry
+    backend: Backend
+    placement: Placement = ()
+    port: int = 0
+    fingerprint: str = ""
+    """Stands for its command line and environment: an engine of an earlier run is taken over only if it is the same."""
+    instance: Instance | RemoteInstance | None = None
+    started_at: float = field(default_factory=time.monotonic)
+    """When it was started, or began to wake."""
+    ready_at: float | None = None
+    seen_before: GpuReport | None = None
+    """The GPUs right before its start; None once something else came or went on them meanwhile."""
+    is_measured: bool = False
+    """Whether it was learnt what this very load holds."""
+    leases: list[Lease] = field(default_factory=list)
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when it is ready for the first time, or gone."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.entry.name
+
+    @property
+    def reserved_mb(self) -> Mapping[str, int]:
+        """What it was given, MB by GPU; nothing of the host's RAM, which nobody measures."""
+        return {share.device: share.mb for share in self.placement if share.device != HOST}
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process, if it is one of ours."""
+        return self.instance.pid if self.instance else None
+
+    def is_progressing(self, within_s: float) -> bool:
+        """Whether an answer of it got on a moment ago."""
+        return any(lease.moved_within(within_s) for lease in self.leases)
+
+    def members(self) -> frozenset[int]:
+        """Return its processes; a look at all of ``/proc``, some milliseconds."""
+        return frozenset(self.instance.members()) if isinstance(self.instance, Instance) else frozenset()
+
+    def told_mb(self) -> dict[str, int] | None:
+        """Return what a daemon says that the model holds, in equal parts on its devices; None if nobody says."""
+        if not isinstance(self.instance, RemoteInstance) or not self.instance.held_mb or not self.placement:
+            return None
+        part_mb = -(-self.instance.held_mb // len(self.placement))
+        return {share.device: part_mb for share in self.placement}
+
+    def progress(self, expected_s: float) -> Progress:
+        """Return how far its load or its waking is."""
+        if isinstance(self.instance, Instance):
+            return self.instance.progress(expected_s, None)
+        return Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineMaker:
+    """Makes engines; ``load_timeout_s`` is for entries and drivers that say nothing."""
+
+    launcher: Launcher
+    http: httpx.AsyncClient
+    backend_for: Callable[[ModelEntry], Backend]
+    roll: EngineRoll
+    load_timeout_s: float = 120
+    patience: Patience = field(default_factory=Patience)
+
+    def make(self, entry: ModelEntry, placement: Placement) -> Engine:
+        """Return an engine that is not started yet; raises ``OSError`` or ``ValueError`` for one that cannot be."""
+        backend = self.backend_for(entry)
+        engine = Engine(entry, backend, placement)
+        if not backend.managed:
+            return engine
+        engine.port = _port_for(entry, backend) if backend.has_port else 0
+        launch = backend.launch(entry, engine.port, placement)
+        if isinstance(launch, RemoteLoad):
+            timeout_s = entry.load_timeout_s or launch.load_timeout_s or self.load_timeout_s
+            engine.instance = RemoteInstance(entry.name, launch, self.http, timeout_s)
+        else:
+            self._equip(engine, launch)
+        return engine
+
+    def adopt(self, entries: Mapping[str, ModelEntry]) -> list[Engine]:
+        """Return the engines of an earlier run that match their entries, and end all others; it may take seconds."""
+        found: dict[str, Engine] = {}
+
+        def is_wanted(record: EngineRecord) -> bool:
+            entry = entries.get(record.model)
+            engine = None if entry is None else self._remade(entry, record)
+            if engine is None or engine.fingerprint != record.fingerprint:
+                return False
+            found[record.model] = engine
+            return True
+
+        records, _ = self.roll.adopt(is_wanted)
+        return [self._take_over(found[record.model], record) for record in records]
+
+    def note_ready(self, engine: Engine) -> None:
+        """Write down that the engine answers, so that a later run may take it over."""
+        if isinstance(engine.instance, Instance):
+            self.roll.ready(engine.name, fingerprint=engine.fingerprint, placement=engine.placement)
+
+    def note_unready(self, engine: Engine) -> None:
+        """Write down that the engine is about to end or to sleep."""
+        if isinstance(engine.instance, Instance):
+            self.roll.unready(engine.name)
+
+    def _remade(self, entry: ModelEntry, record: EngineRecord) -> Engine | None:
+        backend = self.backend_for(entry)
+        if not (backend.managed and backend.has_port and record.port):
+            return None
+        engine = Engine(entry, backend, record.placement, record.port)
+        try:
+            launch = backend.launch(entry, record.port, record.placement)
+        except (OSError, ValueError):
+            return None
+        engine.fingerprint = "" if isinstance(launch, RemoteLoad) else _fingerprint(_on_devices(launch, engine))
+        return engine
+
+    def _take_over(self, engine: Engine, record: EngineRecord) -> Engine:
+        launch = engine.backend.launch(engine.entry, engine.port, engine.placement)
+        if isinstance(launch, RemoteLoad):
+            raise TypeError(f"{engine.name} is no process")
+        self._equip(engine, launch, record)
+        return engine
+
+    def _equip(self, engine: Engine, launch: Launch, adopted: EngineRecord | None = None) -> None:
+        entry = engine.entry
+        launch = _on_devices(launch, engine)
+        engine.fingerprint = _fingerprint(launch)
+        engine.instance = Instance(
+            entry.name,
+            launch,
+            self.launcher,
+            self.http,
+            load_timeout_s=entry.load_timeout_s or launch.load_timeout_s or self.load_timeout_s,
+            served_id=engine.backend.served_id(entry),
+            kind="embedding" if "text" not in entry.all_capabilities else "chat",
+            adopted=self.launcher.adopt(adopted) if adopted else None,
+            patience=self.patience,
+        )
+
+
+def _port_for(entry: ModelEntry, backend: Backend) -> int:
+    """Return the entry's own port, one of the driver's, or any free one; raises ``OSError`` saying who has it."""
+    fixed = entry.backend_config.port
+    if fixed:
+        if not is_free(LOOPBACK, fixed):
+            raise OSError(f"backend_config.port {fixed} is taken by {holder(fixed)}")
+        return fixed
+    if backend.ports is None:
+        return free_port()
+    for port in backend.ports:
+        if is_free(LOOPBACK, port):
+            return port
+    first, last = backend.ports[0], backend.ports[-1]
+    raise OSError(f"the ports {first} to {last} are all taken, {first} by {holder(first)}")
+
+
+def _on_devices(launch: Launch, engine: Engine) -> Launch:
+    """Return the launch with the GPUs of the placement made the only visible ones, unless the entry says otherwise."""
+    gpus = [share.device for share in engine.placement if share.device != HOST]
+    if not gpus or "CUDA_VISIBLE_DEVICES" in launch.env:
+        return launch
+    return replace(launch, env={**launch.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
+
+
+def _fingerprint(launch: Launch) -> str:
+    text = json.dumps([launch.argv, sorted(launch.env.items()), launch.base_url])
+    return hashlib.sha256(text.encode()).hexdigest()
