@@ -25,7 +25,7 @@ class CustomCommand:
     managed = True
     has_port = True
     takes_share = False
-    ports = None
+    ports: range | None = None
 
     def __init__(self, places: Places, name: str) -> None:
         self.name = name

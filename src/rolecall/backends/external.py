@@ -19,7 +19,7 @@ class OpenAIServer:
     managed = False
     has_port = False
     takes_share = False
-    ports = None
+    ports: range | None = None
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return what the entry lacks."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rolecall.backends.base import (
     LOOPBACK,
     Launch,
     Places,
+    Spread,
     Upstream,
     command_launch,
     command_problem,
@@ -18,6 +21,7 @@ from rolecall.backends.base import (
     model_path,
 )
 from rolecall.core.models import ModelEntry, flag_value
+from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 4
 """Slots of llama-server unless told otherwise (its own default with a unified KV cache)."""
@@ -30,6 +34,9 @@ class LlamaServer:
 
     name = "llama_cpp"
     managed = True
+    has_port = True
+    takes_share = False
+    ports: range | None = None
 
     def __init__(self, places: Places, engine: Sequence[str] | None) -> None:
         self._places = places
@@ -64,8 +71,9 @@ class LlamaServer:
         """Return the alias that the engine is started with."""
         return entry.served_model_id or entry.name
 
-    def launch(self, entry: ModelEntry, port: int) -> Launch:
+    def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
         """Return the command line; what ``extra_args`` say themselves is left to them, but for host and port."""
+        del placement  # llama.cpp spreads a model evenly over the GPUs that it sees
         config = entry.backend_config
         if config.command:
             return command_launch(entry, self._places, port, sys.executable)
@@ -85,10 +93,31 @@ class LlamaServer:
         argv += [*extra, "--host", LOOPBACK, "--port", str(port)]
         return Launch(tuple(argv), loopback(port).base_url, config.env)
 
+    def spread(self, entry: ModelEntry) -> Spread:
+        """Return any number of GPUs: layers are laid out over all that are visible."""
+        del entry
+        return Spread(possible=tuple(range(1, 17)))
+
+    def build(self) -> str:
+        """Return the binary with the time it was built, or the version of the embedded engine."""
+        return engine_build(self._engine)
+
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the engine's address on loopback."""
         del entry
         return loopback(port)
+
+
+def engine_build(engine: Sequence[str]) -> str:
+    """Return which build of llama.cpp the start of a command line stands for; "none" if there is none."""
+    if not engine:
+        return "none"
+    if len(engine) > 1:
+        with suppress(PackageNotFoundError):
+            return f"xllamacpp {version('xllamacpp')}"
+    with suppress(OSError):
+        return f"{Path(engine[0]).name} {Path(engine[0]).stat().st_mtime_ns}"
+    return Path(engine[0]).name
 
 
 def _has_flag(argv: Sequence[str], flags: Sequence[str]) -> bool:

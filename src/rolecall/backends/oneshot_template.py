@@ -1,0 +1,117 @@
+"""A conversation as a chat template of its own, which is how it reaches llama.cpp's one-shot programs whole.
+
+``llama-completion`` and ``llama-mtmd-cli`` take one user message, and today's ``llama-cli`` reads commands such as
+``/read FILE`` in it. All of them take a chat template from a file. The conversation is therefore written into a copy of
+the model's own template, in front of it, as ``{% set messages = [...] %}``: system messages, earlier turns and answers
+are laid out as the model was trained for, of any length, and no word of a client ever stands on a command line.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""For models that bring no template, as in llama.cpp."""
+
+_KEY = "tokenizer.chat_template"
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of GGUF's plain types, by number."""
+_STRING, _ARRAY = 8, 9
+_MAX_STRING = 64 * 2**20
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\0": ""})
+
+
+def bake(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    """Return a template that lays out these messages, whatever it is given; ``variables`` are set beside them.
+
+    Raises ``ValueError`` for a variable whose name is none.
+    """
+    if _takes_parts_only(template):
+        messages = [
+            {**message, "content": [{"type": "text", "text": message["content"]}]}
+            if isinstance(message.get("content"), str)
+            else message
+            for message in messages
+        ]
+    for name in variables:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a template's variable")
+    values = {**variables, "messages": messages}
+    return "".join(f"{{% set {name} = {literal(value)} %}}" for name, value in values.items()) + template
+
+
+def literal(value: Any) -> str:
+    """Return a JSON value as Jinja writes it; nothing in a string can end it."""
+    if isinstance(value, str):
+        return f'"{value.translate(_ESCAPES)}"'
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(str(name))}: {literal(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    return repr(value)
+
+
+def _takes_parts_only(template: str) -> bool:
+    """Whether a template reads ``content`` as a list of parts and never as a string."""
+    return re.search(r"\[['\"]type['\"]\]|\.type\b", template) is not None and "is string" not in template
+
+
+def template_of(model: Path) -> str:
+    """Return the chat template that a GGUF file brings, else ChatML.
+
+    Raises ``OSError`` for a file that cannot be read and ``ValueError`` for one that is no GGUF.
+    """
+    with model.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"{model} is no GGUF file")
+        try:
+            version, _, entries = struct.unpack("<IQQ", file.read(20))
+            if not 2 <= version <= 3:
+                raise ValueError(f"{model} is a GGUF file of version {version}")
+            for _ in range(entries):
+                name, kind = _string(file), _number(file, 4)
+                if name == _KEY and kind == _STRING:
+                    return _string(file)
+                _skip(file, kind)
+        except (struct.error, KeyError, UnicodeDecodeError):
+            raise ValueError(f"{model} is a GGUF file that is cut off or broken") from None
+    return CHATML
+
+
+def _skip(file: BinaryIO, kind: int) -> None:
+    if kind == _STRING:
+        file.seek(_number(file, 8), 1)
+    elif kind == _ARRAY:
+        item, count = _number(file, 4), _number(file, 8)
+        if item in _SIZES:
+            file.seek(_SIZES[item] * count, 1)
+        else:
+            for _ in range(count):
+                _skip(file, item)
+    else:
+        file.seek(_SIZES[kind], 1)
+
+
+def _number(file: BinaryIO, size: int) -> int:
+    data = file.read(size)
+    if len(data) < size:
+        raise struct.error
+    return int.from_bytes(data, "little")
+
+
+def _string(file: BinaryIO) -> str:
+    size = _number(file, 8)
+    data = file.read(size) if size <= _MAX_STRING else b""
+    if len(data) < size:
+        raise struct.error
+    return data.decode()
