@@ -19,6 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
     "settings": {"errors", "core"},
+    "simulation": {"errors", "core"},
     "backends": {"errors", "core"},
     "demo": {"errors", "core", "backends"},
     "runtime": BELOW_GATEWAY - {"runtime"},
@@ -26,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vision": BELOW_GATEWAY | {"gateway"},
     "prompts": BELOW_GATEWAY | {"gateway"},
     "insight": BELOW_GATEWAY | {"gateway"},
-    "cli": BELOW_GATEWAY | {"gateway", "demo", "vision", "prompts", "insight"},
+    "cli": BELOW_GATEWAY | {"gateway", "demo", "vision", "prompts", "insight", "simulation"},
     "__main__": {"cli"},
 }
 """Room of ``rolecall`` to the other rooms it may import; each may import itself and the package's version."""
