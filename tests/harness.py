@@ -21,6 +21,10 @@ import httpx
 import psutil
 from typing_extensions import Self
 
+from rolecall.core.profiles import RESERVE_MB
+from simulator import memory, nvml
+from simulator.nvml import Machine
+
 T = TypeVar("T")
 
 DEADLINE_S = 20.0
@@ -66,6 +70,13 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
+def _is_engine(process: psutil.Process) -> bool:
+    try:
+        return not any("guardian_process" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
 def fake_entry(name: str, *faults: str, **fields: Any) -> dict[str, Any]:
     """Return a registry entry whose engine is the fake one, with ``faults`` on its command line."""
     command = ["{python}", str(FAKE_ENGINE), "--port", "{port}", "--alias", "{alias}", *faults]
@@ -104,6 +115,51 @@ def text_of(stream: Sequence[Any]) -> str:
 def words(count: int) -> str:
     """Return the fake engine's answer of that many tokens."""
     return " ".join(f"w{number}" for number in range(count))
+
+
+class Gpus:
+    """Simulated GPUs for one rolecall and its engines; ``index`` is NVML's everywhere, amounts are MB."""
+
+    def __init__(self, library: Path, folder: Path, machine: Machine) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.machine = folder, machine
+        self.environ = nvml.variables(library, machine, folder)
+        self.simulation = nvml.simulation(folder)
+        self.cards = memory.cards(self.simulation)
+
+    def rolecall(self, *entries: Mapping[str, Any], profile_text: str = "", **fields: Any) -> Rolecall:
+        """Return a rolecall for all that these GPUs offer, however many models that is; not started yet.
+
+        ``profile_text`` is added to its ``profiles.toml``.
+        """
+        usable_mb = sum(card.total_mb - RESERVE_MB for card in self.cards)
+        settings = {"max_vram_mb": usable_mb, **fields.pop("settings", {})}
+        made = Rolecall(self.folder, entries, settings=settings, environ=self.environ, **fields)
+        with (made.config_dir / "profiles.toml").open("a", encoding="utf-8") as file:
+            file.write(profile_text)
+        return made
+
+    def uuid(self, index: int = 0) -> str:
+        """Return the UUID of a GPU."""
+        return self.cards[index].uuid
+
+    def free_mb(self, index: int = 0) -> int:
+        """Return what NVML shows as free."""
+        return memory.free_mb(self.simulation)[self.uuid(index)]
+
+    def held_mb(self, pid: int) -> dict[int, int]:
+        """Return what a process holds, by GPU."""
+        held = memory.held_mb(self.simulation, pid)
+        return {card.index: held[card.uuid] for card in self.cards if card.uuid in held}
+
+    def lost_mb(self) -> int:
+        """Return what is taken beyond foreign use, over all GPUs."""
+        free = memory.free_mb(self.simulation)
+        return sum(card.free_mb - free[card.uuid] for card in memory.cards(self.simulation))
+
+    def set_foreign_mb(self, mb: int, index: int = 0) -> None:
+        """Let others hold so much from now on."""
+        memory.set_foreign_mb(self.simulation, self.uuid(index), mb)
 
 
 def rest_of(lines: Iterator[str]) -> tuple[list[Any], bool]:
@@ -240,9 +296,9 @@ class Rolecall:
         self.http.close()
 
     def engine_processes(self) -> list[psutil.Process]:
-        """Return every process that descends from it."""
+        """Return every process that descends from it, but for the guardian of the engines."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children(recursive=True)
+            return [child for child in psutil.Process(self.process.pid).children(recursive=True) if _is_engine(child)]
         return []
 
     def stop(self, within_s: float = 30.0) -> int:

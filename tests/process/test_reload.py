@@ -133,7 +133,7 @@ def test_a_removed_model_is_gone_and_its_stream_is_finished(server: Rolecall) ->
     assert (rest[-1], text_of(rest), is_whole) == ("[DONE]", words(10), True)
     eventually(lambda: not is_running(pid))
     assert names(server) == ["stays"]
-    assert [row["model"] for row in server.get("/v1/models/health")["data"]] == ["stays"]
+    eventually(lambda: [row["model"] for row in server.get("/v1/models/health")["data"]] == ["stays"])
 
 
 def test_whoever_waits_for_a_model_that_is_removed_is_told(server: Rolecall) -> None:

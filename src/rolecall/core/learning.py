@@ -142,7 +142,7 @@ def choose_footprint(
     if mb is not None:
         loads = len(known.held_mb)
         return Footprint(mb, "learnt", f"from the last {loads} loads" if loads > 1 else "from one load")
-    too_little = known.at_least_mb or 0
+    too_little = -1 if known.at_least_mb is None else known.at_least_mb
     figures: tuple[tuple[int | None, Source, str], ...] = (
         (computed, "computed", "computed from its files"),
         (declared, "declared", "vram_estimate_mb"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from rolecall.runtime.leftovers import EngineRecord, EngineRoll
 from rolecall.runtime.ports import free_port, holder, is_free
 from rolecall.runtime.progress import Progress
 from rolecall.runtime.remote import RemoteInstance
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -122,7 +125,9 @@ class EngineMaker:
             found[record.model] = engine
             return True
 
-        records, _ = self.roll.adopt(is_wanted)
+        records, ended = self.roll.adopt(is_wanted)
+        for model in ended:
+            log.warning("ended %s, an engine left over from an earlier run", model)
         return [self._take_over(found[record.model], record) for record in records]
 
     def note_ready(self, engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -21,16 +22,24 @@ _START_S = {"vllm": 30.0}
 """What a start takes beyond reading the files."""
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A card that counts: what kind it is, and what models may take of it in MB."""
+
+    name: str
+    capacity_mb: int
+
+
 @dataclass(slots=True)
 class Footprints:
-    """Brings together what is known of models; ``gpu_names`` are the cards by UUID, empty without any.
+    """Brings together what is known of models; ``gpus`` are the cards by UUID, empty without any.
 
     Only figures of GPUs are learnt: in host RAM nobody can tell a model's memory from the page cache.
     """
 
     store: LearntStore
     backend_for: Callable[[ModelEntry], Backend]
-    gpu_names: Mapping[str, str] = field(default_factory=dict)
+    gpus: Mapping[str, Gpu] = field(default_factory=dict)
     files: ModelFiles = field(default_factory=ModelFiles)
 
     def of(self, entry: ModelEntry) -> Footprint:
@@ -45,7 +54,7 @@ class Footprints:
         computed = self.computed(entry)
         computed_mb = None if computed is None else computed.mb
         declared_mb = entry.vram_estimate_mb
-        if declared_mb is not None and computed_mb is not None and (computed_mb <= declared_mb or not self.gpu_names):
+        if declared_mb is not None and computed_mb is not None and (computed_mb <= declared_mb or not self.gpus):
             computed_mb = None
         if backend.takes_share:
             return self._share(entry, computed, declared_mb)
@@ -63,11 +72,11 @@ class Footprints:
 
     def computed(self, entry: ModelEntry) -> Estimate | None:
         """Return what its files say, with the parts."""
-        return self.files.estimate_mb(entry, self.backend_for(entry), on_gpu=bool(self.gpu_names))
+        return self.files.estimate_mb(entry, self.backend_for(entry), on_gpu=bool(self.gpus))
 
     def learnt(self, entry: ModelEntry) -> Learnt | None:
         """Return what was observed of it on the kind of card that it would lie on; None for nothing."""
-        keys = (self._key(entry, name) for name in dict.fromkeys(self.gpu_names.values()))
+        keys = (self._key(entry, name) for name in self._kinds())
         found = [known for key in keys if (known := self.store.get(key)) is not None]
         return max(found, key=lambda known: known.count, default=None)
 
@@ -85,7 +94,11 @@ class Footprints:
         return guess_s if learnt_s is None else learnt_s
 
     def observe(self, entry: ModelEntry, placement: Placement, mb: int, *, again: bool) -> int | None:
-        """Take in what a model holds (``again``: the same load, looked at later); return what its next start gets."""
+        """Take in what a model holds (``again``: the same load, looked at later); return what its next start gets.
+
+        Never more than its cards hold: one wrong look must not make a model too large for ever.
+        """
+        mb = min(mb, sum(self.gpus[share.device].capacity_mb for share in placement if share.device in self.gpus))
         self.store.observe_footprint(self._key_on(entry, placement), mb, again=again)
         if self.backend_for(entry).takes_share:
             return sum(share.mb for share in placement)
@@ -109,21 +122,27 @@ class Footprints:
             self.store.save()
 
     def _seen(self, entry: ModelEntry, time_s: Callable[[FootprintKey], float | None]) -> float | None:
-        names = list(dict.fromkeys(self.gpu_names.values())) or [HOST]
-        times_s = [seconds for name in names if (seconds := time_s(self._key(entry, name))) is not None]
-        return max(times_s, default=None)
+        times_s = [time_s(self._key(entry, kind)) for kind in self._kinds() or [HOST]]
+        return max((seconds for seconds in times_s if seconds is not None), default=None)
+
+    def _kinds(self) -> list[str]:
+        return list(dict.fromkeys(gpu.name for gpu in self.gpus.values()))
 
     def _key_on(self, entry: ModelEntry, placement: Placement) -> FootprintKey:
-        return self._key(entry, self.gpu_names.get(placement[0].device, HOST) if placement else HOST)
+        gpu = self.gpus.get(placement[0].device) if placement else None
+        return self._key(entry, gpu.name if gpu else HOST)
 
     def _key(self, entry: ModelEntry, device: str) -> FootprintKey:
-        backend = self.backend_for(entry)
-        return FootprintKey(entry.name, entry.context_tokens or 0, backend.parallel(entry), backend.build(), device)
+        backend, config = self.backend_for(entry), entry.backend_config
+        # Arguments such as -ngl change what a model takes, and so does another file under the same name.
+        started = repr((config.model_path, config.mmproj_path, config.command, config.extra_args))
+        build = f"{backend.build()} {zlib.crc32(started.encode()):08x}"
+        return FootprintKey(entry.name, entry.context_tokens or 0, backend.parallel(entry), build, device)
 
 
-def gpu_names(devices: Iterable[Device], names: Mapping[str, str]) -> dict[str, str]:
-    """Return the names of the cards that count, by UUID."""
-    return {device.id: names.get(device.id, device.id) for device in devices if device.id != HOST}
+def cards(devices: Iterable[Device], names: Mapping[str, str]) -> dict[str, Gpu]:
+    """Return the cards that count by UUID; ``names`` are the kinds of all that are there."""
+    return {d.id: Gpu(names.get(d.id, d.id), d.capacity_mb) for d in devices if d.id != HOST}
 
 
 def asked_share(entry: ModelEntry) -> float | None:

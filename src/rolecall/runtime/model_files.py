@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO, TypeAlias
 
 from rolecall.backends.base import Backend
@@ -130,7 +131,7 @@ class _Header:
         for _ in range(count):
             try:
                 position += 8 + length_at(self._data, position)[0]
-            except struct.error:
+            except (struct.error, OverflowError):
                 self._reach(position + 8)
                 position += 8 + length_at(self._data, position)[0]
         self.skip(position - self.position)
@@ -150,7 +151,7 @@ def _parse(header: _Header, file_bytes: int) -> GgufHeader:
         raise ValueError("it is no GGUF")
     version = header.number(_U32)
     if version not in (2, 3):
-        raise ValueError(f"GGUF version {version} is not known here (a big-endian file has such, too)")
+        raise ValueError(f"its version {version} is not known here (a big-endian file has such, too)")
     tensor_count, entry_count = _count(header), _count(header)
     metadata = dict(_entry(header) for _ in range(entry_count))
     infos = [_tensor_info(header) for _ in range(tensor_count)]
@@ -232,6 +233,9 @@ class _Fields:
         values = [_checked(key, one) for one in value[:layers]]
         return values + [0] * (layers - len(values))
 
+    def most(self, key: str, layers: int) -> int:
+        return max(self.each(key, layers, [0]), default=0)
+
 
 def _checked(key: str, value: object) -> int:
     if not isinstance(value, int) or not 0 <= value <= MOST:
@@ -279,33 +283,29 @@ def gguf_facts(header: GgufHeader) -> GgufFacts:
     if count > MOST_LAYERS:
         raise ValueError(f"it claims {count} layers")
     heads = fields.each("attention.head_count", count, [0] * count)
-    width, experts_used = (
-        fields.number("embedding_length"),
-        max(fields.each("expert_used_count", count, [0]), default=0),
-    )
-    feed_forward = max(fields.each("feed_forward_length", count, [0]), default=0)
-    expert_width = max(fields.each("expert_feed_forward_length", count, [0]), default=0)
-    dense = any(name.endswith(".ffn_down.weight") for name in header.tensors)
-    shape, embedding_bytes = header.tensors.get("token_embd.weight", ((0, 0), 0))
-    tied = "output.weight" not in header.tensors and architecture not in _ENCODERS
+    most_heads, width = max(heads, default=0), fields.number("embedding_length")
+    shape, embedding_bytes = header.tensors.get("token_embd.weight", ((), 0))
+    is_tied = "output.weight" not in header.tensors and architecture not in _ENCODERS
     blocks, input_bytes, output_bytes = _tensor_bytes(header, count)
+    has_dense = any(name.endswith(".ffn_down.weight") for name in header.tensors)
+    feed_forward, used = fields.most("feed_forward_length", count), fields.most("expert_used_count", count)
+    recurrent = fields.number("ssm.inner_size") + fields.number("ssm.group_count") * fields.number("ssm.state_size")
     return GgufFacts(
         architecture=architecture,
         layers=tuple(_layers(fields, architecture, heads, blocks)),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
-        tied_bytes=embedding_bytes if tied else 0,
+        tied_bytes=embedding_bytes if is_tied else 0,
         context_tokens=fields.number("context_length"),
-        vocabulary=0 if architecture in _ENCODERS else min(shape[-1] if shape else 0, MOST),
+        vocabulary=min(shape[-1], MOST) if shape and architecture not in _ENCODERS else 0,
         embedding_width=width,
-        query_width=max(heads, default=0) * fields.number("attention.key_length", _ratio(width, max(heads, default=0))),
-        heads=max(heads, default=0),
-        feed_forward_width=feed_forward if dense else 0,
-        expert_width=experts_used * (expert_width or _ratio(feed_forward, experts_used)),
-        experts_used=experts_used,
+        query_width=most_heads * fields.number("attention.key_length", _ratio(width, most_heads)),
+        heads=most_heads,
+        feed_forward_width=feed_forward if has_dense else 0,
+        expert_width=used * (fields.most("expert_feed_forward_length", count) or _ratio(feed_forward, used)),
+        experts_used=used,
         window_tokens=fields.number("attention.sliding_window", _DEFAULT_WINDOWS.get(architecture, 0)),
-        recurrent_width=2 * fields.number("ssm.inner_size")
-        + 2 * fields.number("ssm.group_count") * fields.number("ssm.state_size"),
+        recurrent_width=2 * recurrent,
     )
 
 
@@ -580,27 +580,33 @@ class ModelFiles:
 
     def __init__(self) -> None:
         self._known: dict[_State, _Facts | None] = {}
+        self._lock = Lock()
 
     def estimate_mb(self, entry: ModelEntry, backend: Backend, *, on_gpu: bool = True) -> Estimate | None:
         """Return what the entry needs on its GPUs, or in host RAM; None where the files do not tell.
 
-        A file that makes no sense is warned about once. Safe to call from several threads.
+        A file that makes no sense is warned about once. Safe to call from several threads. What a draft model or an
+        adapter takes besides is not known here, nor that older builds of llama.cpp lay out the logits of a whole
+        micro-batch: such is learnt.
         """
-        files = backend.files(entry)
         flags = _Flags(entry)
+        files, dtype = backend.files(entry), flags.word("--dtype")
         if not files:
             return None
-        dtype = flags.word("--dtype")
         try:
             state = (_state(files), dtype)
         except (OSError, ValueError):  # not installed, or a name that no file can have
             return None
+        with self._lock:
+            facts = self._facts(state, files, dtype)
+        return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
+
+    def _facts(self, state: _State, files: Sequence[Path], dtype: str | None) -> _Facts | None:
         if state not in self._known:
             while len(self._known) >= MOST_REMEMBERED:
-                self._known.pop(next(iter(self._known)), None)
+                del self._known[next(iter(self._known))]
             self._known[state] = _read(files, dtype)
-        facts = self._known.get(state)
-        return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
+        return self._known[state]
 
 
 def estimate_mb(entry: ModelEntry, backend: Backend, *, on_gpu: bool = True) -> Estimate | None:

@@ -25,7 +25,7 @@ from rolecall.core.vram import HOST
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.daemons import Daemons
 from rolecall.runtime.drivers import backends
-from rolecall.runtime.footprints import Footprints, asked_share, gpu_names
+from rolecall.runtime.footprints import Footprints, asked_share, cards
 from rolecall.runtime.gpu import GpuProbe, GpuReport, NvmlProbe
 from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.registry import CURATED, files_mb, load_registry, registry_state, why_unavailable
@@ -80,9 +80,9 @@ class Roster:
         self.gpus: GpuReport = self.probe.report()
         self.profiles = load_profiles(self.settings.config_dir)
         self.active = active_profile(self.settings, self.profiles, self.gpus)
-        names = gpu_names(self.active.devices, {gpu.uuid: gpu.name for gpu in self.gpus.gpus})
+        found = cards(self.active.devices, {gpu.uuid: gpu.name for gpu in self.gpus.gpus})
         store = LearntStore(self.settings.state_dir / LEARNT)
-        self.footprints = Footprints(store, self.backend, names)
+        self.footprints = Footprints(store, self.backend, found)
         self._seen = registry_state(self.settings.config_dir)
         self._adopt(load_registry(self.settings.config_dir))
 
