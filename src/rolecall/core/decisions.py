@@ -120,7 +120,7 @@ def read(lines: Iterable[bytes]) -> Iterator[Header | Decision | Truncated]:
 
 def _read_line(number: int, line: bytes) -> Header | Decision:
     try:
-        data = _load(line)
+        data = json.loads(line)  # orjson would read integers over 64 bits as floats
         if "version" in data:
             return _header(data)
         told = dict(data["event"])
@@ -142,13 +142,6 @@ def _dump(value: Any) -> bytes:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # integers over 64 bits and lone surrogates, which a registry may hold
         return json.dumps(_all_plain(value)).encode() + b"\n"
-
-
-def _load(line: bytes) -> Any:
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line)
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ The policy, in the order in which ``_decide`` applies it:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from rolecall.core.events import (
@@ -58,6 +58,8 @@ FOREIGN_PATIENCE_S = 10.0
 STALE_S = 60.0
 """A model that was idle for this long makes room for the rest of a group in use."""
 
+_FEW_DEVICES = 8
+
 SLEEP_ROUNDS = 6
 """A sleeping model is stopped after this many times its ``idle_unload_s``."""
 
@@ -78,9 +80,14 @@ class Scheduler:
     _groups: tuple[Group, ...] = field(default=(), init=False)
     _sleep_mb: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
+    _has_pinned: bool = field(default=False, init=False)
     _now: float = field(default=0, init=False)
     _chosen: dict[tuple[Demand, tuple[str, ...]], Selection] = field(default_factory=dict, init=False)
     """Selections of the present event: many waiters ask the same."""
+    _places: dict[tuple[int | None, tuple[int, ...], tuple[str, ...]], list[Placement]] = field(
+        default_factory=dict, init=False
+    )
+    """Where models of a size may lie, until the devices change."""
 
     def __repr__(self) -> str:
         models = ", ".join(f"{s.name} {s.state.value} {s.in_flight} active" for s in self._slots.values())
@@ -262,6 +269,7 @@ class Scheduler:
     def _configured(self, event: Configured) -> Iterator[Effect]:
         self.rules, self._groups, self._sleep_mb = event.rules, event.groups, event.sleep_mb
         self.ledger.configure(event.devices, event.budget_mb, event.max_models)
+        self._places.clear()
         specs = {spec.name: spec for spec in event.specs}
         for name, slot in list(self._slots.items()):
             spec = specs.pop(name, None)
@@ -273,6 +281,7 @@ class Scheduler:
                 slot.measured_mb, slot.starts_alone, slot.sleeps_badly = None, False, False
                 yield from self._unload(slot)
         self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
+        self._has_pinned = any(slot.spec.entry.pinned for slot in self._slots.values())
         yield from self._rebind(self._waiters.values())
 
     def _tick(self) -> Iterator[Effect]:
@@ -344,7 +353,8 @@ class Scheduler:
         # After the overdue ones, those for whom somebody was sent away already: nobody else takes that room.
         for slot in (*overdue, *(s for s in self._slots.values() if s.claim is not None and s not in overdue)):
             if not slot.queue or not self._holds(slot.claim, claimed, slot):
-                fit = self._best_fit(slot, self._leaders(slot), claimed) if slot in overdue else None
+                is_open = slot in overdue and not self.ledger.devices.keys() <= claimed
+                fit = self._best_fit(slot, self._leaders(slot), claimed) if is_open else None
                 slot.claim = None if fit is None else Claim(*fit)
             if slot.claim is not None:
                 claimed.update(_devices(slot.claim.placement))
@@ -395,6 +405,11 @@ class Scheduler:
             if not slot.spec.managed:  # it takes no room and no turn
                 yield self._start(slot, ())
         taken = {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
+        yield from self._load_overdue(overdue, taken)
+        others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
+        yield from self._load_others(others, taken)
+
+    def _load_overdue(self, overdue: list[Slot], taken: set[str]) -> Iterator[Effect]:
         for slot in overdue:
             if slot.queue and slot.claim is not None:
                 for victim in slot.claim.victims:
@@ -402,12 +417,34 @@ class Scheduler:
                         yield from self._send_away(victim)
                 yield from self._break_off(slot, slot.claim.placement)
                 yield from self._come(slot, slot.claim.placement, taken)
-        others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
+
+    def _load_others(self, others: list[Slot], taken: set[str]) -> Iterator[Effect]:
+        reach_mb = self._reach_mb()
         for slot in sorted(others, key=self._turn):
+            if self.ledger.devices.keys() <= taken:
+                for placement in self._options(slot)[:1]:
+                    yield from self._break_off(slot, placement)
+                return
             if slot.claim is not None:
                 yield from self._come(slot, slot.claim.placement, taken)
-            else:
+            elif self._is_in_reach(slot, reach_mb):
                 yield from self._make_room(slot, taken)
+
+    def _reach_mb(self) -> dict[str, int]:
+        """Return the most that one model could be given of each device now, if all went that is idle.
+
+        It only falls while a decision is made. Most waiters of a long queue need no closer look.
+        """
+        reach_mb = {device: self.ledger.open_mb(device) for device in self.ledger.devices}
+        for slot in self._slots.values():
+            is_wanted = slot.queue or slot.in_flight or not slot.can_go
+            if is_wanted and slot.state in (State.READY, State.STARTING):
+                for device, mb in self.ledger.held_on(slot.name).items():
+                    reach_mb[device] = reach_mb.get(device, 0) - mb
+        return reach_mb
+
+    def _is_in_reach(self, slot: Slot, reach_mb: Mapping[str, int]) -> bool:
+        return any(all(share.mb <= reach_mb[share.device] for share in option) for option in self._options(slot))
 
     def _turn(self, slot: Slot) -> tuple[bool, float, float]:
         """Return what the next load is chosen by: room made already, most waiting per second of load, first come."""
@@ -416,10 +453,6 @@ class Scheduler:
 
     def _make_room(self, slot: Slot, taken: set[str]) -> Iterator[Effect]:
         """Start the model if it has room on a device where nothing loads; else send away what is idle for it."""
-        if self.ledger.devices.keys() <= taken:
-            for placement in self._options(slot)[:1]:
-                yield from self._break_off(slot, placement)
-            return
         fit = self._best_fit(slot, self._idle(slot), taken)
         if fit is not None:
             placement, victims = fit
@@ -484,7 +517,12 @@ class Scheduler:
         """Return where the model may lie; a sleeping one stays on its devices."""
         if slot.state is State.SLEEPING:
             return [slot.placement]
-        return placements(self.ledger, slot.need_mb, slot.spec.spread, slot.spec.devices)
+        key = slot.need_mb, slot.spec.spread, slot.spec.devices
+        if len(self.ledger.devices) > _FEW_DEVICES:  # there the choice depends on what is loaded
+            return placements(self.ledger, *key)
+        if key not in self._places:
+            self._places[key] = placements(self.ledger, *key)
+        return self._places[key]
 
     def _best_fit(
         self, slot: Slot, ways: Iterable[list[Holding]], taken: Collection[str]
@@ -606,8 +644,11 @@ class Scheduler:
 
     def _finds_room(self, slot: Slot, *, without_foreign: bool = False) -> bool:
         """Whether it has room when all go that can go: what is pinned stays, and so does what others hold."""
-        pinned = [s for s in self._slots.values() if not s.can_go and s is not slot and self.ledger.held_mb(s.name)]
-        pinned = [s for s in pinned if s.state is not State.STOPPING]
+        if self._has_pinned:
+            pinned = [s for s in self._slots.values() if not s.can_go and s is not slot and self.ledger.held_mb(s.name)]
+            pinned = [s for s in pinned if s.state is not State.STOPPING]
+        else:
+            pinned = []
         if not pinned and (without_foreign or not self.ledger.is_pressed):
             return True
         bare = Ledger(self.ledger.devices.values(), self.ledger.budget_mb, self.ledger.max_models)

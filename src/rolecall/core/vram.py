@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 HOST = "host"
 """The one device of a machine without GPUs: models live in host RAM."""
 
-_MOST_OPTIONS = 64
-"""Sets of GPUs that are compared for one model; beyond that only the emptiest ones are."""
+_MOST_OPTIONS = 70
+"""Sets of GPUs that are compared for one model: all of eight cards; beyond that only those of the emptiest ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class Ledger:
         self._held: dict[str, dict[str, int]] = {}
         self._asleep: set[str] = set()
         self._lingering: dict[str, dict[str, int]] = {}
+        self._used_on: dict[str, int] = {}
+        self._used_mb = 0
 
     def __repr__(self) -> str:
         held = ", ".join(f"{name} {sum(on.values())}" for name, on in self._held.items()) or "nothing"
@@ -95,7 +97,7 @@ class Ledger:
     @property
     def used_mb(self) -> int:
         """MB reserved in all, with what lingers."""
-        return sum(sum(on.values()) for on in self._all())
+        return self._used_mb
 
     @property
     def loaded(self) -> int:
@@ -104,7 +106,7 @@ class Ledger:
 
     def used_on(self, device: str) -> int:
         """MB reserved on one device, with what lingers."""
-        return sum(on.get(device, 0) for on in self._all())
+        return self._used_on.get(device, 0)
 
     def held_mb(self, name: str) -> int:
         """MB reserved for one model, over its devices."""
@@ -131,7 +133,9 @@ class Ledger:
     @property
     def is_pressed(self) -> bool:
         """Whether others hold so much of a device that models may hold less of it than its capacity."""
-        return any(self.open_mb(device) < known.capacity_mb for device, known in self.devices.items())
+        return bool(self.foreign_mb) and any(
+            self.open_mb(device) < known.capacity_mb for device, known in self.devices.items()
+        )
 
     def lack(self, placement: Placement, without: Iterable[Holding] = ()) -> Lack:
         """Return what is missing for a further model once the models ``without`` are gone or asleep."""
@@ -155,25 +159,30 @@ class Ledger:
         if name in self._held or name in self._lingering or self.lack(placement):
             raise ValueError(f"no room for {name!r} on {placement} in {self!r}")
         self._held[name] = {share.device: share.mb for share in placement}
+        self._sum_up()
 
     def correct(self, name: str, held_mb: Mapping[str, int]) -> None:
         """Take in what a model really holds by device, be it more or less than was reserved."""
         self._held[name] = dict(held_mb)
+        self._sum_up()
 
     def doze(self, name: str, residual_mb: int) -> None:
         """Keep only ``residual_mb`` on each of its devices for a model that fell asleep; it has no place any more."""
         self._held[name] = {device: min(mb, residual_mb) for device, mb in self._held[name].items()}
         self._asleep.add(name)
+        self._sum_up()
 
     def rouse(self, name: str, placement: Placement) -> None:
         """Reserve all of its memory again for a sleeping model; raises ``ValueError`` if there is no room."""
         residual = self._held.pop(name)
         self._asleep.discard(name)
+        self._sum_up()
         try:
             self.reserve(name, placement)
         except ValueError:
             self._held[name] = residual
             self._asleep.add(name)
+            self._sum_up()
             raise
 
     def linger(self, name: str) -> None:
@@ -185,9 +194,15 @@ class Ledger:
     def free(self, name: str) -> None:
         """Give back what lingered; nothing happens if nothing did."""
         self._lingering.pop(name, None)
+        self._sum_up()
 
-    def _all(self) -> Iterable[Mapping[str, int]]:
-        return itertools.chain(self._held.values(), self._lingering.values())
+    def _sum_up(self) -> None:
+        """Keep the sums: they are asked for far more often than a reservation changes."""
+        self._used_on = {}
+        for on in itertools.chain(self._held.values(), self._lingering.values()):
+            for device, mb in on.items():
+                self._used_on[device] = self._used_on.get(device, 0) + mb
+        self._used_mb = sum(self._used_on.values())
 
     def _frees(self, holding: Holding) -> dict[str, int]:
         """Return what is free by device once the holding is gone, or asleep; of a lingering one all."""
