@@ -15,10 +15,12 @@ import psutil
 import pytest
 
 from harness import eventually, is_running
-from rolecall.runtime.leftovers import OWNER_VARIABLE, EngineRoll, Identity
+from rolecall.runtime.family import ENGINE_VARIABLE, look
+from rolecall.runtime.leftovers import EngineRecord, EngineRoll, Identity
 
 DEAD_PID = 2**22 + 17
 DEAD_OWNER = {"pid": DEAD_PID, "born": "long ago"}
+MARK = "7-ab12"
 PARENT_AND_CHILD = "import subprocess, sys; subprocess.Popen(['sleep', '600']); sys.stdin.read()"
 
 Starter = Callable[..., "subprocess.Popen[bytes]"]
@@ -29,8 +31,8 @@ def start() -> Iterator[Starter]:
     """Return a starter of processes in a session of their own, which are ended afterwards."""
     started = []
 
-    def begin(*argv: str, owner: int = DEAD_PID) -> subprocess.Popen[bytes]:
-        env = {**os.environ, OWNER_VARIABLE: str(owner)}
+    def begin(*argv: str, mark: str = MARK) -> subprocess.Popen[bytes]:
+        env = {**os.environ, ENGINE_VARIABLE: mark}
         process = subprocess.Popen(argv, start_new_session=True, env=env, stdin=subprocess.PIPE)
         started.append(process)
         return process
@@ -41,9 +43,14 @@ def start() -> Iterator[Starter]:
         process.communicate()
 
 
-def identity(pid: int) -> dict[str, Any]:
+def identity(pid: int, **more: Any) -> dict[str, Any]:
     """Return a process as it stands in the file."""
-    return asdict(Identity.of(pid))
+    return {**asdict(Identity.of(pid)), **more}
+
+
+def record(model: str, pid: int, **more: Any) -> EngineRecord:
+    """Return a record with what must be there at least."""
+    return EngineRecord(model, pid, Identity.of(pid).born, **more)
 
 
 def write(folder: Path, owner: dict[str, Any], **engines: dict[str, Any]) -> Path:
@@ -58,13 +65,15 @@ def test_engines_are_written_down_while_they_run(tmp_path: Path, start: Starter)
     """The file names owner and engines with their creation times, and goes with the last engine."""
     roll = EngineRoll(tmp_path / "engines")
     first, second = start("sleep", "600"), start("sleep", "600")
-    roll.add("a/b", first.pid)
-    roll.add("c", second.pid)
+    roll.add(record("a/b", first.pid))
+    roll.add(record("c", second.pid))
     assert roll.path == tmp_path / "engines" / f"{os.getpid()}.json"
-    assert json.loads(roll.path.read_text()) == {
-        "owner": identity(os.getpid()),
-        "engines": {"a/b": identity(first.pid), "c": identity(second.pid)},
-    }
+    written = json.loads(roll.path.read_text())
+    assert written["owner"] == identity(os.getpid())
+    assert [(model, row["pid"], row["born"]) for model, row in written["engines"].items()] == [
+        ("a/b", first.pid, Identity.of(first.pid).born),
+        ("c", second.pid, Identity.of(second.pid).born),
+    ]
     roll.remove("a/b")
     assert list(json.loads(roll.path.read_text())["engines"]) == ["c"]
     roll.remove("c")
@@ -106,41 +115,69 @@ def test_a_number_that_came_again(tmp_path: Path, start: Starter) -> None:
 
 def test_an_owner_whose_number_came_again(tmp_path: Path, start: Starter) -> None:
     """In a container each start has the same number: an owner of that number and another time is dead."""
-    engine = start("sleep", "600", owner=os.getpid())
+    engine = start("sleep", "600")
     own_number = {"pid": os.getpid(), "born": "another boot 17"}
     write(tmp_path, own_number, a=identity(engine.pid))
     assert EngineRoll(tmp_path).reap() == ["a"]
     assert not is_running(engine.pid)
 
 
-def orphan(start: Starter, owner: int) -> tuple[dict[str, Any], int]:
-    """Return the identity of an engine that is gone, and a process that it had started and left behind."""
-    engine = start(sys.executable, "-c", PARENT_AND_CHILD, owner=owner)
+def orphan(start: Starter, mark: str) -> tuple[dict[str, Any], int]:
+    """Return an engine that is gone as it stands in the file, and a process that it had started and left behind."""
+    engine = start(sys.executable, "-c", PARENT_AND_CHILD, mark=mark)
     left = eventually(lambda: psutil.Process(engine.pid).children())[0]
     eventually(lambda: left.name() == "sleep")
-    leader = identity(engine.pid)
+    leader = identity(engine.pid, mark=MARK)
     engine.kill()
     engine.wait()
     return leader, left.pid
 
 
 def test_what_a_dead_engine_left_behind_is_ended(tmp_path: Path, start: Starter) -> None:
-    """An engine's worker that outlived it holds memory as well; it is known by the session and the owner's mark."""
-    leader, left = orphan(start, DEAD_PID)
+    """An engine's worker that outlived it holds memory as well; it is known by the mark."""
+    leader, left = orphan(start, MARK)
     write(tmp_path, DEAD_OWNER, a=leader)
     assert EngineRoll(tmp_path).reap() == ["a"]
-    eventually(lambda: not is_running(left))
+    assert not is_running(left)
 
 
 def test_somebody_elses_session_is_left_alone(tmp_path: Path, start: Starter) -> None:
-    """A session with the number of a dead engine's, but without the owner's mark, is none of ours."""
-    leader, left = orphan(start, 4711)
+    """A session with the number of a dead engine's, but without its mark, is none of ours."""
+    leader, left = orphan(start, "another")
     write(tmp_path, DEAD_OWNER, a=leader)
     try:
         assert EngineRoll(tmp_path).reap() == []
         assert is_running(left)
     finally:
         psutil.Process(left).kill()
+
+
+def test_all_sessions_of_a_running_engine_are_ended(tmp_path: Path, start: Starter) -> None:
+    """A record of another version, with an identity alone, is enough to end an engine with its session and children."""
+    engine = start(sys.executable, "-c", PARENT_AND_CHILD.replace("'600']", "'600'], start_new_session=True"))
+    child = eventually(lambda: psutil.Process(engine.pid).children())[0]
+    write(tmp_path, DEAD_OWNER, a=identity(engine.pid, unknown="field"))
+    assert EngineRoll(tmp_path).reap() == ["a"]
+    assert not is_running(child.pid)
+
+
+def test_two_engines_of_one_model_are_both_ended(tmp_path: Path, start: Starter) -> None:
+    """Two rolecalls that are gone may have had the same models."""
+    first, second = start("sleep", "600", mark="1"), start("sleep", "600", mark="2")
+    write(tmp_path, DEAD_OWNER, a=identity(first.pid))
+    write(tmp_path, {"pid": DEAD_PID + 1, "born": "long ago"}, a=identity(second.pid))
+    assert EngineRoll(tmp_path).reap() == ["a", "a"]
+    assert not is_running(first.pid)
+    assert not is_running(second.pid)
+
+
+def test_a_file_that_was_half_written_is_removed(tmp_path: Path, start: Starter) -> None:
+    """A rolecall that was killed while it wrote leaves one; that of a running one stays."""
+    dead, alive = tmp_path / f".1.json.{DEAD_PID}", tmp_path / f".1.json.{os.getpid()}"
+    dead.touch()
+    alive.touch()
+    assert EngineRoll(tmp_path).reap() == []
+    assert list(tmp_path.iterdir()) == [alive]
 
 
 NO_ENGINES: tuple[Any, ...] = ([], {"a": {}}, {"a": {"pid": "x"}}, 1)
@@ -166,7 +203,7 @@ def test_a_folder_that_does_not_exist_or_is_odd(tmp_path: Path, caplog: pytest.L
     (tmp_path / "odd" / "1.json").mkdir(parents=True)
     assert EngineRoll(tmp_path / "odd").reap() == []
     (tmp_path / "file").touch()
-    EngineRoll(tmp_path / "file").add("a", os.getpid())
+    EngineRoll(tmp_path / "file").add(record("a", os.getpid()))
     assert str(tmp_path / "file") in caplog.text
 
 
@@ -176,3 +213,4 @@ def test_the_identity_of_a_process_that_is_gone() -> None:
     assert gone == Identity(2**30, "")
     assert not gone.is_running()
     assert Identity.of(os.getpid()).is_running()
+    assert look()[os.getpid()].born == Identity.of(os.getpid()).born

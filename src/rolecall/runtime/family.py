@@ -98,10 +98,11 @@ class Family:
     """An engine with everything that it started.
 
     ``mark`` is the value of ``ROLECALL_ENGINE``; a process that overwrote its environment is known by its session or by
-    its parents, and whoever was seen once stays a member: a process that ends loses its environment first and then, for
-    a GPU's memory in seconds, the rest. ``pid`` and ``born`` are the engine's own process, which leads the session; 0 and "" before it is
-    started. ``spare`` is a part of the command line of those that end last, "" for none. ``watched`` says that somebody
-    has looked after the family without a gap: then the session's number cannot have come again, and all in it are ours.
+    its parents, and whoever was seen once stays a member: a process that ends loses its environment first and then,
+    for a GPU's memory after a while, the rest. ``pid`` and ``born`` are the engine's own process, which leads the
+    session; 0 and "" before it is started. ``spare`` is a part of the command line of those that end last, "" for none.
+    ``watched`` says that somebody has looked after the family without a gap: then the session's number cannot have come
+    again, and all in it are ours.
     """
 
     __slots__ = ("_known", "born", "mark", "pid", "spare", "watched")
@@ -122,7 +123,8 @@ class Family:
         ours = {
             seen.pid
             for seen in processes.values()
-            if (owns_session and seen.session == self.pid)
+            if (is_led and seen.pid == self.pid)
+            or (owns_session and seen.session == self.pid)
             or self._known.get(seen.pid) == seen.born
             or (self.mark and seen.mark == self.mark)
         }

@@ -132,6 +132,9 @@ class EngineProcess(_FamilyProcess):
         """Return the exit code once the child is reaped, and the rest of its family killed and gone."""
         await _until_gone(self.record.identity)
         code = await asyncio.to_thread(self._child.wait)
+        if sys.platform != "linux":  # without /proc the group is all that is known of the family
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
         await self._end_rest()
         return code
 
