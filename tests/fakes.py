@@ -17,6 +17,7 @@ from rolecall.core.profiles import GpuSnapshot
 from rolecall.core.vram import Placement
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.gpu import GpuReport
+from rolecall.runtime.leftovers import EngineRecord
 
 
 @dataclass
@@ -152,14 +153,18 @@ class FakeLauncher:
         """Let answers go."""
         self.hold.set()
 
+    def adopt(self, record: EngineRecord) -> FakeProcess:
+        """Take over a process that was started before."""
+        return self.processes[record.model]
+
     async def start(self, model: str, launch: Launch) -> FakeProcess:
         """Start a process with a number that no real process has."""
         if self.error is not None:
             raise self.error
         self.started.append(model)
-        return self.adopt(model, launch)
+        return self.running(model, launch)
 
-    def adopt(self, model: str, launch: Launch) -> FakeProcess:
+    def running(self, model: str, launch: Launch) -> FakeProcess:
         """Return a process that nobody started."""
         origin = launch.base_url.removesuffix("/v1")
         self._models[origin] = model

@@ -74,6 +74,10 @@ class Launcher(Protocol):
         """Start an engine; raises ``OSError`` if there is no such program."""
         ...
 
+    def adopt(self, record: EngineRecord) -> Process:
+        """Go on with an engine of an earlier run."""
+        ...
+
 
 class _FamilyProcess:
     """What is the same for all processes, whoever started them."""
