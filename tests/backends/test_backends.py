@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from builders import entry
-from rolecall.backends.base import Backend, Places, Upstream, mmproj_path, model_path
+from rolecall.backends.base import Backend, Launch, Places, Spread, Upstream, mmproj_path, model_path
 from rolecall.backends.custom import CustomCommand
 from rolecall.backends.external import OpenAIServer
 from rolecall.backends.llama_server import LlamaServer
+from rolecall.core.vram import Share
 
 PLACES = Places(Path("/etc/rolecall"), Path("/var/lib/rolecall"))
 LLAMA = LlamaServer(PLACES, ("/usr/bin/llama-server",))
@@ -198,7 +199,6 @@ def test_variables_and_address_of_an_engine() -> None:
     ("config", "reason"),
     [
         ({}, "model_path is missing"),
-        ({"model_path": "/m", "mode": "cli"}, "'cli' is not supported"),
         ({"model_path": "/m"}, None),
         ({"command": ["serve", "{port}"]}, None),
         ({"command": ["serve"], "model_path": "/m"}, "holds no {port}"),
@@ -208,6 +208,142 @@ def test_what_a_llama_entry_lacks(config: dict[str, Any], reason: str | None) ->
     """An entry that can never work says why."""
     found = LLAMA.unavailable(entry(backend_config=config))
     assert found is None if reason is None else reason in (found or "")
+
+
+# -- llama.cpp, one process for each request
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder with llama.cpp's programs, and a PATH on which none is."""
+    for name in ("llama-server", "llama-completion", "llama-cli", "llama-mtmd-cli"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    return tmp_path
+
+
+def test_the_command_line_of_mode_cli(programs: Path) -> None:
+    """Ours before the --, sizes and the entry's own arguments behind it; files of requests go to the state folder."""
+    config = {"model_path": "/m/tiny.gguf", "mmproj_path": "mm.gguf", "mode": "cli", "extra_args": ["-t", "2"]}
+    one = entry("-odd name", backend_config=config, context_length=4096, generation_defaults={"batch_size": 64})
+    launch = LlamaServer(PLACES, (str(programs / "llama-server"),)).launch(one, 4711)
+    assert launch.argv[launch.argv.index("-m") + 1 :] == (
+        "rolecall.backends.oneshot",
+        f"--cli={programs}/llama-completion",
+        f"--mtmd-cli={programs}/llama-mtmd-cli",
+        "--model=/m/tiny.gguf",
+        "--mmproj=/m/mm.gguf",
+        "--alias=-odd name",
+        "--host=127.0.0.1",
+        "--port=4711",
+        "--spool=/var/lib/rolecall/oneshot",
+        "--", "--ctx-size", "4096", "--batch-size", "64", "-t", "2",
+    )  # fmt: skip
+    assert launch.argv[0] == sys.executable
+    assert launch.base_url == "http://127.0.0.1:4711/v1"
+
+
+def test_where_the_programs_of_mode_cli_are_found(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside llama-server, also behind a link to it, else on the PATH; llama-cli where its new name is missing."""
+    one = entry(backend_config={"model_path": "/m", "mode": "cli"})
+    link = programs / "bin" / "llama-server"
+    link.parent.mkdir()
+    link.symlink_to(programs / "llama-server")
+
+    def cli(*engine: str) -> list[str]:
+        words = LlamaServer(PLACES, engine).launch(one, 1).argv
+        return [word.partition("=")[2] for word in words if word.startswith("--cli=")]
+
+    assert cli(str(link)) == [f"{programs}/llama-completion"]
+    assert cli(sys.executable, "-m", "engine") == []
+    monkeypatch.setenv("PATH", str(programs))
+    (programs / "llama-completion").unlink()
+    assert cli(sys.executable, "-m", "engine") == [f"{programs}/llama-cli"]
+
+
+def test_what_mode_cli_lacks(programs: Path) -> None:
+    """Which program is missing, and where it comes from; images need one of their own."""
+    text = {"model_path": "/m/a.gguf", "mode": "cli"}
+    images = {**text, "mmproj_path": "mm.gguf"}
+    driver = LlamaServer(PLACES, (str(programs / "llama-server"),))
+    assert [driver.unavailable(entry(backend_config=config)) for config in (text, images)] == [None, None]
+    (programs / "llama-mtmd-cli").unlink()
+    assert driver.unavailable(entry(backend_config=text)) is None
+    assert "needs llama-mtmd-cli, beside" in (driver.unavailable(entry(backend_config=images)) or "")
+    reason = LlamaServer(PLACES, None).unavailable(entry(backend_config=images)) or ""
+    assert "needs llama-completion or llama-cli and llama-mtmd-cli" in reason
+    assert "model_path" in (driver.unavailable(entry(backend_config={"mode": "cli"})) or "")
+
+
+def test_mode_cli_answers_one_request_at_a_time() -> None:
+    """Each request loads the model: two at once would need its memory twice."""
+    config = {"model_path": "/m", "mode": "cli", "extra_args": ["--parallel", "3"]}
+    assert LLAMA.parallel(entry(backend_config=config, max_parallel=4)) == 1
+    own = {"command": ["x", "{port}"], "mode": "cli"}
+    assert LLAMA.parallel(entry(backend_config=own, max_parallel=4)) == 4
+
+
+# -- llama.cpp, sizes and devices
+
+
+@pytest.mark.parametrize(
+    ("defaults", "flag", "value"),
+    [
+        ({"ctx_size": 2048}, "--ctx-size", ["2048"]),
+        ({"n_ctx": 2048}, "--ctx-size", ["2048"]),
+        ({"context_window": 1024, "ctx_size": 1024}, "--ctx-size", ["1024"]),
+        ({"batch_size": 256}, "--batch-size", ["256"]),
+        ({"ubatch_size": 128}, "--ubatch-size", ["128"]),
+        ({"batch_size": 0}, "--batch-size", []),
+        ({"batch_size": "many"}, "--batch-size", []),
+        ({"batch_size": True}, "--batch-size", []),
+        ({"temperature": 0.5, "top_k": 3}, "--temp", []),
+    ],
+)
+@pytest.mark.parametrize("mode", ["server", "cli"])
+def test_sizes_are_given_at_the_start(mode: str, defaults: dict[str, Any], flag: str, value: list[str]) -> None:
+    """The engine gets its sizes from the generation defaults in both modes; sampling travels with the requests."""
+    assert values(argv(generation_defaults=defaults, backend_config={"mode": mode}), flag) == value
+
+
+@pytest.mark.parametrize("extra", [["--batch-size", "9"], ["-b", "9"], ["--batch-size=9"]])
+def test_sizes_of_the_arguments_go_before_those_of_the_defaults(extra: list[str]) -> None:
+    """A size in extra_args is theirs alone."""
+    words = argv(generation_defaults={"batch_size": 256}, backend_config={"extra_args": extra})
+    assert "256" not in words
+
+
+@pytest.mark.parametrize(
+    ("cards", "extra", "split"),
+    [
+        (0, [], []),
+        (1, [], []),
+        (2, [], ["1,1"]),
+        (3, [], ["1,1,1"]),
+        (2, ["-ts", "3,1"], ["3,1"]),
+        (2, ["--split-mode", "row"], []),
+    ],
+)
+def test_several_gpus_get_equal_parts(cards: int, extra: list[str], split: list[str]) -> None:
+    """What was reserved on each GPU is what the model takes there; by itself llama.cpp splits by free memory."""
+    placement = tuple(Share(f"GPU-{index}", 6000, 24000) for index in range(cards))
+    two = entry("tiny", backend_config={"model_path": "/m/tiny.gguf", "extra_args": extra})
+    assert values(list(LLAMA.launch(two, 4711, placement).argv), "--tensor-split", "-ts") == split
+
+
+def test_a_model_can_lie_over_any_number_of_gpus() -> None:
+    """One if it fits, else as many as it takes."""
+    assert LLAMA.spread(entry()) == Spread(possible=tuple(range(1, 17)))
+
+
+def test_which_build_an_engine_is(tmp_path: Path) -> None:
+    """A binary with its time, the embedded engine with its version, nothing where there is none."""
+    binary = tmp_path / "llama-server"
+    binary.touch()
+    assert LlamaServer(PLACES, (str(binary),)).build() == f"llama-server {binary.stat().st_mtime_ns}"
+    assert LlamaServer(PLACES, ("/gone/llama-server",)).build() == "llama-server"
+    assert LlamaServer(PLACES, None).build() == "none"
 
 
 def test_without_an_engine_only_commands_work() -> None:
@@ -234,7 +370,9 @@ def test_placeholders_of_a_command(backend: Backend) -> None:
     """Every placeholder is filled in, with and without a dollar, in any case, inside of words too."""
     words = ["{python}", "${PORT}", "--url=http://{host}:{port}/", "{model}", "{MMPROJ}", "${alias}"]
     config = {"model_path": "/m/tiny.gguf", "mmproj_path": "mm.gguf", "command": words}
-    assert backend.launch(entry("a b", backend_config=config), 4711).argv == (
+    launch = backend.launch(entry("a b", backend_config=config), 4711)
+    assert isinstance(launch, Launch)
+    assert launch.argv == (
         sys.executable, "4711", "--url=http://127.0.0.1:4711/", "/m/tiny.gguf", "/m/mm.gguf", "a b",
     )  # fmt: skip
 

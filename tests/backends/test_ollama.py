@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from builders import entry
-from rolecall.backends.base import Spread, Upstream
+from rolecall.backends.base import Call, Spread, Upstream
 from rolecall.backends.ollama import OllamaDaemon, full_tag, held_mb
 
 OLLAMA = OllamaDaemon("http://127.0.0.1:11434")
@@ -140,3 +140,13 @@ def test_facts_about_the_daemon() -> None:
     assert OLLAMA.files(model()) == ()
     assert OLLAMA.spread(model()) == Spread(possible=tuple(range(1, 17)))
     assert OLLAMA.build() == "ollama"
+
+
+def test_what_ollama_has() -> None:
+    """A model that was not pulled is missing, with the command that pulls it; tags are compared in one spelling."""
+    load = OllamaDaemon("http://127.0.0.1:11434").launch(model("llava"), 0)
+    assert load.list_installed == Call("GET", "http://127.0.0.1:11434/api/tags")
+    assert load.has_model({"models": [{"name": "other:latest"}, {"name": "llava:latest"}]})
+    assert not load.has_model({"models": [{"name": "other:latest"}]})
+    assert not load.has_model("rubbish")
+    assert "ollama pull llava" in load.missing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from builders import entry
 from rolecall.backends.base import Backend, Call, Launch, Places, Upstream
 from rolecall.backends.vllm import DEFAULT_PARALLEL, TERM_GRACE_S, VllmServer, find_vllm
+from rolecall.core.registry import read_registry
 from rolecall.core.vram import HOST, Placement, Share
 
 PLACES = Places(Path("/etc/rolecall"), Path("/var/lib/rolecall"))
@@ -321,6 +324,16 @@ def test_a_command_of_the_entrys_own() -> None:
     made = launch("--seed", "1", backend_config={"command": command}, placement=HALF)
     assert made.argv == (sys.executable, "-m", "own", "/m/tiny", "--port", "24001", "--seed", "1")
     assert (made.load_timeout_s, made.term_grace_s, made.sleep) == (180, TERM_GRACE_S, None)
+
+
+def test_the_entries_of_its_page_can_be_served() -> None:
+    """Each JSON example of docs/vllm.md is an entry without an unknown field, and works as it stands."""
+    page = (Path(__file__).parents[2] / "docs" / "vllm.md").read_text(encoding="utf-8")
+    examples = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)]
+    assert len(examples) >= 4
+    registry = read_registry(examples)
+    assert registry.warnings == ()
+    assert [VLLM.unavailable(each) for each in registry.entries] == [None] * len(examples)
 
 
 # -- which vLLM

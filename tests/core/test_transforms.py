@@ -277,3 +277,19 @@ def test_usage_that_the_client_asked_for_is_left_alone() -> None:
     wish = {"include_usage": True}
     assert adapted(chat(stream=True, stream_options=wish))["stream_options"] is wish
     assert "stream_options" not in adapted(chat())
+
+
+def test_an_engine_option_goes_by_its_name_in_requests() -> None:
+    """``temp`` is the request's temperature; a client's own goes before it."""
+    after = adapted(chat(), generation_defaults={"temp": 0.2})
+    assert after["temperature"] == 0.2
+    assert "temp" not in after
+    assert adapted(chat(temperature=0.9), generation_defaults={"temp": 0.2})["temperature"] == 0.9
+
+
+def test_sizes_never_travel_in_a_request() -> None:
+    """What an engine is started with is no field of a request."""
+    sizes = {"ctx_size": 1, "batch_size": 2, "ubatch_size": 3, "num_ctx": 4, "n_batch": 5}
+    after = adapted(chat(), generation_defaults={**sizes, "top_k": 7})
+    assert after["top_k"] == 7
+    assert sizes.keys().isdisjoint(after)

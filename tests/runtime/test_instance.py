@@ -143,7 +143,7 @@ class Bench:
         """Begin a life; with ``adopts`` of a process that is there already."""
         options = {"load_timeout_s": 20, "patience": BRISK, "served_id": "m", **options}
         if adopts:
-            options["adopted"] = self.engines.adopt("m", launch)
+            options["adopted"] = self.engines.running("m", launch)
         self._lives.append(Life(Instance("m", launch, self.engines, self.engines.http(), **options)))
         return self._lives[-1]
 

@@ -1,9 +1,14 @@
-"""llama.cpp: the ``llama-server`` binary, or the same flags on the embedded server."""
+"""llama.cpp: the ``llama-server`` binary, the same flags on the embedded server, or one process for each request.
+
+Sizes of ``generation_defaults`` are given at the start. Its sampling defaults are filled into each request that is
+silent about them (``core.transforms.adapt``), in either mode.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,6 +32,19 @@ DEFAULT_PARALLEL = 4
 """Slots of llama-server unless told otherwise (its own default with a unified KV cache)."""
 
 _PARALLEL_FLAGS = ("-np", "--parallel")
+_SPLIT_FLAGS = ("-ts", "-sm", "--split-mode", "--tensor-split")
+_SIZES = {
+    ("-c", "--ctx-size"): ("ctx_size", "n_ctx"),
+    ("-b", "--batch-size"): ("batch_size", "n_batch"),
+    ("-ub", "--ubatch-size"): ("ubatch_size", "n_ubatch"),
+}
+"""llama.cpp's options for sizes, and what generation defaults call them."""
+
+_TEXT_PROGRAMS = ("llama-completion", "llama-cli")
+"""``llama-cli`` was renamed in December 2025; what is called so since then only talks to a person."""
+_IMAGE_PROGRAM = "llama-mtmd-cli"
+# -P: the folder that rolecall was started in must not shadow modules (Python 3.10 has no such option).
+_ONESHOT = (sys.executable, *(("-P",) if sys.version_info >= (3, 11) else ()), "-m", "rolecall.backends.oneshot")
 
 
 class LlamaServer:
@@ -50,7 +68,7 @@ class LlamaServer:
         if not (config.model_path or entry.download_location):
             return "backend_config.model_path is missing"
         if config.mode == "cli":
-            return "backend_config.mode 'cli' is not supported; use 'server'"
+            return self._missing_programs(entry)
         if not self._engine:
             return (
                 "no llama.cpp engine: put llama-server on the PATH, set llama_server, or pip install 'rolecall[llama]'"
@@ -63,7 +81,9 @@ class LlamaServer:
         return tuple(path for path in paths if path is not None)
 
     def parallel(self, entry: ModelEntry) -> int:
-        """Return the slots: ``max_parallel``, else ``--parallel`` of the arguments, else four."""
+        """Return the slots: ``max_parallel``, else ``--parallel`` of the arguments, else four; one in mode ``cli``."""
+        if entry.backend_config.mode == "cli" and not entry.backend_config.command:
+            return 1
         flag = flag_value(entry.backend_config.extra_args, *_PARALLEL_FLAGS)
         return entry.max_parallel or (int(flag) if flag and flag.isdecimal() and int(flag) else DEFAULT_PARALLEL)
 
@@ -73,25 +93,62 @@ class LlamaServer:
 
     def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
         """Return the command line; what ``extra_args`` say themselves is left to them, but for host and port."""
-        del placement  # llama.cpp spreads a model evenly over the GPUs that it sees
         config = entry.backend_config
         if config.command:
             return command_launch(entry, self._places, port, sys.executable)
+        if config.mode == "cli":
+            return self._launch_oneshot(entry, port, placement)
         extra = config.extra_args
         ours = (
             (("-m", "--model"), [str(model_path(entry, self._places))]),
             (("--mmproj",), [str(p)] if (p := mmproj_path(entry, self._places)) else None),
             (("-a", "--alias"), [self.served_id(entry)]),
-            (("-c", "--ctx-size"), [str(entry.context_tokens)] if entry.context_tokens else None),
+            *_sizes(entry),
+            (_SPLIT_FLAGS, _even_split(placement)),
             # One KV cache for all slots: each request may use the whole context, not a part of it.
             (_PARALLEL_FLAGS, [str(self.parallel(entry)), "--kv-unified"]),
         )
-        argv = [*self._engine]
-        for flags, values in ours:
-            if values is not None and not _has_flag(extra, flags):
-                argv += [flags[-1], *values]
-        argv += [*extra, "--host", LOOPBACK, "--port", str(port)]
-        return Launch(tuple(argv), loopback(port).base_url, config.env)
+        argv = (*self._engine, *_unless_given(extra, ours), *extra, "--host", LOOPBACK, "--port", str(port))
+        return Launch(argv, loopback(port).base_url, config.env)
+
+    def _launch_oneshot(self, entry: ModelEntry, port: int, placement: Placement) -> Launch:
+        """Return the command line of the server that starts one process for each request."""
+        extra = entry.backend_config.extra_args
+        ours = {
+            "--cli": self._program(*_TEXT_PROGRAMS),
+            "--mtmd-cli": self._program(_IMAGE_PROGRAM),
+            "--model": model_path(entry, self._places),
+            "--mmproj": mmproj_path(entry, self._places),
+            "--alias": self.served_id(entry),
+            "--host": LOOPBACK,
+            "--port": port,
+            "--spool": self._places.state_dir / "oneshot",
+        }
+        # Joined, so that a name which begins with a dash is still a value.
+        words = [f"{flag}={value}" for flag, value in ours.items() if value is not None]
+        passed_on = _unless_given(extra, [*_sizes(entry), (_SPLIT_FLAGS, _even_split(placement))])
+        argv = (*_ONESHOT, *words, "--", *passed_on, *extra)
+        return Launch(argv, loopback(port).base_url, entry.backend_config.env)
+
+    def _program(self, *names: str) -> str | None:
+        """Return the first of these programs that is beside llama-server or on the PATH."""
+        server = Path(self._engine[0]) if len(self._engine) == 1 else None
+        for name in names:
+            beside = [path.with_name(name) for path in (server, server.resolve())] if server else []
+            found = next(filter(None, map(shutil.which, [*map(str, beside), name])), None)
+            if found:
+                return found
+        return None
+
+    def _missing_programs(self, entry: ModelEntry) -> str | None:
+        needed = [_TEXT_PROGRAMS] + ([(_IMAGE_PROGRAM,)] if mmproj_path(entry, self._places) else [])
+        missing = [" or ".join(names) for names in needed if not self._program(*names)]
+        if not missing:
+            return None
+        return (
+            f"backend_config.mode 'cli' needs {' and '.join(missing)}, beside llama-server or on the PATH: "
+            "llama.cpp's releases and packages hold all of them; mode 'server' does without"
+        )
 
     def spread(self, entry: ModelEntry) -> Spread:
         """Return any number of GPUs: layers are laid out over all that are visible."""
@@ -118,6 +175,34 @@ def engine_build(engine: Sequence[str]) -> str:
     with suppress(OSError):
         return f"{Path(engine[0]).name} {Path(engine[0]).stat().st_mtime_ns}"
     return Path(engine[0]).name
+
+
+Ours = tuple[tuple[str, ...], list[str] | None]
+"""An option's spellings, the long one last, and its values; None leaves it out."""
+
+
+def _sizes(entry: ModelEntry) -> list[Ours]:
+    """Return the options for the sizes that the entry gives; its context may stand in several places."""
+    sizes: list[Ours] = []
+    for flags, names in _SIZES.items():
+        values = [entry.context_tokens] if "ctx_size" in names else []
+        values += [entry.generation_defaults.get(name) for name in names]
+        size = next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
+        sizes.append((flags, [str(size)] if size else None))
+    return sizes
+
+
+def _even_split(placement: Placement) -> list[str] | None:
+    """Return equal parts for several GPUs: by itself llama.cpp splits by free memory, not by what was reserved."""
+    return [",".join("1" * len(placement))] if len(placement) > 1 else None
+
+
+def _unless_given(extra: Sequence[str], ours: Iterable[Ours]) -> Iterator[str]:
+    """Yield our options and values, but for those that the entry's own arguments hold."""
+    for flags, values in ours:
+        if values is not None and not _has_flag(extra, flags):
+            yield flags[-1]
+            yield from values
 
 
 def _has_flag(argv: Sequence[str], flags: Sequence[str]) -> bool:

@@ -41,7 +41,7 @@ class OllamaDaemon:
         self._base_url = base_url
 
     def unavailable(self, entry: ModelEntry) -> str | None:
-        """Return that the address is none; whether the model was pulled shows when it is loaded."""
+        """Return that the address is none; what Ollama has, only Ollama can say."""
         base = self._daemon(entry)
         return None if _is_address(base) else f"the address of Ollama {base!r} is no address"
 
@@ -68,6 +68,9 @@ class OllamaDaemon:
             unload=Call("POST", f"{base}/api/generate", {"model": tag, "keep_alive": 0, "stream": False}),
             list_loaded=Call("GET", f"{base}/api/ps"),
             held_mb=lambda answer: held_mb(answer, tag),
+            list_installed=Call("GET", f"{base}/api/tags"),
+            has_model=lambda answer: _named(answer, tag) is not None,
+            missing=f"Ollama has no model {tag!r}; run: ollama pull {tag}",
         )
 
     def spread(self, entry: ModelEntry) -> Spread:
@@ -105,11 +108,18 @@ def held_mb(answer: Any, tag: str) -> int | None:
 
     ``size_vram`` counts, or ``size`` for a model that lies in host RAM alone.
     """
+    if (model := _named(answer, tag)) is None:
+        return None
+    size = model.get("size_vram") or model.get("size")
+    return int(size) >> 20 if isinstance(size, int | float) else 0
+
+
+def _named(answer: Any, tag: str) -> dict[str, Any] | None:
+    """Return a model from an answer to ``/api/ps`` or ``/api/tags``; None if it is not in there."""
     models = answer.get("models") if isinstance(answer, dict) else None
     for model in models if isinstance(models, list) else ():
         if isinstance(model, dict) and full_tag(str(model.get("model") or model.get("name"))) == full_tag(tag):
-            size = model.get("size_vram") or model.get("size")
-            return int(size) >> 20 if isinstance(size, int | float) else 0
+            return model
     return None
 
 

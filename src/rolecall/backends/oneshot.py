@@ -126,14 +126,12 @@ class Exchange:
         if not self._order.stream:
             message = {"role": "assistant", "content": "".join(self._text)}
             choice = {"finish_reason": run.finish_reason, "index": 0, "message": message}
-            await self._whole(
-                200, {"choices": [choice], "object": "chat.completion", "usage": _usage(run), **self._common}
-            )
+            await self._whole(200, {"choices": [choice], "object": "chat.completion", **_usage(run), **self._common})
             return
         await self._open()
         await self._chunk({}, run.finish_reason)
-        if self._order.wants_usage:
-            await self._event({"choices": [], "object": "chat.completion.chunk", "usage": _usage(run), **self._common})
+        if self._order.wants_usage and _usage(run):
+            await self._event({"choices": [], "object": "chat.completion.chunk", **_usage(run), **self._common})
         await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def fail(self, error: RolecallError) -> None:
@@ -211,15 +209,13 @@ def _parse(body: bytes) -> Any:
         raise BadRequest("The body is no JSON.") from None
 
 
-def _usage(run: Run) -> dict[str, int] | None:
+def _usage(run: Run) -> dict[str, dict[str, int]]:
+    """``llama-mtmd-cli`` tells nothing of tokens, and a program that was ended at a stop word did not come to it."""
     if run.prompt_tokens is None or run.completion_tokens is None:
-        return None
+        return {}
     total = run.prompt_tokens + run.completion_tokens
-    return {
-        "completion_tokens": run.completion_tokens,
-        "prompt_tokens": run.prompt_tokens,
-        "total_tokens": total,
-    }
+    counts = {"completion_tokens": run.completion_tokens, "prompt_tokens": run.prompt_tokens, "total_tokens": total}
+    return {"usage": counts}
 
 
 class _Server(uvicorn.Server):

@@ -37,7 +37,8 @@ _LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 class Order:
     """One request as a program is to be started for it. ``schema`` is a JSON schema that the answer follows."""
 
-    messages: tuple[dict[str, Any], ...]
+    roles: tuple[str, ...]
+    texts: tuple[str, ...]
     images: tuple[bytes, ...] = ()
     options: tuple[str, ...] = ()
     max_tokens: int | None = None
@@ -57,11 +58,12 @@ def read(body: Any) -> Order:
     if body.get("tools") and body.get("tool_choice") != "none":
         raise UnsupportedInput("Tools need llama-server; this model runs in mode 'cli'.", param="tools")
     images: list[bytes] = []
-    messages = tuple(_messages(body.get("messages"), images))
+    messages = list(_messages(body.get("messages"), images))
     stream_options = body.get("stream_options")
     variables = body.get("chat_template_kwargs")
     return Order(
-        messages=messages,
+        roles=tuple(role for role, _ in messages),
+        texts=tuple(text for _, text in messages),
         images=tuple(images),
         options=tuple(_options(body)),
         max_tokens=_limit(body),
@@ -73,14 +75,14 @@ def read(body: Any) -> Order:
     )
 
 
-def _messages(messages: Any, images: list[bytes]) -> Iterator[dict[str, Any]]:
+def _messages(messages: Any, images: list[bytes]) -> Iterator[tuple[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise BadRequest("The field 'messages' must be a non-empty list.", param="messages")
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest("Each message must be an object with a 'role'.", param=f"messages[{index}]")
         role = "system" if message["role"] == "developer" else message["role"]
-        yield {**message, "role": role, "content": _content(message.get("content"), images, f"messages[{index}]")}
+        yield role, _content(message.get("content"), images, f"messages[{index}]")
 
 
 def _content(content: Any, images: list[bytes], where: str) -> str:

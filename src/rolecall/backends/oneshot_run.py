@@ -6,12 +6,13 @@ import asyncio
 import ctypes
 import json
 import os
+import secrets
 import shutil
 import signal
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from rolecall.backends.oneshot_request import Order
-from rolecall.backends.oneshot_template import bake
+from rolecall.backends.oneshot_template import join, layout
 from rolecall.backends.oneshot_text import AnswerText, usage
 from rolecall.errors import BadRequest, RolecallError, UnsupportedInput
 
@@ -30,6 +31,9 @@ _PIECE = 4096
 _PR_SET_PDEATHSIG = 1
 _TOO_LONG = "prompt is too long"
 _FULL = "failed to decode token"
+_NO_IMAGE = "failed to decode buffer as"
+_MAX_ARGUMENT = 128 * 1024 - 1
+"""Linux takes no longer argument (MAX_ARG_STRLEN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Programs:
 class Spool:
     """The folder of one server for what its programs read; ours alone, removed at its end.
 
-    Its name carries the process that it belongs to and when that began, so that ``sweep`` knows what a ``kill -9`` left.
+    Its name carries the process that it belongs to and when that began: ``sweep`` knows by it what is left of others.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -101,7 +105,7 @@ class Run:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._process: asyncio.subprocess.Process | None = None
 
-    async def pieces(self) -> AsyncIterator[str]:
+    async def pieces(self) -> AsyncGenerator[str, None]:
         """Yield the answer as it comes; raises a ``RolecallError`` if there is none, or if it breaks off.
 
         However it ends, the program is killed and its files are removed before this returns, without a wait.
@@ -156,10 +160,6 @@ class Run:
         if program is None or (order.images and not programs.mmproj):
             kind = "images" if order.images else "text alone"
             raise UnsupportedInput(f"This model has no program for requests with {kind}.", param="messages")
-        try:
-            template = bake(programs.template, order.messages, order.variables)
-        except ValueError as error:
-            raise BadRequest(f"{error}.", param="chat_template_kwargs") from None
         argv = [program, "--model", programs.model]
         if order.images:
             argv += ["--mmproj", programs.mmproj or ""]
@@ -167,16 +167,25 @@ class Run:
                 argv += ["--image", str(self._spool.write(f"image-{index}", image))]
         else:
             argv += ["--single-turn", "--simple-io", "--no-display-prompt"]
-        argv += programs.flags
-        conversation = self._spool.write("conversation", template.encode("utf-8", "replace"))
-        argv += ["--jinja", "--chat-template-file", str(conversation)]
+        argv += [*programs.flags, "--no-escape", "--jinja", *self._conversation()]
         argv += order.options
         if order.max_tokens is not None:
             argv += ["-n", str(order.max_tokens)]
         if order.schema is not None:
             argv += ["--json-schema-file", str(self._spool.write("schema", json.dumps(order.schema).encode()))]
-        # The words are in the template; without any prompt the programs would wait for one.
-        return [*argv, "-p", "."]
+        return argv
+
+    def _conversation(self) -> list[str]:
+        """Write the texts to a file; the template, which holds none of them, is an argument like in llama-server."""
+        order, separator = self._order, f"\x1e{secrets.token_hex(8)}\x1e"
+        try:
+            template = layout(self._programs.template, order.roles, order.variables, separator)
+        except ValueError as error:
+            raise BadRequest(f"{error}.", param="chat_template_kwargs") from None
+        if len(template.encode()) > _MAX_ARGUMENT:
+            raise BadRequest("The conversation has too many turns for mode 'cli'.", param="messages")
+        texts = join(order.texts, separator).encode("utf-8", "replace")
+        return ["--chat-template", template, "--file", str(self._spool.write("conversation", texts))]
 
     async def _listen(self, process: asyncio.subprocess.Process) -> None:
         """Keep the program's last lines, and pass all on to our own log."""
@@ -197,6 +206,8 @@ class Run:
         last = [line for line in self._lines if line.strip()][-TAIL_LINES:]
         if any(_TOO_LONG in line for line in last):
             raise BadRequest(f"The conversation does not fit the context: {last[-1].strip()}", param="messages")
+        if any(_NO_IMAGE in line for line in last):
+            raise BadRequest("An image is none that the model can read.", param="messages")
         if text.has_begun and any(_FULL in line for line in last):
             self.finish_reason = "length"
             return

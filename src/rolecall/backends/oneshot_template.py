@@ -1,16 +1,16 @@
-"""A conversation as a chat template of its own, which is how it reaches llama.cpp's one-shot programs whole.
+"""A conversation in the form in which llama.cpp's one-shot programs take it whole.
 
-``llama-completion`` and ``llama-mtmd-cli`` take one user message, and today's ``llama-cli`` reads commands such as
-``/read FILE`` in it. All of them take a chat template from a file. The conversation is therefore written into a copy of
-the model's own template, in front of it, as ``{% set messages = [...] %}``: system messages, earlier turns and answers
-are laid out as the model was trained for, of any length, and no word of a client ever stands on a command line.
+``llama-completion`` and ``llama-mtmd-cli`` take one user message and a chat template. The texts of all messages are
+therefore written into one file, as that message, with a separator before each; in front of the model's own template
+stand lines that cut them apart again and give them back their roles. So system messages, earlier turns and answers are
+laid out as the model was trained for, of any length, and no word of a client stands on a command line.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,23 +29,33 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 _ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\0": ""})
 
 
-def bake(template: str, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
-    """Return a template that lays out these messages, whatever it is given; ``variables`` are set beside them.
+def layout(template: str, roles: Sequence[str], variables: Mapping[str, Any], separator: str) -> str:
+    """Return a template that reads the conversation which `join` made of texts, whose ``roles`` these are.
 
-    Raises ``ValueError`` for a variable whose name is none.
+    ``variables`` are set beside the messages. Raises ``ValueError`` for one whose name is none. llama.cpp tries out a
+    template with messages of other forms; what it finds then does not matter here.
     """
-    if _takes_parts_only(template):
-        messages = [
-            {**message, "content": [{"type": "text", "text": message["content"]}]}
-            if isinstance(message.get("content"), str)
-            else message
-            for message in messages
-        ]
     for name in variables:
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no name of a template's variable")
-    values = {**variables, "messages": messages}
-    return "".join(f"{{% set {name} = {literal(value)} %}}" for name, value in values.items()) + template
+    content = '[{"type": "text", "text": text}]' if _takes_parts_only(template) else "text"
+    words = [f"{{% set {name} = {literal(value)} %}}" for name, value in variables.items()]
+    words += [
+        f"{{% set rolecall = namespace(roles={literal(roles)}, turns=[]) %}}",
+        "{% set said = messages[0]['content'] %}",
+        "{% if said is not string %}{% set said = said[0]['text'] %}{% endif %}",
+        f"{{% for text in said.split({literal(separator)})[1:] %}}",
+        "{% set rolecall.turns = rolecall.turns + [{'role': rolecall.roles[loop.index0], 'content': "
+        + content
+        + "}] %}",
+        "{% endfor %}{% set messages = rolecall.turns %}",
+    ]
+    return "".join(words) + template
+
+
+def join(texts: Iterable[str], separator: str) -> str:
+    """Return the conversation as one text; the programs take off one line break at its end."""
+    return "".join(separator + text.replace(separator, "").replace("\0", "") for text in texts) + "\n"
 
 
 def literal(value: Any) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 
 END_OF_TEXT = " [end of text]"
 """What ``llama-completion`` writes behind an answer that the model itself has ended."""
+_LINES_AT_END = 3
+"""Line breaks that ``llama-mtmd-cli`` writes behind such an answer; behind one that was cut there are two."""
 
 _PROMPT = re.compile(r"prompt eval time\s*=.*?/\s*(\d+) tokens")
 _ANSWER = re.compile(r"(?<!prompt )\beval time\s*=.*?/\s*(\d+) runs")
@@ -45,7 +47,8 @@ class AnswerText:
             self._take(self._decoder.decode(b"", final=True).rstrip(_LOST))
         if not self.stopped:
             body = self._held.rstrip("\n")
-            self.ended = body.endswith(END_OF_TEXT)
+            lines = len(self._held) - len(body)
+            self.ended = body.endswith(END_OF_TEXT) or lines >= _LINES_AT_END
             self._held = body.removesuffix(END_OF_TEXT)
         return self._release(len(self._held))
 
@@ -93,5 +96,5 @@ def usage(lines: Iterable[str]) -> tuple[int | None, int | None]:
         if found := _PROMPT.search(line):
             prompt = int(found[1])
         elif found := _ANSWER.search(line):
-            answer = int(found[1])
+            answer = int(found[1]) + 1
     return prompt, answer

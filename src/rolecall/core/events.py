@@ -60,6 +60,7 @@ class Spec:
             "download_location",
             "served_model_id",
             "context_tokens",
+            "sizes",
             "max_parallel",
             "gpus",
         )

@@ -48,7 +48,11 @@ _BACKENDS: dict[str, str] = {
     "openai-compatible": "openai",
 }
 _CONTEXT_FLAGS = ("--max-model-len", "--ctx-size", "-c")
-_CONTEXT_DEFAULTS = ("context_window", "context_length", "num_ctx")
+_CONTEXT_DEFAULTS = ("context_window", "context_length", "num_ctx", "ctx_size", "n_ctx")
+SIZE_DEFAULTS = frozenset(
+    {*_CONTEXT_DEFAULTS, "batch_size", "n_batch", "num_batch", "ubatch_size", "n_ubatch", "num_ubatch"}
+)
+"""Generation defaults that size the engine at its start, and are no fields of a request."""
 
 
 def _split(value: Any) -> Any:
@@ -245,6 +249,11 @@ class ModelEntry(_Record):
     def priorities(self) -> dict[str, float]:
         """Role to priority (0-100) for each role it can play."""
         return dict.fromkeys(self.roles, DEFAULT_ROLE_PRIORITY) | self.role_priority
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The generation defaults that the engine is started with."""
+        return {key: value for key, value in self.generation_defaults.items() if key in SIZE_DEFAULTS}
 
     @property
     def context_tokens(self) -> int | None:

@@ -420,7 +420,7 @@ class Scheduler:
 
     def _load_others(self, others: list[Slot], taken: set[str]) -> Iterator[Effect]:
         reach_mb = self._reach_mb()
-        for slot in sorted(others, key=self._turn):
+        for slot in self._in_turn(others):
             if self.ledger.devices.keys() <= taken:
                 for placement in self._options(slot)[:1]:
                     yield from self._break_off(slot, placement)
@@ -445,6 +445,20 @@ class Scheduler:
 
     def _is_in_reach(self, slot: Slot, reach_mb: Mapping[str, int]) -> bool:
         return any(all(share.mb <= reach_mb[share.device] for share in option) for option in self._options(slot))
+
+    def _in_turn(self, missing: Iterable[Slot]) -> list[Slot]:
+        """Return the models in the order in which they are loaded.
+
+        Before the first in turn come those whose oldest waiter is older than its own and will be overdue before it is
+        ready: it would have to go again at once, with its waiters unserved.
+        """
+        order = sorted(missing, key=self._turn)
+        if not order or order[0].claim is not None or (front := order[0].oldest) is None:
+            return order
+        older = [(w.arrived, w.id) for slot in order if (w := slot.oldest) is not None and w.arrived < front.arrived]
+        soon = self._now + order[0].comes_back_in_s - self.max_overtake_s
+        first = [self._slots[self._waiters[number].model] for arrived, number in sorted(older) if arrived <= soon]
+        return [*first, *(slot for slot in order if slot not in first)]
 
     def _turn(self, slot: Slot) -> tuple[bool, float, float]:
         """Return what the next load is chosen by: room made already, most waiting per second of load, first come."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rolecall.core.models import ModelEntry
+from rolecall.core.models import SIZE_DEFAULTS, ModelEntry
 from rolecall.errors import BadRequest, BodyTooLarge
 
 CHAT = "/v1/chat/completions"
@@ -14,8 +14,8 @@ GENERATING = frozenset({CHAT, "/v1/completions"})
 """The endpoints that take sampling parameters and stream with ``stream_options``."""
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
-_NOT_SAMPLING = frozenset({"context_window", "context_length", "num_ctx"})
-"""Generation defaults that size the engine and are no request fields."""
+_REQUEST_NAMES = {"temp": "temperature"}
+"""Generation defaults that go by the name of an engine's option, and what a request calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +144,9 @@ def adapt(body: Mapping[str, Any], facts: RequestFacts, entry: ModelEntry, serve
     """
     adapted = {**body, "model": served_id}
     if facts.endpoint in GENERATING:
-        for key, value in entry.generation_defaults.items():
-            if value is not None and key not in _NOT_SAMPLING and not _is_given(adapted, key):
+        for name, value in entry.generation_defaults.items():
+            key = _REQUEST_NAMES.get(name, name)
+            if value is not None and key not in SIZE_DEFAULTS and not _is_given(adapted, key):
                 adapted[key] = value
         if facts.hides_usage:
             adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}

@@ -20,6 +20,7 @@ _UNLOAD_POLL_S = 0.25
 _UNLOAD_LIMIT_S = 30.0
 _CALL_TIMEOUT_S = 10.0
 _LATE_LOOKS = 4
+"""After a load without an answer: looks in a row without the model until it counts as not loaded."""
 _MISSES = 3
 """Looks in a row that may fail before the daemon counts as gone; a refused connection counts at once."""
 
@@ -60,7 +61,7 @@ class RemoteInstance:
         self._poll_s = poll_s
         self._unload_limit_s = unload_limit_s
         self._dismissed = asyncio.Event()
-        self._is_let_go = self._was_loaded = False
+        self._is_let_go = self._is_unanswered = False
 
     def stop(self) -> None:
         """Ask for the model to be unloaded; returns at once."""
@@ -98,7 +99,6 @@ class RemoteInstance:
         try:
             began = time.monotonic()
             await self._until_loaded()
-            self._was_loaded = True
             log.info("%s is loaded after %.1f s (%s MB)", self.model, time.monotonic() - began, self.held_mb)
             listener.on_ready()
             await self._watch()
@@ -110,6 +110,7 @@ class RemoteInstance:
     async def _until_loaded(self) -> None:
         """Load the model and look for it; raises ``Refused``."""
         deadline = time.monotonic() + self._load_timeout_s
+        self._is_unanswered = True
         await self._send(self._load.load, self._load_timeout_s)
         while (await self._look()) is None:
             if time.monotonic() > deadline:
@@ -134,7 +135,7 @@ class RemoteInstance:
         """Unload the model and wait until it is gone; a load that was broken off may show only a while later."""
         await asyncio.wait({phases})
         deadline = time.monotonic() + self._unload_limit_s
-        misses = 1 if self._was_loaded else _LATE_LOOKS
+        misses = _LATE_LOOKS if self._is_unanswered else 1
         try:
             while misses:
                 if await self._look() is None:
@@ -163,6 +164,7 @@ class RemoteInstance:
             raise Refused(f"no answer from {call.url} within {timeout_s:g} s") from error
         except httpx.HTTPError as error:
             raise Refused(f"{call.url}: {str(error) or type(error).__name__}") from error
+        self._is_unanswered = False
         if response.status_code == httpx.codes.OK:
             return _json(response)
         raise Refused(_reason(response, call))
