@@ -29,6 +29,8 @@ _COMMANDS = {
     "unload": "status:unload",
     "logs": "logs:app",
     "doctor": "doctor:command",
+    "simulate": "simulate:command",
+    "replay": "replay:command",
 }
 """Each command's module and what it is in there: a Typer app, or a function."""
 
