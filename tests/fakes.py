@@ -56,8 +56,8 @@ class FakeBackend:
     def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> Launch:
         """Return a launch whose one word of argv is the entry's name, and note the placement."""
         self.placements[entry.name] = placement
-        sleep = None if self.sleep_level is None else sleep_calls(f"http://127.0.0.1:{port}", self.sleep_level)
-        return Launch((entry.name,), f"http://127.0.0.1:{port}/v1", sleep=sleep)
+        sleeps = () if self.sleep_level is None else (sleep_calls(f"http://127.0.0.1:{port}", self.sleep_level),)
+        return Launch((entry.name,), f"http://127.0.0.1:{port}/v1", sleeps=sleeps)
 
     def spread(self, entry: ModelEntry) -> Spread:
         """Return the numbers of GPUs that the test gave."""

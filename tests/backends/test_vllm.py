@@ -252,23 +252,22 @@ def test_its_ports_and_its_memory() -> None:
 
 
 def test_an_engine_that_may_sleep_is_told_how() -> None:
-    """The flag opens vLLM's development endpoints; the weights go to RAM and come back by one call."""
+    """The flag opens vLLM's development endpoints; at level 1 the weights go to RAM and come back by one call."""
     made = launch("--enable-sleep-mode")
     assert made.env["VLLM_SERVER_DEV_MODE"] == "1"
-    assert made.sleep is not None
-    assert made.sleep.level == 1
-    assert made.sleep.sleep == Call("POST", "http://127.0.0.1:24001/sleep?level=1")
-    assert made.sleep.wake == (Call("POST", "http://127.0.0.1:24001/wake_up"),)
-    assert made.sleep.is_sleeping == Call("GET", "http://127.0.0.1:24001/is_sleeping")
-    assert launch("--enable_sleep_mode").sleep == made.sleep
+    light, deep = made.sleeps
+    assert (light.level, deep.level) == (1, 2)
+    assert light.sleep == Call("POST", "http://127.0.0.1:24001/sleep?level=1")
+    assert light.wake == (Call("POST", "http://127.0.0.1:24001/wake_up"),)
+    assert light.is_sleeping == Call("GET", "http://127.0.0.1:24001/is_sleeping")
+    assert launch("--enable_sleep_mode").sleeps == made.sleeps
 
 
 def test_after_level_two_the_weights_are_read_again() -> None:
     """Memory for the weights, the weights, then memory for the KV cache: without the second step it talks nonsense."""
-    made = launch("--enable-sleep-mode", metadata={"sleep_level": 2})
-    assert made.sleep is not None
-    assert (made.sleep.level, made.sleep.sleep.url) == (2, "http://127.0.0.1:24001/sleep?level=2")
-    assert made.sleep.wake == (
+    (deep,) = launch("--enable-sleep-mode", metadata={"sleep_level": 2}).sleeps
+    assert (deep.level, deep.sleep.url) == (2, "http://127.0.0.1:24001/sleep?level=2")
+    assert deep.wake == (
         Call("POST", "http://127.0.0.1:24001/wake_up?tags=weights"),
         Call("POST", "http://127.0.0.1:24001/collective_rpc", {"method": "reload_weights"}),
         Call("POST", "http://127.0.0.1:24001/wake_up?tags=kv_cache"),
@@ -278,7 +277,7 @@ def test_after_level_two_the_weights_are_read_again() -> None:
 def test_no_other_engine_sleeps() -> None:
     """Without the flag the endpoints stay closed, whatever level the entry names."""
     made = launch(metadata={"sleep_level": 2})
-    assert made.sleep is None
+    assert made.sleeps == ()
     assert "VLLM_SERVER_DEV_MODE" not in made.env
 
 
@@ -323,7 +322,7 @@ def test_a_command_of_the_entrys_own() -> None:
     command = ["{python}", "-m", "own", "{model}", "--port", "{port}"]
     made = launch("--seed", "1", backend_config={"command": command}, placement=HALF)
     assert made.argv == (sys.executable, "-m", "own", "/m/tiny", "--port", "24001", "--seed", "1")
-    assert (made.load_timeout_s, made.term_grace_s, made.sleep) == (180, TERM_GRACE_S, None)
+    assert (made.load_timeout_s, made.term_grace_s, made.sleeps) == (180, TERM_GRACE_S, ())
 
 
 def test_the_entries_of_its_page_can_be_served() -> None:

@@ -8,24 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.footprint import (
-    CUDA_CONTEXT_MB,
-    CUDA_GRAPHS_MB,
+from rolecall.core.footprint import CUDA_CONTEXT_MB, MB, Demands
+from rolecall.core.gguf_footprint import (
     HOST_PROCESS_MB,
-    MB,
-    Demands,
     GgufFacts,
     Layer,
     ProjectorFacts,
-    SafetensorsFacts,
-    activation_bytes,
     cache_bytes,
     compute_bytes,
     gguf_estimate,
     projector_bytes,
+    weights_bytes,
+)
+from rolecall.core.vllm_footprint import (
+    CUDA_GRAPHS_MB,
+    SafetensorsFacts,
+    activation_bytes,
     request_bytes,
     vllm_estimate,
-    weights_bytes,
 )
 
 

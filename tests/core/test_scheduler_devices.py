@@ -377,6 +377,16 @@ def test_sleeping_model_can_be_unloaded() -> None:
         assert bench.scheduler.ledger.used_mb == 0
 
 
+def test_sleeper_that_fits_no_longer_is_stopped() -> None:
+    """A sleeping model that could not be woken where it lies, since the budget was lowered, is started anew."""
+    one = spec("a", None, sleep=(LIGHT,), idle_unload_s=10, load_s=20)
+    bench = Bench(one, sleep_mb=1000)
+    bench.ready("a")
+    bench.post(Tick(), FellAsleep("a"), at=10)
+    assert bench.post(configured(one, budget_mb=500, sleep_mb=1000)) == ["stop a"]
+    assert bench.post(ask(1, "a"), Exited("a"), Freed("a")) == ["start a"]
+
+
 # -- engines of an earlier run
 
 
@@ -474,7 +484,46 @@ def test_the_scheduler_says_when_time_alone_changes_something(moment: float) -> 
     """The overtaking bound is kept to the moment: a tick at ``wake_at`` clears the way, one before does not."""
     bench = Bench(spec("a", max_parallel=2), spec("b"), max_overtake_s=20)
     bench.ready("a")
-    bench.post(ask(1, "a"), ask(2, "b"))
-    assert bench.scheduler.wake_at() == 20
-    bench.post(Tick(), at=moment)
+    bench.post(ask(1, "a"), at=10)
+    bench.post(ask(2, "b"))
+    assert bench.scheduler.wake_at() == 30
+    bench.post(Tick(), at=10 + moment)
     assert bench.post(ask(3, "a")) == (["grant 3 a"] if moment < 20 else [])
+
+
+def test_a_model_that_took_long_to_load_serves_for_a_while() -> None:
+    """A quarter of its load time it serves newer requests too, though somebody is overdue; then it drains."""
+    bench = Bench(spec("a", load_s=40), spec("b", load_s=40), max_overtake_s=20)
+    bench.post(ask(1, "b"))
+    bench.post(ask(2, "a"), at=1)
+    assert bench.post(BecameReady("b"), at=40) == ["grant 1 b"]  # the waiter for a has been overdue for 19 s
+    assert bench.post(ask(3, "b"), Released("b"), at=45) == ["grant 3 b"]
+    assert bench.scheduler.wake_at() == 50
+    assert bench.post(ask(4, "b"), at=50) == []
+    assert bench.post(Released("b"), at=51) == ["stop b"]
+
+
+def test_it_stays_for_a_client_that_comes_back_in_that_while() -> None:
+    """Idle for a moment in its first while it does not go at once, even for an overdue request."""
+    bench = Bench(spec("a", load_s=40), spec("b", load_s=40), max_overtake_s=20, linger_share=0.01)
+    bench.post(ask(1, "b"))
+    bench.post(ask(2, "a"), at=1)
+    bench.post(BecameReady("b"), at=40)
+    assert bench.post(Released("b"), at=42) == []
+    assert bench.post(ask(3, "b"), at=42.3) == ["grant 3 b"]
+    assert bench.post(Released("b"), at=43) == []
+    assert bench.post(Tick(), at=43.4) == ["stop b"]
+
+
+def test_nobody_is_passed_for_longer_than_the_bound_by_one_load_after_another() -> None:
+    """Who was passed for ``max_overtake_s`` since the first that passed is not passed by a fresh model either."""
+    bench = Bench(spec("a", load_s=30), spec("b", load_s=100), spec("old", load_s=1), max_overtake_s=20)
+    bench.ready("old")
+    bench.post(ask(1, "old"), at=100)
+    bench.post(ask(2, "b"), at=101)  # older than the one for a
+    bench.post(ask(3, "a"), at=102)
+    bench.post(ask(4, "old"), Released("old"), at=103)  # passes both, for the first time
+    bench.post(Tick(), at=121)
+    assert bench.post(Released("old"), Exited("old"), Freed("old"), at=122) == ["stop old", "start b"]
+    assert bench.post(BecameReady("b"), ask(5, "b"), at=123) == ["grant 2 b"]
+    assert bench.post(Released("b"), at=124) == ["stop b"]

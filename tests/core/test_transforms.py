@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import entry
+from rolecall.core.models import SIZE_DEFAULTS
 from rolecall.core.transforms import CHAT, GENERATING, RequestFacts, adapt, read_facts
 from rolecall.errors import BadRequest, BodyTooLarge
 
@@ -196,7 +197,7 @@ def test_pictures_without_a_size_are_counted(part: dict[str, Any]) -> None:
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
 MEANINGFUL = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
-SIZES = {"context_window", "context_length", "num_ctx"}
+SIZES = SIZE_DEFAULTS | {"temp", "temperature"}
 other_names = st.sampled_from(["seed", "top_p", "x"]) | st.text(max_size=8).filter(
     lambda n: n not in MEANINGFUL | SIZES
 )

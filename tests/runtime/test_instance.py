@@ -26,7 +26,7 @@ Make = Callable[..., "Life"]
 
 URL = "http://127.0.0.1:9"
 LAUNCH = Launch(("engine",), f"{URL}/v1")
-SLEEPS = replace(LAUNCH, sleep=sleep_calls(URL))
+SLEEPS = replace(LAUNCH, sleeps=(sleep_calls(URL),))
 BRISK = Patience(probe_every_s=0.01, term_grace_s=0.05, last_grace_s=0.02)
 
 
@@ -119,7 +119,7 @@ def make(tmp_path: Path, http: httpx.AsyncClient, lives: list[Life]) -> Make:
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         argv = (sys.executable, str(FAKE_ENGINE), "--port", str(port), *flags)
-        launch = Launch(argv, f"{url}/v1", sleep=sleep_calls(url, sleeps) if sleeps else None)
+        launch = Launch(argv, f"{url}/v1", sleeps=(sleep_calls(url, sleeps),) if sleeps else ())
         engines = launcher or EngineLauncher(tmp_path, os.environ)
         lives.append(Life(Instance("m", launch, engines, http, **{"load_timeout_s": 20, **options})))
         return lives[-1]
@@ -537,10 +537,10 @@ async def test_a_waking_that_fails(bench: Bench, path: str) -> None:
 
 async def test_an_engine_that_does_not_do_as_it_says(bench: Bench) -> None:
     """One that answers 200 and goes on as before is not believed."""
-    life = await bench.ready(replace(SLEEPS, sleep=replace(sleep_calls(URL), sleep=sleep_calls(URL).is_sleeping)))
+    life = await bench.ready(replace(SLEEPS, sleeps=(replace(sleep_calls(URL), sleep=sleep_calls(URL).is_sleeping),)))
     life.instance.sleep(1)
     assert (await life.end()).startswith("it was put to sleep but says that it does not sleep")
-    life = await bench.ready(replace(SLEEPS, sleep=replace(sleep_calls(URL), wake=())))
+    life = await bench.ready(replace(SLEEPS, sleeps=(replace(sleep_calls(URL), wake=()),)))
     life.instance.sleep(1)
     await life.tells("asleep")
     life.instance.wake()
@@ -632,7 +632,7 @@ async def test_an_engine_that_does_not_say_whether_it_sleeps(
     calls = sleep_calls(URL)
     if call == "chat":
         calls = replace(calls, is_sleeping=Call("POST", f"{URL}/v1/chat/completions"))
-    life = bench.begin(replace(LAUNCH, sleep=calls), adopts=True)
+    life = bench.begin(replace(LAUNCH, sleeps=(calls,)), adopts=True)
     assert (await life.end()).startswith(words)
 
 

@@ -22,16 +22,14 @@ from hypothesis import strategies as st
 
 from builders import entry
 from fakes import FakeBackend
-from rolecall.backends.base import Places
+from rolecall.backends.base import Backend, Places
 from rolecall.backends.llama_server import LlamaServer
-from rolecall.core.footprint import MB
-from rolecall.runtime.model_files import (
-    ModelFiles,
-    estimate_mb,
-    gguf_facts,
-    read_gguf,
-    safetensors_facts,
-)
+from rolecall.core.footprint import MB, Estimate
+from rolecall.core.models import ModelEntry
+from rolecall.runtime.gguf_facts import gguf_facts
+from rolecall.runtime.gguf_header import read_gguf
+from rolecall.runtime.model_files import MOST_REMEMBERED, ModelFiles
+from rolecall.runtime.safetensors import safetensors_facts
 
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12
 BLOCKS = {F32: (1, 4), F16: (1, 2), Q8_0: (32, 34), Q4_K: (256, 144)}
@@ -188,6 +186,11 @@ def mamba(
 def llama_server() -> LlamaServer:
     """Return the driver of llama.cpp; nothing is started."""
     return LlamaServer(Places(Path("/"), Path("/")), ("llama-server",))
+
+
+def estimate_mb(asked: ModelEntry, backend: Backend, *, on_gpu: bool = True) -> Estimate | None:
+    """Return what an entry needs; nothing was read before."""
+    return ModelFiles().estimate_mb(asked, backend, on_gpu=on_gpu)
 
 
 # -- reading GGUF
@@ -368,6 +371,47 @@ def test_recurrent_layers_are_known(tmp_path: Path, fields: dict[str, object], r
     assert [(layer.state_bytes, layer.key_width) for layer in facts.layers] == expected
 
 
+SSM = {"ssm.conv_kernel": 4, "ssm.inner_size": 512, "ssm.state_size": 16, "ssm.group_count": 1}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "recurrent", "elements"),
+    [
+        ("qwen3next", SSM, [0, 1, 2], 3 * (512 + 2 * 16) + 512 * 16),
+        ("qwen3next", SSM | {"full_attention_interval": 2}, [0, 2], 3 * (512 + 2 * 16) + 512 * 16),
+        ("rwkv7", {"wkv.head_size": 64}, [0, 1, 2, 3], 256 * (2 + 64)),
+        ("lfm2", {"shortconv.l_cache": 3, "attention.head_count_kv": [2, 0, 0, 2]}, [1, 2], 256 * 2),
+        ("kimi-linear", {"kda.head_dim": 32, "attention.head_count_kv": [0, 2, 2, 2]}, [0], 4 * (3 * 3 * 32 + 32 * 32)),
+        (
+            "nemotron_h",
+            SSM | {"attention.head_count_kv": [0] * 4, "feed_forward_length": [0, 512, 0, 512]},
+            [0, 2],
+            9824,
+        ),
+    ],
+)
+def test_states_differ_by_architecture(
+    tmp_path: Path, architecture: str, fields: dict[str, object], recurrent: list[int], elements: int
+) -> None:
+    """Which layers keep one, and how many 32-bit elements it has: 4 layers, 4 heads, 256 elements wide."""
+    metadata, tensors = transformer(architecture, **fields)  # type: ignore[arg-type]
+    facts = gguf_facts(read_gguf(write_gguf(tmp_path / "m.gguf", metadata, tensors)))
+    assert [layer.state_bytes for layer in facts.layers] == [
+        4 * elements if index in recurrent else 0 for index in range(4)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windowed"), [([True, False, True, True], [0, 2, 3]), ([True], [0]), (2, [0, 2]), (None, [])]
+)
+def test_windows_are_known(tmp_path: Path, pattern: object, windowed: list[int]) -> None:
+    """By a list, or by a period; without either llama has none."""
+    fields = {"attention.sliding_window": 512} | ({"attention.sliding_window_pattern": pattern} if pattern else {})
+    metadata, tensors = transformer(**fields)  # type: ignore[arg-type]
+    facts = gguf_facts(read_gguf(write_gguf(tmp_path / "m.gguf", metadata, tensors)))
+    assert [index for index, layer in enumerate(facts.layers) if layer.windowed] == windowed
+
+
 def test_latent_attention_is_known(tmp_path: Path) -> None:
     """With both lengths of MLA only keys are cached."""
     fields = {"attention.key_length": 576, "attention.key_length_mla": 192, "attention.value_length_mla": 128}
@@ -469,6 +513,19 @@ def test_a_file_is_read_once_until_it_changes(tmp_path: Path, caplog: pytest.Log
     path.write_bytes(bytes(status.st_size))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert files.estimate_mb(asked, backend) == first
+
+
+def test_only_so_much_is_remembered(tmp_path: Path) -> None:
+    """What was read first goes first: it is read again, and what came last is not."""
+    path = write_gguf(tmp_path / "m.gguf", *transformer())
+    files, backend = ModelFiles(), FakeBackend(paths=(path,))
+    asked = [entry(backend_config={"extra_args": ["--dtype", str(number)]}) for number in range(MOST_REMEMBERED + 1)]
+    assert all(files.estimate_mb(one, backend) for one in asked)
+    status = path.stat()
+    path.write_bytes(bytes(status.st_size))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert files.estimate_mb(asked[-1], backend) is not None
+    assert files.estimate_mb(asked[0], backend) is None
 
 
 @pytest.mark.parametrize("name", ["absent.gguf", "absent", "model.bin", "no\0name"])
@@ -590,6 +647,28 @@ def test_a_folder_without_an_index(tmp_path: Path) -> None:
     assert safetensors_facts(tmp_path).weight_bytes == 10 * MB
 
 
+def test_weights_that_are_no_safetensors_count_by_their_size(tmp_path: Path) -> None:
+    """Older models have pickled ones."""
+    (tmp_path / "pytorch_model.bin").write_bytes(bytes(3 * MB))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert safetensors_facts(tmp_path).weight_bytes == 3 * MB
+
+
+@pytest.mark.parametrize(
+    ("mamba_config", "elements"),
+    [
+        ({"mamba_num_heads": 8, "mamba_head_dim": 64, "ssm_state_size": 128}, 512 * 128),
+        ({"mamba_d_inner": 2048, "mamba_d_state": 16}, 2048 * 16),
+        ({"state_size": 16}, 4096 * 16),
+    ],
+)
+def test_a_mamba_has_several_spellings(tmp_path: Path, mamba_config: dict[str, int], elements: int) -> None:
+    """Nemotron's, Jamba's and Mamba's own; layers that are neither attention nor Mamba keep nothing."""
+    kinds = {"layers_block_type": ["mamba"] * 10 + ["attention", "mlp"] * 3}
+    facts = safetensors_facts(write_folder(tmp_path, CONFIG | kinds | mamba_config))
+    assert (facts.full_layers, facts.state_bytes) == (3, 10 * elements * 2)
+
+
 NONSENSE = {
     "no config": {"config.json": None},
     "a list": {"config.json": "[]"},
@@ -602,6 +681,10 @@ NONSENSE = {
     "index of other folders": {"model.safetensors.index.json": '{"weight_map": {"w": "../../x.safetensors"}}'},
     "empty part": {"model-00001-of-00002.safetensors": ""},
     "long header": {"model-00001-of-00002.safetensors": "\xff" * 20},
+    "no offsets": {"model-00001-of-00002.safetensors": "\x08" + "\0" * 7 + '{"w":{}}'},
+    "offsets beyond the end": {
+        "model-00001-of-00002.safetensors": "\x30" + "\0" * 7 + '{"w": {"dtype": "BF16", "data_offsets": [0, 8]}}'
+    },
     "no weights": {"model.safetensors.index.json": None, "model-*": None},
 }
 

@@ -67,7 +67,7 @@ def test_a_swap_is_an_engine_sent_away_while_somebody_waits() -> None:
 def test_overtaking_by_a_model_in_the_way_is_measured() -> None:
     """Whoever waits for b sees requests for a, which came later, served for as long as the bound allows."""
     measures = run(workload(Chain(0, (Step("a", 1),) * 60), one("b", 12.5), max_overtake_s=20))
-    assert measures.longest_overtaken_s == pytest.approx(19.5)
+    assert measures.longest_overtaken_s == pytest.approx(19)  # from 13 s to 32 s
     assert measures.wait.max_s == pytest.approx(20 + 0.5 + 10, abs=1e-3)
 
 

@@ -57,9 +57,11 @@ class SleepCalls:
 class Launch:
     """How one engine process is started, recognised as ready, put to sleep and ended.
 
-    ``health_path`` answers 200 once requests can be served; refused or 503 mean "not yet". ``killed_last`` is a part
-    of the command line by which the processes are known that must outlive the rest of their group, to clean up after
-    it. ``load_timeout_s`` and ``term_grace_s`` (from SIGTERM to SIGKILL) are None where nothing special is known.
+    ``health_path`` answers 200 once requests can be served; refused or 503 mean "not yet". ``load_timeout_s`` and
+    ``term_grace_s`` (from SIGTERM to SIGKILL) are None where nothing special is known. ``killed_last`` is a part of the
+    command line by which the processes are known that must outlive the rest of their group, to clean up after it.
+    ``sleeps`` are the ways in which the engine can sleep. ``listens_itself`` says that the process that is started, or
+    a child of it, listens on the port: whoever else answers there is a stranger.
     """
 
     argv: tuple[str, ...]
@@ -69,7 +71,8 @@ class Launch:
     load_timeout_s: float | None = None
     term_grace_s: float | None = None
     killed_last: str | None = None
-    sleep: SleepCalls | None = None
+    sleeps: tuple[SleepCalls, ...] = ()
+    listens_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)

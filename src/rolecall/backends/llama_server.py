@@ -109,7 +109,7 @@ class LlamaServer:
             (_PARALLEL_FLAGS, [str(self.parallel(entry)), "--kv-unified"]),
         )
         argv = (*self._engine, *_unless_given(extra, ours), *extra, "--host", LOOPBACK, "--port", str(port))
-        return Launch(argv, loopback(port).base_url, config.env)
+        return Launch(argv, loopback(port).base_url, config.env, listens_itself=True)
 
     def _launch_oneshot(self, entry: ModelEntry, port: int, placement: Placement) -> Launch:
         """Return the command line of the server that starts one process for each request."""

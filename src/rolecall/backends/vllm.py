@@ -27,7 +27,7 @@ from rolecall.backends.base import (
     loopback,
     model_path,
 )
-from rolecall.core.models import ModelEntry, flag_value
+from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 32
@@ -79,8 +79,8 @@ class VllmServer:
             return command_problem(entry)
         if not (config.model_path or entry.download_location):
             return "backend_config.model_path is missing"
-        level = entry.metadata.get(_SLEEP_LEVEL, 1)
-        if level not in _SLEEP_LEVELS:
+        level = entry.metadata.get(_SLEEP_LEVEL)
+        if level is not None and level not in _SLEEP_LEVELS:
             return f"metadata.{_SLEEP_LEVEL} is {level!r}; 1 and 2 are possible"
         if not self._command:
             return (
@@ -132,7 +132,8 @@ class VllmServer:
             term_grace_s=self._term_grace_s,
             # It removes what the others leave in /dev/shm once they are gone.
             killed_last="multiprocessing.resource_tracker",
-            sleep=sleep_calls(port, int(entry.metadata.get(_SLEEP_LEVEL, 1))) if sleeps else None,
+            sleeps=tuple(sleep_calls(port, level) for level in _levels(entry)) if sleeps else (),
+            listens_itself=True,
         )
 
     def spread(self, entry: ModelEntry) -> Spread:
@@ -154,6 +155,12 @@ def find_vllm(program: str) -> tuple[str, ...] | None:
     """Return the command line's start for a name on the PATH or a path; None if there is no such program."""
     found = shutil.which(os.path.expanduser(program))  # noqa: PTH111 - a bare name is looked up on the PATH
     return None if found is None else (found,)
+
+
+def _levels(entry: ModelEntry) -> tuple[int, ...]:
+    """Return the levels that the model may sleep at: the one that its metadata names, else both."""
+    level = entry.metadata.get(_SLEEP_LEVEL)
+    return _SLEEP_LEVELS if level is None else (int(level),)
 
 
 def sleep_calls(port: int, level: int) -> SleepCalls:
@@ -202,12 +209,7 @@ def _count(extra: tuple[str, ...], flags: tuple[str, ...]) -> int | None:
 
 def _arguments(entry: ModelEntry) -> tuple[str, ...]:
     """Return ``extra_args`` with flags in one spelling: vLLM takes ``--max_model_len``, too."""
-    return tuple(_with_dashes(word) for word in entry.backend_config.extra_args)
-
-
-def _with_dashes(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word
+    return tuple(dashed(word) for word in entry.backend_config.extra_args)
 
 
 def _without(argv: tuple[str, ...], flags: tuple[str, ...]) -> tuple[str, ...]:

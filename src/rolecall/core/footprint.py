@@ -1,45 +1,20 @@
-"""How much memory a model will need, computed from what its files say.
+"""How much memory a model will need: what is asked for, and what comes out.
 
-Every formula names its source: llama.cpp's (read at build 11434, in `src/` of its repository), or vLLM's
-documentation. The terms that no source gives were fitted to the sizes that llama.cpp itself prints; what is uncertain
-is rounded up, for too little ends in a failed start and too much only in an empty corner of a GPU.
+The formulas are in `gguf_footprint` for llama.cpp and in `vllm_footprint`. The terms that no source gives were fitted
+to the sizes that the engines themselves print; what is uncertain is rounded up, for too little ends in a failed start
+and too much only in an empty corner of a GPU.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 MB = 2**20
 
 CUDA_CONTEXT_MB = 512
 """What a process holds on a GPU before it stores anything: 107 MiB on a small GPU, 555 on a large one, by its number
 of multiprocessors (measured in llama.cpp's pull requests 20595 and 23604)."""
-
-HOST_PROCESS_MB = 64
-"""What a llama-server is without a model, where host RAM stands for the GPU."""
-
-FITTED_CONTEXT_TOKENS = 4096
-"""llama-server without a context size takes less than the model's own if it must, down to this (``--fit-ctx``)."""
-
-CUDA_GRAPHS_MB = 512
-"""vLLM's CUDA graphs unless ``--enforce-eager``: 0.1 to 0.6 GiB in the start-up logs of its issues."""
-
-TYPICAL_TOKENS = 2048
-"""What a request beside others is counted with in vLLM's cache."""
-
-CACHE_BYTES = {
-    "f32": 4.0,
-    "f16": 2.0,
-    "bf16": 2.0,
-    "q8_0": 34 / 32,
-    "q5_0": 22 / 32,
-    "q5_1": 24 / 32,
-    "q4_0": 18 / 32,
-    "q4_1": 20 / 32,
-    "iq4_nl": 18 / 32,
-}
-"""Bytes per element of llama.cpp's cache types: bytes of a block by elements of a block (`ggml-common.h`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,85 +36,6 @@ class Estimate:
     def mb(self) -> int:
         """The sum of the parts."""
         return self.weights_mb + self.kv_cache_mb + self.compute_mb + self.projector_mb + self.fixed_mb
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One block of a GGUF: bytes of its tensors (``expert_bytes`` of them are experts), elements it caches per token.
-
-    ``windowed`` caches only the sliding window, ``state_bytes`` is what a recurrent layer keeps per slot instead.
-    """
-
-    tensor_bytes: int = 0
-    expert_bytes: int = 0
-    key_width: int = 0
-    value_width: int = 0
-    windowed: bool = False
-    state_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class GgufFacts:
-    """What a GGUF says of its memory. Widths are in elements, ``context_tokens`` is the model's own.
-
-    ``input_bytes`` are the tensors that stay in host RAM, ``output_bytes`` those after the last block;
-    ``expert_width`` is over the experts that one token uses, ``experts_used`` how many these are.
-    """
-
-    architecture: str
-    layers: tuple[Layer, ...]
-    input_bytes: int
-    output_bytes: int
-    tied_bytes: int = 0
-    """The token embeddings, where they are the output matrix as well: then a GPU has a copy of its own."""
-    context_tokens: int = 0
-    vocabulary: int = 0
-    embedding_width: int = 0
-    query_width: int = 0
-    heads: int = 0
-    feed_forward_width: int = 0
-    expert_width: int = 0
-    experts_used: int = 0
-    window_tokens: int = 0
-    recurrent_width: int = 0
-
-    @property
-    def tensor_bytes(self) -> int:
-        """All tensors."""
-        return self.input_bytes + self.output_bytes + sum(layer.tensor_bytes for layer in self.layers)
-
-
-@dataclass(frozen=True, slots=True)
-class ProjectorFacts:
-    """A vision projector: bytes of its tensors, patches of one picture, widths in elements."""
-
-    tensor_bytes: int
-    patches: int = 0
-    embedding_width: int = 0
-    feed_forward_width: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class SafetensorsFacts:
-    """What a folder for vLLM says: ``weight_bytes`` as they will lie on the GPU, the rest from its config.json.
-
-    Layers are counted by what they cache: all tokens, a sliding window, or a fixed state (``state_bytes`` per request,
-    over all recurrent layers). ``latent_width`` is what MLA caches per token and layer instead of keys and values.
-    """
-
-    weight_bytes: int
-    context_tokens: int = 0
-    full_layers: int = 0
-    windowed_layers: int = 0
-    state_bytes: int = 0
-    window_tokens: int = 0
-    key_value_heads: int = 0
-    head_width: int = 0
-    latent_width: int = 0
-    embedding_width: int = 0
-    feed_forward_width: int = 0
-    vocabulary: int = 0
-    dtype_bytes: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,206 +70,6 @@ class Demands:
     on_gpu: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class _Cells:
-    """Tokens that a llama.cpp cache has room for: ``streams`` times ``each``, of windowed layers ``windowed``."""
-
-    streams: int
-    each: int
-    windowed: int
-
-
-def gguf_estimate(facts: GgufFacts, demands: Demands, projector: ProjectorFacts | None = None) -> Estimate:
-    """Return what llama.cpp needs for a model: weights, KV cache, compute buffers, projector, a CUDA context per GPU.
-
-    The buffers are those that it prints at the start: "model", "KV", "RS" and "compute buffer size".
-    """
-    weights = _mb(weights_bytes(facts, demands))
-    cache, compute = _mb(cache_bytes(facts, demands)), _mb(compute_bytes(facts, demands)) * demands.gpus
-    picture = _mb(projector_bytes(projector)) if projector and (demands.projector_on_gpu or not demands.on_gpu) else 0
-    fixed = CUDA_CONTEXT_MB * demands.gpus if demands.on_gpu else HOST_PROCESS_MB
-    total = weights + cache + compute + picture + fixed
-    if demands.context_tokens is None and demands.may_fit and facts.context_tokens > FITTED_CONTEXT_TOKENS:
-        fitted = replace(demands, context_tokens=FITTED_CONTEXT_TOKENS)
-        least = total - cache - compute + _mb(cache_bytes(facts, fitted)) + _mb(compute_bytes(facts, fitted))
-    else:
-        least = total
-    cells = _cells(facts, demands)
-    why = f"GGUF {facts.architecture}, {cells.streams * cells.each} tokens of {demands.cache_type_k} KV cache"
-    return Estimate(weights, cache, compute, picture, fixed, min(least, total), why)
-
-
-def weights_bytes(facts: GgufFacts, demands: Demands) -> int:
-    """Return the tensors that a GPU gets.
-
-    The input layer stays in host RAM; of the n blocks and the output layer, the last ``gpu_layers`` go to the GPU
-    (`llama-model.cpp`, `load_tensors`); ``--cpu-moe`` keeps ``ffn_*_exps`` of the first blocks in host RAM. Without
-    GPUs it is everything, once.
-    """
-    if not demands.on_gpu:
-        return facts.tensor_bytes
-    total = 0
-    for index in _gpu_blocks(facts, demands):
-        layer = facts.layers[index]
-        total += layer.tensor_bytes - (layer.expert_bytes if index < demands.host_expert_layers else 0)
-    has_output = demands.gpu_layers is None or demands.gpu_layers > 0
-    return total + (facts.output_bytes + facts.tied_bytes if has_output else 0)
-
-
-def cache_bytes(facts: GgufFacts, demands: Demands) -> int:
-    """Return the KV cache and the recurrent state.
-
-    Keys and values per token and layer are ``head_count_kv * key_length`` and ``* value_length`` elements, keys alone
-    with MLA (`llama-kv-cache.cpp`). Sliding-window layers have their own, smaller cache (`llama-kv-cache-iswa.cpp`).
-    Recurrent layers keep 32-bit states per slot, whatever the context (`llama-memory-recurrent.cpp`).
-    """
-    if demands.on_gpu and not demands.kv_on_gpu:
-        return 0
-    cells = _cells(facts, demands)
-    total = 0.0
-    for index in _gpu_blocks(facts, demands):
-        layer = facts.layers[index]
-        tokens = cells.streams * (cells.windowed if layer.windowed else cells.each)
-        total += tokens * layer.key_width * _element_bytes(demands.cache_type_k)
-        total += tokens * layer.value_width * _element_bytes(demands.cache_type_v)
-        total += layer.state_bytes * max(1, demands.parallel)
-    return math.ceil(total)
-
-
-def compute_bytes(facts: GgufFacts, demands: Demands) -> int:
-    """Return the compute buffer of one GPU: the largest set of activations alive at once in one micro-batch.
-
-    llama.cpp finds it by laying out its worst graph (`llama-context.cpp`, `sched_reserve`), which has one micro-batch,
-    the whole cache, and as many outputs as there are slots (for embeddings: as tokens). The terms, fitted to what it
-    printed for twelve models from 1B to 80B: 5 embeddings and 3 feed-forward rows of 32-bit numbers per token; with
-    experts, the rows of all that are used, and their outputs where these do not fit into freed rows; the logits; the
-    attention's queries and keys; without flash attention the scores, heads by tokens by cache. The mask has 16 bits per
-    token and cell, 32 without flash attention. A quantized cache is unpacked to 16 bits for the CUDA kernels, one layer
-    at a time (`ggml-cuda/fattn-common.cuh`).
-    """
-    cells = _cells(facts, demands)
-    tokens = max(1, min(demands.ubatch_tokens, demands.batch_tokens, cells.streams * cells.each))
-    outputs = tokens if demands.scores_all else min(tokens, max(1, demands.parallel))
-    base = 5 * facts.embedding_width
-    key_width = max((layer.key_width for layer in facts.layers), default=0)
-    attention = base + 2 * facts.query_width + 2 * key_width
-    if not demands.flash_attention:
-        attention += facts.heads * cells.each
-    rows = max(
-        attention,
-        base + _feed_forward_rows(facts),
-        base + facts.embedding_width + facts.vocabulary * outputs / tokens,
-        base + 2.5 * facts.recurrent_width,
-    )
-    states = 2.3 * demands.parallel * max((layer.state_bytes for layer in facts.layers), default=0)
-    return math.ceil(
-        4 * tokens * rows + states + _mask_bytes(facts, demands, cells, tokens) + _unpacked(facts, demands)
-    )
-
-
-def _feed_forward_rows(facts: GgufFacts) -> int:
-    outputs = facts.experts_used * facts.embedding_width
-    experts = 3 * facts.expert_width + (outputs if outputs > 2 * facts.expert_width else 0)
-    return max(3 * facts.feed_forward_width, experts)
-
-
-def _mask_bytes(facts: GgufFacts, demands: Demands, cells: _Cells, tokens: int) -> int:
-    kinds = {layer.windowed for layer in facts.layers if layer.key_width}
-    seen = sum(cells.windowed if windowed else cells.each for windowed in kinds)
-    return seen * tokens * (2 if demands.flash_attention else 4)
-
-
-def _unpacked(facts: GgufFacts, demands: Demands) -> int:
-    if not (demands.on_gpu and demands.flash_attention):
-        return 0
-    cells = _cells(facts, demands)
-    keys = 0 if demands.cache_type_k == "f16" else max((layer.key_width for layer in facts.layers), default=0)
-    values = 0 if demands.cache_type_v == "f16" else max((layer.value_width for layer in facts.layers), default=0)
-    return 2 * (keys + values) * cells.each * cells.streams
-
-
-def projector_bytes(facts: ProjectorFacts) -> int:
-    """Return a vision projector's tensors and activations.
-
-    Two embeddings and two feed-forward rows of 32-bit numbers per patch: fitted to llama.cpp's "estimated worst-case
-    memory usage of mmproj" for pictures of 336 to 1536 pixels, which it exceeds by up to 2 %.
-    """
-    return facts.tensor_bytes + 8 * facts.patches * (facts.embedding_width + facts.feed_forward_width)
-
-
-def _cells(facts: GgufFacts, demands: Demands) -> _Cells:
-    """Contexts are padded to 256 tokens, and so is each slot's part of one that is divided (`llama-context.cpp`).
-
-    A sliding-window cache holds the window, of each slot if they share it, and one micro-batch.
-    """
-    context = _padded(demands.context_tokens or facts.context_tokens)
-    slots = max(1, demands.parallel)
-    each, streams = (context, 1) if demands.unified else (_padded(context // slots), slots)
-    window = facts.window_tokens * (slots if demands.unified else 1) + demands.ubatch_tokens
-    return _Cells(streams, each, each if demands.full_window else _padded(min(each, window)))
-
-
-def _gpu_blocks(facts: GgufFacts, demands: Demands) -> range:
-    blocks = len(facts.layers)
-    if not demands.on_gpu or demands.gpu_layers is None:
-        return range(blocks)
-    return range(max(blocks + 1 - max(demands.gpu_layers, 0), 0), blocks)
-
-
-def vllm_estimate(facts: SafetensorsFacts, demands: Demands) -> Estimate:
-    """Return what vLLM needs. It takes whatever it is given: the sum is a sensible share, ``least_mb`` the minimum.
-
-    Sensible is a KV cache for one full context and for `TYPICAL_TOKENS` of every further request, at most a full
-    context of each. vLLM refuses to start when its share minus weights, activations and CUDA context leaves less than
-    one full context ("Conserving Memory" and `determine_available_memory` in its documentation).
-    """
-    context = demands.context_tokens or facts.context_tokens
-    tokens = min(context * max(1, demands.parallel), context + TYPICAL_TOKENS * (max(1, demands.parallel) - 1))
-    weights = _mb(facts.weight_bytes)
-    compute = demands.gpus * (_mb(activation_bytes(facts, demands)) + (0 if demands.eager else CUDA_GRAPHS_MB))
-    fixed = CUDA_CONTEXT_MB * demands.gpus if demands.on_gpu else 0
-    one = _mb(request_bytes(facts, demands, context))
-    whole = math.ceil(one * tokens / context) if context else one
-    why = f"safetensors, KV cache for {tokens} tokens, one full context is {context}"
-    return Estimate(weights, whole, compute, 0, fixed, weights + one + compute + fixed, why)
-
-
-def request_bytes(facts: SafetensorsFacts, demands: Demands, context: int) -> int:
-    """Return the KV cache of one request of ``context`` tokens, over all GPUs.
-
-    Per token and layer ``2 * heads * head_size`` elements, with MLA one latent vector; a sliding-window layer keeps
-    the window and the tokens of one step (`kv_cache_interface` in vLLM's API documentation). Heads are divided among
-    the GPUs of a tensor-parallel group, but each has at least one, and each has the whole latent vector.
-    """
-    element = demands.cache_bytes or facts.dtype_bytes
-    if facts.latent_width:
-        width = facts.latent_width * demands.gpus
-    else:
-        width = 2 * max(facts.key_value_heads, demands.gpus if facts.key_value_heads else 0) * facts.head_width
-    windowed = min(context, facts.window_tokens - 1 + demands.batch_tokens)
-    tokens = facts.full_layers * context + facts.windowed_layers * max(0, windowed)
-    return math.ceil(tokens * width * element + facts.state_bytes)
-
-
-def activation_bytes(facts: SafetensorsFacts, demands: Demands) -> int:
-    """Return the peak of vLLM's profiling run on one GPU.
-
-    It samples for all sequences at once: ten 32-bit numbers per sequence and token of the vocabulary, which gives the
-    1.26 GiB for Llama 3 8B and 1.39 GiB for Qwen2.5 1.5B of its start-up logs (pull request 10511, issue 12529; 256
-    sequences). A step of the model itself holds two feed-forward rows and four embeddings per token.
-    """
-    sampling = 40 * demands.parallel * facts.vocabulary
-    width = 2 * facts.feed_forward_width // demands.gpus + 4 * facts.embedding_width
-    return max(sampling, demands.batch_tokens * width * facts.dtype_bytes)
-
-
-def _element_bytes(cache_type: str) -> float:
-    return CACHE_BYTES.get(cache_type, 2.0)
-
-
-def _padded(tokens: int) -> int:
-    return -(-tokens // 256) * 256
-
-
-def _mb(amount: float) -> int:
+def whole_mb(amount: float) -> int:
+    """Return an amount of bytes in MB, rounded up."""
     return math.ceil(amount / MB)

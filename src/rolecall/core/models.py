@@ -207,7 +207,7 @@ class ModelEntry(_Record):
     vram_estimate_mb: Megabytes | None = Field(None, description="Footprint in MB before anything better is known.")
     quantization: str | None = None
     family: str | None = None
-    context_length: Annotated[int, Field(gt=0)] | None = Field(None, description="Tokens.")
+    context_length: Annotated[int, Field(gt=0, le=2**40)] | None = Field(None, description="Tokens.")
     generation_defaults: dict[str, Any] = Field(default_factory=dict, description="Applied where a request is silent.")
     request: RequestRules = Field(default_factory=RequestRules)
     idle_unload_s: NotNegative | None = Field(None, description="0 keeps it loaded; null: the profile's.")
@@ -286,3 +286,9 @@ def flag_value(argv: Sequence[str], *flags: str) -> str | None:
         if flag in flags:
             found = value if equals else next(iter(argv[index + 1 : index + 2]), None)
     return found
+
+
+def dashed(word: str) -> str:
+    """Return an option in the spelling with dashes: vLLM takes ``--max_model_len``, too."""
+    flag, equals, value = word.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else word

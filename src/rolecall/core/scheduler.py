@@ -5,8 +5,10 @@ The policy, in the order in which ``_decide`` applies it:
 1. A waiter whose model failed a moment ago, or has no room beside what stays, takes the next candidate of its role, or
    is told why there is none.
 2. The oldest waiter for a model that is not there is overtaken for no longer than ``max_overtake_s``, counted from its
-   arrival. From then on its model claims a place: the models in its way take no newer request and drain. Answers in
-   flight are never cut for it, however long they take.
+   arrival. From then on its model claims a place: the models in its way take no newer request and drain; but one that
+   was loaded a moment ago serves for a quarter of its load time, unless the waiter has been passed for
+   ``max_overtake_s`` since the first request that passed it. Answers in flight are never cut for it, however long they
+   take.
 3. A waiter whose model is ready and has a free place is granted at once, in order of arrival: requests for the loaded
    model are collated before a swap.
 4. Whoever still waits when the queue is full is turned away, the newest first.
@@ -59,6 +61,9 @@ STALE_S = 60.0
 """A model that was idle for this long makes room for the rest of a group in use."""
 
 _FEW_DEVICES = 8
+
+RESIDENCY = 0.25
+"""Part of its load time for which a model that has just been loaded serves, whoever is overdue."""
 
 SLEEP_ROUNDS = 6
 """A sleeping model is stopped after this many times its ``idle_unload_s``."""
@@ -275,7 +280,7 @@ class Scheduler:
             spec = specs.pop(name, None)
             slot.removed = spec is None
             new = spec or replace(slot.spec, unavailable="it was removed from the registry")
-            stale = slot.removed or not new.starts_like(slot.spec)
+            stale = slot.removed or not new.starts_like(slot.spec) or not self._can_wake(slot)
             slot.spec = new
             if stale:
                 slot.measured_mb, slot.starts_alone, slot.sleeps_badly = None, False, False
@@ -283,6 +288,11 @@ class Scheduler:
         self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
         self._has_pinned = any(slot.spec.entry.pinned for slot in self._slots.values())
         yield from self._rebind(self._waiters.values())
+
+    def _can_wake(self, slot: Slot) -> bool:
+        """Whether a sleeping model would fit where it lies if it were alone; the devices may be smaller by now."""
+        bare = Ledger(self.ledger.devices.values(), self.ledger.budget_mb, self.ledger.max_models)
+        return slot.state is not State.SLEEPING or not bare.lack(slot.placement)
 
     def _tick(self) -> Iterator[Effect]:
         for slot in list(self._slots.values()):
@@ -316,8 +326,17 @@ class Scheduler:
                 if slot.blocked_since is not None:
                     yield slot.blocked_since + FOREIGN_PATIENCE_S
         if is_missing:
-            rested = (s.idle_since + s.linger_s(self.linger_share) for s in self._slots.values() if s.is_idle)
-            yield from (moment for moment in rested if moment > self._now)
+            yield from (moment for moment in self._ends_of_stay() if moment > self._now)
+
+    def _ends_of_stay(self) -> Iterator[float]:
+        """Yield when models that are loaded may have to go although they may stay now."""
+        for slot in self._slots.values():
+            if slot.is_idle:
+                yield slot.idle_since + slot.linger_s(self.linger_share)
+            if slot.state is State.READY:
+                yield slot.ready_since + RESIDENCY * slot.load_s
+            elif slot.is_cold and (oldest := slot.oldest) is not None and oldest.passed_since is not None:
+                yield oldest.passed_since + self.max_overtake_s
 
     # -- decisions
 
@@ -375,12 +394,13 @@ class Scheduler:
         asleep = [s for s in able if s.state is State.SLEEPING and s.is_settled]
         return self._ways(awake, asleep)
 
-    def _grant(self, overdue: Iterable[Slot]) -> Iterator[Effect]:
+    def _grant(self, overdue: list[Slot]) -> Iterator[Effect]:
         no_newer: dict[str, float] = {}
         for slot in overdue:
             if slot.claim is not None and (oldest := slot.oldest) is not None:
                 for victim in slot.claim.victims:
-                    no_newer.setdefault(victim.name, oldest.arrived)
+                    if not self._stays_a_while(self._slots[victim.name], oldest):
+                        no_newer.setdefault(victim.name, oldest.arrived)
         for slot in self._slots.values():
             if slot.queue and slot.state is State.READY:
                 yield from self._serve(slot, no_newer.get(slot.name, float("inf")))
@@ -391,7 +411,27 @@ class Scheduler:
                 return
             slot.in_flight += 1
             self._forget(waiter.id)
+            self._note_overtaken(slot, waiter)
             yield Grant(waiter.id, slot.name, waiter.selection)
+
+    def _stays_a_while(self, victim: Slot, overdue: Waiter) -> bool:
+        """Whether a model serves on although an overdue waiter needs its place: it was loaded a moment ago.
+
+        Without it, models that take longer to load than anybody may be overtaken would serve one request a load. It
+        ends when the waiter was overtaken for as long as it may be, counted from the first request that passed it.
+        """
+        if victim.state is not State.READY or self._now >= victim.ready_since + RESIDENCY * victim.load_s:
+            return False
+        return overdue.passed_since is None or self._now < overdue.passed_since + self.max_overtake_s
+
+    def _note_overtaken(self, slot: Slot, granted: Waiter) -> None:
+        """Note whom a request has just passed: older ones whose model could lie where the granted one's does."""
+        devices = _devices(slot.placement)
+        for other in self._slots.values():
+            if not other.is_cold or (oldest := other.oldest) is None or oldest.arrived > granted.arrived:
+                continue
+            if any(not devices.isdisjoint(_devices(option)) for option in self._options(other)):
+                other.note_passed(granted.arrived, self._now)
 
     def _turn_away(self) -> Iterator[Effect]:
         for waiter in list(self._waiters.values())[self.max_queue :] if len(self._waiters) > self.max_queue else ():
@@ -413,10 +453,20 @@ class Scheduler:
         for slot in overdue:
             if slot.queue and slot.claim is not None:
                 for victim in slot.claim.victims:
-                    if self._slots[victim.name].is_idle or self._slots[victim.name].state is State.SLEEPING:
+                    if self._goes_now(self._slots[victim.name], slot.queue):
                         yield from self._send_away(victim)
                 yield from self._break_off(slot, slot.claim.placement)
                 yield from self._come(slot, slot.claim.placement, taken)
+
+    def _goes_now(self, victim: Slot, overdue: Mapping[int, Waiter]) -> bool:
+        oldest = next(iter(overdue.values()))
+        if victim.is_idle and self._stays_a_while(victim, oldest):
+            return self._is_rested(victim)
+        return victim.is_idle or victim.state is State.SLEEPING
+
+    def _is_rested(self, slot: Slot) -> bool:
+        """Whether an idle model is no longer kept for the next request of its client."""
+        return self._now >= slot.idle_since + slot.linger_s(self.linger_share)
 
     def _load_others(self, others: list[Slot], taken: set[str]) -> Iterator[Effect]:
         reach_mb = self._reach_mb()
@@ -562,7 +612,7 @@ class Scheduler:
     def _idle(self, slot: Slot) -> list[list[Holding]]:
         """Return what may make room for a waiter: idle, and not just waiting for the next request of its client."""
         idle = [s for s in self._slots.values() if s.is_idle and s.can_go and not s.queue]
-        rested = [s for s in idle if self._now - s.idle_since >= s.linger_s(self.linger_share)]
+        rested = [s for s in idle if self._is_rested(s)]
         asleep = [s for s in self._slots.values() if s.state is State.SLEEPING and s.is_settled and not s.queue]
         return self._ways(rested, [s for s in asleep if s is not slot and s.can_go])
 

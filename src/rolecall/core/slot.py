@@ -33,6 +33,8 @@ class Waiter:
     names: tuple[str, ...]
     arrived: float
     selection: Selection
+    passed_since: float | None = None
+    """When a newer request was first let through to a model that may be in its way."""
 
     @property
     def model(self) -> str:
@@ -162,6 +164,14 @@ class Slot:
         """Return it as one that could make room, by sleeping or (None) by being stopped."""
         back_s = self.load_s if sleep is None else sleep.wake_s
         return Holding(self.name, back_s * self.likelihood(now), 0 if sleep is None else sleep.residual_mb)
+
+    def note_passed(self, arrived: float, now: float) -> None:
+        """Note that a request which came at ``arrived`` passed all who wait for this model since before that."""
+        for waiter in reversed(self.queue.values()):
+            if waiter.passed_since is not None:  # and so were all before it
+                return
+            if waiter.arrived < arrived:
+                waiter.passed_since = now
 
     def fail(self, error: str, now: float, *, crashed: bool) -> None:
         """Note a start that failed, or a crash, and when the next start may be."""

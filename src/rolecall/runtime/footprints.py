@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from rolecall.backends.base import Backend
 from rolecall.core.footprint import Estimate
 from rolecall.core.learning import Footprint, FootprintKey, Learnt, choose_footprint
-from rolecall.core.models import ModelEntry, flag_value
+from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vram import HOST, Device, Placement
 from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.model_files import ModelFiles
@@ -147,7 +147,7 @@ def cards(devices: Iterable[Device], names: Mapping[str, str]) -> dict[str, Gpu]
 
 def asked_share(entry: ModelEntry) -> float | None:
     """Return the part of a card (0 to 1) that the entry's arguments let vLLM take at most; None if they don't say."""
-    word = flag_value(entry.backend_config.extra_args, "--gpu-memory-utilization", "--gpu_memory_utilization")
+    word = flag_value(tuple(map(dashed, entry.backend_config.extra_args)), "--gpu-memory-utilization")
     try:
         share = float(word or "")
     except ValueError:

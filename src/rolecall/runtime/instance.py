@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -20,6 +21,7 @@ from rolecall.runtime.launcher import Launcher, Process, describe_exit
 from rolecall.runtime.load_watch import LoadWatch
 from rolecall.runtime.out_of_memory import ran_out_of_memory
 from rolecall.runtime.patience import Patience, Unwell
+from rolecall.runtime.ports import stranger_on
 from rolecall.runtime.progress import Progress, progress
 from rolecall.runtime.sleep import Sleep
 
@@ -85,12 +87,12 @@ class Instance:
         calls = EngineCalls(http, launch)
         canary = Canary(calls, served_id, kind, within_s=self._patience.canary_s)
         self._health = Health(model, calls, self._patience)
-        self._sleep = Sleep(calls, launch.sleep, canary, self._patience) if launch.sleep else None
+        self._sleeps = {sleep.level: Sleep(calls, sleep, canary, self._patience) for sleep in launch.sleeps}
         self._process: Process | None = None
         self._dismissed = asyncio.Event()
         self._is_stopped = self._is_let_go = False
         self._requests: asyncio.Queue[Sleep] = asyncio.Queue()
-        self._is_to_sleep = False
+        self._is_to_sleep: Sleep | None = None
         self._busy_since: float | None = None
         self._watch: LoadWatch | None = None
 
@@ -111,19 +113,19 @@ class Instance:
 
         Raises ``ValueError`` for a launch that knows no such sleep, and for an engine that sleeps or is to.
         """
-        if self._sleep is None or self._sleep.level != level:
+        if level not in self._sleeps:
             raise ValueError(f"{self.model} was not launched for sleep level {level}")
-        if self._is_to_sleep:
+        if self._is_to_sleep is not None:
             raise ValueError(f"{self.model} sleeps already")
-        self._is_to_sleep = True
-        self._requests.put_nowait(self._sleep)
+        self._is_to_sleep = self._sleeps[level]
+        self._requests.put_nowait(self._is_to_sleep)
 
     def wake(self) -> None:
         """Ask an engine that sleeps, or is falling asleep, to wake; raises ``ValueError`` for any other."""
-        if self._sleep is None or not self._is_to_sleep:
+        if self._is_to_sleep is None:
             raise ValueError(f"{self.model} does not sleep")
-        self._is_to_sleep = False
-        self._requests.put_nowait(self._sleep)
+        self._requests.put_nowait(self._is_to_sleep)
+        self._is_to_sleep = None
 
     def progress(self, expected_load_s: float | None, files_mb: float | None) -> Progress:
         """Return how far its load or its waking is; nothing is known of an engine that does neither."""
@@ -209,12 +211,22 @@ class Instance:
         began = time.monotonic()
         self._watch = LoadWatch(process, self._load_timeout_s, self._patience.load_limit)
         await self._health.until_ready(self._watch)
+        if self._launch.listens_itself and (stranger := await self._stranger(process)):
+            raise Unwell(f"its port {self._port} is answered by {stranger}, which is not the engine")
         log.info("%s is ready after %.1f s (pid %d)", self.model, time.monotonic() - began, process.pid)
+
+    async def _stranger(self, process: Process) -> str | None:
+        """Return who answers in the engine's place: vLLM begins to listen long after it took its port."""
+        return await asyncio.to_thread(lambda: stranger_on(self._port, process.members()))
+
+    @property
+    def _port(self) -> int:
+        return urlsplit(self._launch.base_url).port or 0
 
     async def _take_over(self) -> None:
         await self._health.check()
-        if self._sleep:
-            await self._sleep.check_awake()
+        for sleep in list(self._sleeps.values())[:1]:
+            await sleep.check_awake()
         log.info("%s is taken over (pid %d)", self.model, self.pid)
 
     async def _watch_until_it_is_to_sleep(self, listener: Listener) -> Sleep:

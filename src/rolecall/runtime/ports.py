@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Collection
 
 import psutil
 
@@ -32,11 +33,30 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def stranger_on(port: int, family: Collection[int]) -> str | None:
+    """Return who listens on a port, such as ``process 4711 (python3)``, if none of ``family`` does; else None.
+
+    None as well where nobody is seen: of other users' processes only root sees the sockets.
+    """
+    pids = _listeners(port)
+    if not pids or not pids.isdisjoint(family):
+        return None
+    return holder(port)
+
+
+def _listeners(port: int) -> set[int]:
+    try:
+        found = psutil.net_connections("tcp")
+    except psutil.Error:
+        return set()
+    listening = (c for c in found if c.status == psutil.CONN_LISTEN and tuple(c.laddr)[1:2] == (port,))
+    return {c.pid for c in listening if c.pid}
+
+
 def holder(port: int) -> str:
     """Return who listens on a port, such as ``process 4711 (python3)``, as far as we may see."""
     try:
-        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        pid = next((c.pid for c in listening if c.pid and tuple(c.laddr)[1:2] == (port,)), None)
+        pid = min(_listeners(port), default=None)
         return f"process {pid} ({psutil.Process(pid).name()})" if pid else "a process of another user"
     except psutil.Error:
         return "a process that cannot be seen"

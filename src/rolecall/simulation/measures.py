@@ -21,9 +21,9 @@ class Waits:
 class Measures:
     """One policy's figures. Times in s.
 
-    ``waits`` has the waits for each model or role that was asked for. ``longest_overtaken_s`` is the longest time,
-    counted from its arrival, for which a waiting request still saw later ones go to a model that was in its way: one
-    that was no longer loaded when it was served itself. ``swaps`` counts the engines that were stopped or put to sleep
+    ``waits`` has the waits for each model or role that was asked for. ``longest_overtaken_s`` is the longest time from
+    the first to the last of the later requests that passed a waiting one on a model that was in its way: one that was
+    no longer loaded when it was served itself. ``swaps`` counts the engines that were stopped or put to sleep
     while requests waited. ``idle_vram_share`` is the memory held by models that were loaded, or asleep, and answered
     nothing (MB·s), over the capacity of all GPUs (MB·s); a model that is loading is not idle. ``vain_loads`` ended
     without a single request.
@@ -54,7 +54,7 @@ class Book:
         self._waits: dict[str, list[float]] = {}
         self._wanted: dict[int, str] = {}
         self._arrived: dict[int, float] = {}
-        self._overtaken: dict[int, dict[str, float]] = {}
+        self._overtaken: dict[int, dict[str, tuple[float, float]]] = {}
         self._longest_overtaken_s = 0.0
         self._idle: dict[str, int] = {}
         self._idle_mb = 0
@@ -71,18 +71,20 @@ class Book:
         """Note that a request was let through to a model, and who was overtaken by it; ``loaded`` are all models."""
         arrived = self._arrived.pop(waiter)
         self._waits.setdefault(self._wanted.pop(waiter), []).append(now - arrived)
-        self._end_overtaking(waiter, arrived, loaded)
+        self._end_overtaking(waiter, loaded)
         for older, since in self._arrived.items():
             if older > waiter:
                 break
             if since < arrived:
-                self._overtaken.setdefault(older, {})[model] = now
+                first, _ = self._overtaken.setdefault(older, {}).get(model, (now, now))
+                self._overtaken[older][model] = first, now
 
     def reject(self, waiter: int, now: float) -> None:
         """Note that a request got an error."""
         self.errors += 1
         self.answered(now)
-        self._end_overtaking(waiter, self._arrived.pop(waiter), ())
+        self._end_overtaking(waiter, ())
+        del self._arrived[waiter]
         del self._wanted[waiter]
 
     def answered(self, now: float) -> None:
@@ -117,10 +119,11 @@ class Book:
             idle_vram_share=self._idle_mb_s / (self._capacity_mb * self._ended_s) if self._ended_s else 0.0,
         )
 
-    def _end_overtaking(self, waiter: int, arrived: float, loaded: Collection[str]) -> None:
-        for model, until in self._overtaken.pop(waiter, {}).items():
-            if model not in loaded:
-                self._longest_overtaken_s = max(self._longest_overtaken_s, until - arrived)
+    def _end_overtaking(self, waiter: int, loaded: Collection[str]) -> None:
+        spans = [span for model, span in self._overtaken.pop(waiter, {}).items() if model not in loaded]
+        if spans:
+            first, last = min(first for first, _ in spans), max(last for _, last in spans)
+            self._longest_overtaken_s = max(self._longest_overtaken_s, last - first)
 
 
 def _waits(seconds: Iterable[float]) -> Waits:

@@ -1,0 +1,113 @@
+"""What the scheduler says of itself, and paths of core/ that property tests reach only by luck."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from builders import configured, spec, words
+from rolecall.core.decisions import encode
+from rolecall.core.events import (
+    Adopted,
+    Arrived,
+    BecameReady,
+    Event,
+    Exited,
+    Freed,
+    Grant,
+    Released,
+    SleepCost,
+    Spec,
+    Tick,
+    UnloadRequested,
+)
+from rolecall.core.scheduler import Scheduler
+from rolecall.core.selection import Demand
+
+
+class Bench:
+    """A scheduler; events in, effects in words out."""
+
+    def __init__(self, *specs: Spec, **more: Any) -> None:
+        self.scheduler = Scheduler(linger_share=0, drain_limit_s=30)
+        self.now = 0.0
+        self.post(configured(*specs, **more))
+
+    def post(self, *events: Event, at: float | None = None) -> list[str]:
+        self.now = self.now if at is None else at
+        self.effects = [effect for event in events for effect in self.scheduler.handle(event, self.now)]
+        return words(self.effects)
+
+
+def ask(waiter: int, *models: str, role: str | None = None) -> Arrived:
+    return Arrived(waiter, Demand(role=role), models)
+
+
+def test_who_waits_is_told_for_what_and_behind_how_many() -> None:
+    """A waiter's model, its place in that model's queue, and how long the start takes; nothing once it is served."""
+    bench = Bench(spec("a", load_s=20), spec("b", load_s=7))
+    bench.post(ask(1, "a"), ask(2, "a"), ask(3, "b"))
+    assert [bench.scheduler.waits_for(waiter) for waiter in (1, 2, 3)] == [("a", 0), ("a", 1), ("b", 0)]
+    assert (bench.scheduler.load_s("a"), bench.scheduler.load_s("b")) == (20, 7)
+    bench.post(BecameReady("a"))
+    assert bench.scheduler.waits_for(1) is None
+    assert bench.scheduler.waits_for(2) == ("a", 0)
+
+
+def test_a_sleeping_model_keeps_its_residual() -> None:
+    """What it leaves on each device is that of its level, and nothing while it is awake."""
+    light = SleepCost(level=1, residual_mb=50, host_mb=400, wake_s=1)
+    bench = Bench(spec("a", 400, sleep=(light,), idle_unload_s=10, load_s=20), gpus_mb=(1000,), sleep_mb=1000)
+    bench.post(ask(1, "a"), BecameReady("a"), Released("a"))
+    assert bench.scheduler.residual_mb("a") == 0
+    assert bench.post(Tick(), at=10) == ["sleep a 1"]
+    assert bench.scheduler.residual_mb("a") == 50
+
+
+def test_an_adopted_engine_without_a_placement_takes_no_memory() -> None:
+    """It serves at once, and the books stay as they were."""
+    bench = Bench(spec("a"))
+    assert bench.post(Adopted("a", ()), ask(1, "a")) == ["grant 1 a"]
+    assert bench.scheduler.ledger.used_mb == 0
+
+
+def test_a_drain_is_due_at_its_limit() -> None:
+    """An unload of a model that answers is looked at again when ``drain_limit_s`` is over."""
+    bench = Bench(spec("a"))
+    bench.post(ask(1, "a"), BecameReady("a"))
+    assert bench.post(UnloadRequested("a"), at=100) == []
+    assert bench.scheduler.wake_at() == 130
+
+
+def test_a_start_that_was_timed_counts_half() -> None:
+    """The expected time moves half-way to what the last start took."""
+    bench = Bench(spec("a", load_s=20))
+    bench.post(ask(1, "a"), BecameReady("a", 10.0), Released("a"), UnloadRequested("a"), Exited("a"), Freed("a"))
+    assert bench.scheduler.load_s("a") == 15
+
+
+def test_a_reason_names_only_models_that_are_better() -> None:
+    """A worse model that cannot start now is no news."""
+    bench = Bench(spec("a", role_priority={"chat": 90}), spec("b", role_priority={"chat": 80}), budget_mb=2000)
+    bench.post(ask(1, "b"), Exited("b", error="it crashed"))
+    assert bench.post(ask(2, "a", "b", role="chat"), BecameReady("a")) == ["start a", "grant 2 a"]
+    grant = bench.effects[-1]
+    assert isinstance(grant, Grant)
+    assert "cannot start now" not in grant.selection.reason
+
+
+def test_all_who_ask_the_same_go_over_to_the_same_model() -> None:
+    """When their model goes, waiters with one demand wait for one other model, in their order."""
+    bench = Bench(spec("a"), spec("b"))
+    bench.post(*(ask(waiter, "a", "b") for waiter in (1, 2, 3)))
+    assert bench.scheduler.waits_for(3) == ("a", 2)
+    bench.post(configured(spec("a", unavailable="gone"), spec("b")))
+    assert [bench.scheduler.waits_for(waiter) for waiter in (1, 2, 3)] == [("b", 0), ("b", 1), ("b", 2)]
+
+
+def test_a_set_beside_a_large_integer_is_written() -> None:
+    """Sets are sorted by the slow writer as by the fast one."""
+    for waiter in (1, 2**70):
+        event = Arrived(waiter, Demand(needs=frozenset({"vision", "tools"})), ("a",))
+        line = json.loads(encode(event, 1.0, ()))
+        assert line["event"]["demand"]["needs"] == ["tools", "vision"]
