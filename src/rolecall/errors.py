@@ -12,6 +12,7 @@
     ├── TooManyRequests                429 rate_limit_error      the queue is full
     ├── Unavailable                    503 service_unavailable_error  try again later
     │   ├── StartFailed                503 model_start_failed    with the engine's last lines
+    │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
     │   ├── NotLoaded                  503 model_not_loaded      autostart is off
     │   └── ShuttingDown               503 shutting_down
     └── UpstreamError                  502 engine_error          the engine broke off or answered rubbish
@@ -144,6 +145,12 @@ class StartFailed(Unavailable):
     """The engine did not start; the message ends with its last lines."""
 
     code = "model_start_failed"
+
+
+class ModelLoading(Unavailable):
+    """The model did not become free within ``max_wait_s``; it goes on loading."""
+
+    code = "model_loading"
 
 
 class NotLoaded(Unavailable):

@@ -17,11 +17,12 @@ import pytest
 
 from cli.invoke import call, configured, environment, in_terminal, rolecall
 from harness import FAKE_ENGINE, Rolecall, fake_entry, upstream
+from process.fake_ollama import FakeOllama
 from rolecall.cli.checks import Subject
 from rolecall.cli.doctor import CHECKS, examine
 from rolecall.runtime.leftovers import Identity
 from rolecall.runtime.ports import free_port
-from simulator import nvml
+from simulator import memory, nvml
 
 
 def configure(tmp_path: Path, settings: str = "", **more: Any) -> tuple[str, ...]:
@@ -146,16 +147,68 @@ def test_a_llama_server_that_is_not_there_fails(tmp_path: Path) -> None:
 
 
 def test_ollama_is_found_where_the_settings_say(tmp_path: Path) -> None:
-    """A running Ollama is shown with its version; one that is absent is no problem."""
-    body = b'{"version":"0.99.1"}'
-    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
-    with upstream(lambda connection, _: connection.sendall(head + body)) as ollama:
-        url = ollama.base_url.removesuffix("/v1")
-        _, found = findings(*configure(tmp_path, f'ollama_base_url = "{url}"'))
-        assert found["Ollama"]["finding"] == f"version 0.99.1 at {url}"
-    _, found = findings(*configure(tmp_path, f'ollama_base_url = "http://127.0.0.1:{free_port()}"'))
+    """A running Ollama is shown with its version and its models; one that is absent is no problem."""
+    entries = [{"name": "m", "backend": "ollama"}]
+    with FakeOllama("a:latest", "b:latest") as ollama:
+        _, found = findings(*configure(tmp_path, f'ollama_base_url = "{ollama.base_url}"', entries=entries))
+        assert found["Ollama"]["finding"] == f"version 0.40.12 at {ollama.base_url}, 2 models"
+    _, found = findings(*configure(tmp_path, f'ollama_base_url = "http://127.0.0.1:{free_port()}"', entries=entries))
     assert found["Ollama"]["level"] == "ok"
     assert found["Ollama"]["finding"].startswith("none at ")
+    assert found["Ollama"]["finding"].endswith("1 entries name it")
+    assert "ollama_base_url" in found["Ollama"]["advice"]
+
+
+def test_a_server_that_is_no_ollama(tmp_path: Path) -> None:
+    """Something else on Ollama's port is told as no Ollama."""
+    body = b'{"version":"0.99.1"}'
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+    with upstream(lambda connection, _: connection.sendall(head + body)) as server:
+        url = server.base_url.removesuffix("/v1")
+        _, found = findings(*configure(tmp_path, f'ollama_base_url = "{url}"'))
+    assert found["Ollama"]["finding"] == f"none at {url}; 0 entries name it"
+
+
+def test_the_version_of_vllm_is_shown(tmp_path: Path) -> None:
+    """What its environment says of it is believed; else the program is asked, and a broken one is a warning."""
+    program = tmp_path / "env" / "bin" / "vllm"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho vLLM 0.99.2\n")
+    program.chmod(0o755)
+    here = configure(tmp_path, f'vllm_command = "{program}"')
+    assert findings(*here)[1]["vLLM"]["finding"] == f"{program}, version vLLM 0.99.2"
+    program.write_text("#!/bin/sh\necho no torch; exit 1\n")
+    row = findings(*here)[1]["vLLM"]
+    assert (row["level"], row["finding"]) == ("warn", f"{program} does not run: exit code 1: no torch")
+    (tmp_path / "env" / "lib" / "python3.11" / "site-packages" / "vllm-0.99.3.dist-info").mkdir(parents=True)
+    assert findings(*here)[1]["vLLM"]["finding"] == f"{program}, version 0.99.3"
+
+
+def test_a_vllm_that_is_not_there_is_told_where_it_is_needed(tmp_path: Path) -> None:
+    """Models without files need none; a model that is here, or a program that was named, does."""
+    entry = {"name": "m", "backend": "vllm", "backend_config": {"model_path": str(tmp_path / "weights")}}
+    here = configure(tmp_path, entries=[entry])
+    env = {"PATH": str(tmp_path)}
+    assert findings(*here, env=env)[1]["vLLM"]["level"] == "ok"
+    (tmp_path / "weights").mkdir()
+    row = findings(*here, env=env)[1]["vLLM"]
+    assert (row["level"], row["finding"]) == ("warn", "'vllm' is no program here; models that need it: 1")
+    assert "set vllm_command" in row["advice"]
+
+
+def test_programs_of_mode_cli(tmp_path: Path) -> None:
+    """They are looked for where an entry wants them, and only there."""
+    assert findings(*configure(tmp_path))[1]["llama.cpp cli"]["finding"] == "no entry has mode 'cli'"
+    config = {"mode": "cli", "model_path": "m.gguf"}
+    here = configure(tmp_path, entries=[{"name": "m", "backend": "llama_cpp", "backend_config": config}])
+    row = findings(*here, env={"PATH": str(tmp_path)})[1]["llama.cpp cli"]
+    assert row["level"] == "warn"
+    assert "needs llama-completion or llama-cli" in row["finding"]
+    assert "mode 'server'" in row["advice"]
+    (tmp_path / "llama-completion").write_text("#!/bin/sh\n")
+    (tmp_path / "llama-completion").chmod(0o755)
+    row = findings(*here, env={"PATH": str(tmp_path)})[1]["llama.cpp cli"]
+    assert (row["level"], row["finding"]) == ("ok", "the programs are there for m")
 
 
 # --- GPUs -------------------------------------------------------------------------------------------------------------
@@ -171,6 +224,28 @@ def test_gpus_and_driver_are_shown(tmp_path: Path, nvml_library: Path) -> None:
         f"{index}: NVIDIA Test GPU, 16076 of 16376 MB free" for index in (0, 1)
     ]
     assert found["profile"]["finding"].startswith("multi_gpu_2x16gb (auto): 28656 MB")
+
+
+@pytest.mark.parametrize(
+    ("processes", "said"),
+    [
+        ("unmeasured", "the driver tells no figures by process for GPU 0; what a model holds is learnt from how much"),
+        ("empty", "the driver lists no process now; if it lists none at all, what a model holds is learnt from"),
+        ("host-pids", "the driver lists processes of another pid namespace, as in a container; what a model holds is"),
+        ("listed", "the driver says what each process holds"),
+    ],
+)
+def test_whether_the_driver_tells_of_processes(
+    tmp_path: Path, nvml_library: Path, survivor: psutil.Process, processes: str, said: str
+) -> None:
+    """By it models are measured, or else by the use of their GPU: the finding says which."""
+    machine = nvml.Machine(nvml.ONE_16GB.gpus, processes=processes)
+    variables = {**environment(), **nvml.environment(nvml_library, machine, tmp_path)}
+    memory.hold(nvml.simulation(tmp_path), {nvml.card(0, 16376).uuid: 500}, pid=survivor.pid)
+    done = rolecall("doctor", "--json", *configure(tmp_path), env=variables)
+    found = {row["check"]: row for row in json.loads(done.stdout)["checks"]}
+    assert found["GPU processes"]["level"] == "ok"
+    assert found["GPU processes"]["finding"].startswith(said)
 
 
 def test_an_engine_that_leaves_the_gpu_idle_is_a_warning(tmp_path: Path, nvml_library: Path) -> None:
@@ -254,6 +329,42 @@ def test_engines_left_over_are_named_and_left_alone(tmp_path: Path, survivor: ps
     assert found["engines"]["level"] == "warn"
     assert found["engines"]["finding"] == f"left over from a rolecall that is gone: orphan (pid {survivor.pid})"
     assert survivor.is_running()
+
+
+def test_engines_that_are_kept_are_no_problem(tmp_path: Path) -> None:
+    """An engine that waits for the next start is told as such."""
+    with Rolecall(tmp_path, [fake_entry("one")], settings={"keep_engines_on_exit": True}) as server:
+        server.http.post("/v1/models/one/load")
+        pid = server.row("one")["pid"]
+        server.process.kill()
+        server.process.wait()
+        _, found = findings("--config-dir", str(server.config_dir), "--state-dir", str(server.state))
+        psutil.Process(pid).kill()
+    assert found["engines"]["level"] == "ok"
+    assert found["engines"]["finding"] == f"kept for the next start, which takes them over: one (pid {pid})"
+
+
+@pytest.mark.parametrize(
+    ("text", "level", "said"),
+    [
+        (None, "ok", "nothing yet"),
+        ('{"version": 1, "entries": [{"key": {"model": "m"}}, {"key": {"model": "m"}}]}', "ok", ": 1 model"),
+        ("{half", "warn", "makes no sense (JSONDecodeError"),
+        ('{"entries": 5}', "warn", "makes no sense (TypeError"),
+        ('{"version": 99, "entries": []}', "warn", "is of version 99, known is 1"),
+    ],
+)
+def test_what_was_learnt(tmp_path: Path, text: str | None, level: str, said: str) -> None:
+    """A file that cannot be read is told with what becomes of it, and is left as it is."""
+    here = configure(tmp_path)
+    path = tmp_path / "state" / "learnt.json"
+    if text is not None:
+        path.write_text(text)
+    _, found = findings(*here)
+    assert found["learnt"]["level"] == level
+    assert said in found["learnt"]["finding"]
+    assert (level == "ok") == (not found["learnt"]["advice"])
+    assert (path.read_text() if path.exists() else None) == text
 
 
 def test_the_report_fits_eighty_columns(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import jsonschema
 import pytest
 
 from cli.invoke import answer, call, configured, environment, in_terminal, rolecall
-from harness import CONFIGS, fake_entry, upstream_entry
+from harness import CONFIGS, Rolecall, eventually, fake_entry, upstream_entry
 from rolecall.cli.table import Column, Row, table
 from rolecall.core.registry import registry_schema
+from rolecall.demo.gguf import make_demo_models
+from simulator import nvml
 
 LONG = "an-instruction-tuned-model-with-a-long-name_(Q4_K_M)"
 
@@ -26,9 +29,14 @@ def here(tmp_path: Path) -> tuple[str, ...]:
         fake_entry("small", roles=["chat"], role_priority={"caption": 20}, model_aliases=["s"]),
         fake_entry(LONG, role_priority={"caption": 90, "chat": 10}, quantization="q4_k_m", context_length=131072),
         {"name": "absent", "backend": "llama_cpp", "backend_config": {"model_path": "/no/such/file.gguf"}},
-        {"name": "strange", "backend": "vllm", "role_priority": {"caption": 95}, "vram_estimate_mb": 9000},
+        {"name": "strange", "backend": "mystery", "role_priority": {"caption": 95}, "vram_estimate_mb": 9000},
     ]
     return configured(tmp_path, entries)
+
+
+def read(path: Path) -> str:
+    """The text of a file; none while there is no file."""
+    return path.read_text() if path.exists() else ""
 
 
 def names(rows: list[dict[str, Any]]) -> list[str]:
@@ -52,7 +60,7 @@ def test_list_all_says_why_a_model_is_not_installed(here: tuple[str, ...]) -> No
     absent = next(line for line in lines if line.startswith("absent"))
     assert "not installed" in absent
     assert absent.endswith("/no/such/file.gguf does not exist")
-    assert any(line.startswith("strange") and "'vllm' is not supported" in line for line in lines)
+    assert any(line.startswith("strange") and "'mystery' is not supported" in line for line in lines)
 
 
 def test_list_json_carries_every_figure(here: tuple[str, ...]) -> None:
@@ -71,7 +79,7 @@ def test_list_json_carries_every_figure(here: tuple[str, ...]) -> None:
         "reason": None,
     }
     assert (absent["installed"], absent["vram_estimate_mb"]) == (False, None)
-    assert "vllm" in strange["reason"]
+    assert "mystery" in strange["reason"]
 
 
 def test_list_of_a_role_is_ordered_by_priority(here: tuple[str, ...]) -> None:
@@ -175,7 +183,7 @@ def test_show_tells_which_files_exist(tmp_path: Path) -> None:
 
 
 def test_show_says_where_the_footprint_comes_from(tmp_path: Path) -> None:
-    """The footprint is the estimate, else the size of the files, else unknown; an engine elsewhere takes nothing."""
+    """Without a GPU it is what was declared, else the files' size, else unknown; an engine elsewhere takes nothing."""
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "m.gguf").write_bytes(b"\0" * (3 * 2**20))
     entries = [
@@ -187,11 +195,62 @@ def test_show_says_where_the_footprint_comes_from(tmp_path: Path) -> None:
     here = configured(tmp_path, entries)
     known = [answer("models", "show", entry["name"], *here) for entry in entries]
     assert [(each["footprint_mb"], each["footprint_source"]) for each in known] == [
-        (100, "vram_estimate_mb"),
-        (3, "size of its files"),
+        (100, "declared"),
+        (3, "files"),
         (None, "unknown"),
-        (0, "somebody else runs it"),
+        (0, "declared"),
     ]
+    assert [each["given_mb"] for each in known] == [100, 3, None, 0]
+    text = call("models", "show", "told", *here).stdout
+    assert re.search(r"^footprint +100 MB \(declared: vram_estimate_mb\)$", text, re.MULTILINE)
+    assert re.search(r"^load time +about 1\.1 s, guessed: no load was seen$", text, re.MULTILINE)
+    assert re.search(r"^footprint +\? MB \(unknown: ", call("models", "show", "gone", *here).stdout, re.MULTILINE)
+
+
+def test_show_has_the_parts_of_a_computed_footprint(tmp_path: Path) -> None:
+    """What its files say is shown by part, and the parts add up."""
+    pytest.importorskip("gguf")
+    make_demo_models(tmp_path / "state")
+    config = {"model_path": "${STATE_DIR}/demo-vision.gguf", "mmproj_path": "mmproj-demo-vision.gguf"}
+    entry = {"name": "seeing", "backend": "llama_cpp", "backend_config": config, "context_length": 4096}
+    here = configured(tmp_path, [entry])
+    known = answer("models", "show", "seeing", *here)
+    computed = known["computed"]
+    parts = {name: computed[f"{name}_mb"] for name in ("weights", "kv_cache", "compute", "projector", "fixed")}
+    assert known["footprint_source"] == "computed"
+    assert known["footprint_mb"] == computed["mb"] == sum(parts.values())
+    assert min(parts.values()) > 0
+    text = call("models", "show", "seeing", *here).stdout
+    shown = f"{computed['mb']} MB = weights {parts['weights']} + KV cache {parts['kv_cache']} + compute"
+    assert re.search(rf"^computed +{re.escape(shown)}", text, re.MULTILINE)
+
+
+def test_show_tells_what_loads_have_taught(tmp_path: Path, nvml_library: Path) -> None:
+    """After two loads on a GPU the footprint is learnt, with the number of loads, and the time of a load; offline."""
+    environ = nvml.environment(nvml_library, nvml.ONE_16GB, tmp_path)
+    entries = [fake_entry("m", "--gpu-mb", "5000", vram_estimate_mb=9000)]
+    with Rolecall(tmp_path / "server", entries, profile=None, environ=environ) as server:
+        for count in (1, 2):
+            server.http.post("/v1/models/m/load")
+            eventually(lambda count=count: f'"count": {count}' in read(server.state / "learnt.json"))  # type: ignore[misc]
+            server.http.post("/v1/models/m/unload")
+    here = ("--config-dir", str(server.config_dir), "--state-dir", str(server.state))
+    known = json.loads(rolecall("models", "show", "m", "--json", *here, env=server.environment).stdout)
+    assert (known["footprint_mb"], known["footprint_source"], known["declared_mb"]) == (5000, "learnt", 9000)
+    (row,) = known["learnt"]
+    assert (row["device"], row["footprint_mb"], row["loads"]) == ("NVIDIA Test GPU", 5000, 2)
+    assert 0 < row["load_s"] < 20
+    text = rolecall("models", "show", "m", *here, env=server.environment).stdout
+    assert re.search(r"^footprint +5000 MB \(learnt: from the last 2 loads\)$", text, re.MULTILINE)
+    assert re.search(r"^learnt +on NVIDIA Test GPU: 5000 MB \(2 loads\), loads in \d+\.\d s$", text, re.MULTILINE)
+    assert re.search(r"^declared +9000 MB", text, re.MULTILINE)
+
+
+def test_show_of_a_daemons_model_has_its_address(tmp_path: Path) -> None:
+    """A model that Ollama loads has no command line, but the address at which it answers."""
+    here = configured(tmp_path, [{"name": "far", "backend": "ollama", "served_model_id": "llama3:8b"}])
+    engine = {"url": "http://127.0.0.1:11434/v1", "api_key_env": None, "api_key_is_set": False}
+    assert answer("models", "show", "far", *here)["engine"] == engine
 
 
 def test_show_says_by_how_much_a_model_is_too_large(tmp_path: Path) -> None:

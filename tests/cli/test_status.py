@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from cli.invoke import answer, call, configured, environment, in_terminal
-from harness import DEADLINE_S, Rolecall, fake_entry, upstream
+from harness import DEADLINE_S, Rolecall, eventually, fake_entry, upstream
 from rolecall.cli.client import normal_url
 from simulator import nvml
 
@@ -30,6 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
         fake_entry("two", role_priority={"caption": 10}),
         fake_entry(AWKWARD),
         fake_entry("slow", "--load-s", "1.2"),
+        fake_entry("loading", "--load-s", "30"),
         fake_entry("broken", "--fail-start", "the disk of the engine is on fire"),
     ]
     with Rolecall(tmp_path_factory.mktemp("status"), entries) as running:
@@ -55,17 +56,19 @@ def test_status_shows_states_and_who_holds_memory(server: Rolecall) -> None:
     assert re.search(r"^memory +\d+ of 1000000 MB reserved, at most 100 models at once$", text, re.MULTILINE)
     assert re.search(r"^profile +roomy \(config\)$", text, re.MULTILINE)
     pid, port = server.row("one")["pid"], server.row("one")["port"]
-    assert re.search(rf"^one +ready +0 +0 +100 +\d+ +{pid} +{port} +\d+s", text, re.MULTILINE)
+    assert re.search(rf"^one +ready +0 +0 +100 +- +100 declared +\d+ +{pid} +{port} +\d+s", text, re.MULTILINE)
     assert re.search(r"^two +\w+ +0 +0 ", text, re.MULTILINE)
 
 
 def test_status_json_is_what_the_server_says(server: Rolecall) -> None:
-    """--json carries the three answers of the server as they are."""
+    """--json carries the answers of the server as they are."""
     status = answer("status", *options(server))
     assert status["url"] == server.base_url
     assert status["health"]["budget_mb"] == 1_000_000
     assert status["profile"]["active_profile"]["name"] == "roomy"
     assert {"one", "two", AWKWARD} <= {each["model"] for each in status["models"]}
+    assert row(status, "one").keys() == server.row("one").keys()
+    assert status["gpus"] == []
 
 
 def test_status_tells_of_problems(tmp_path: Path) -> None:
@@ -79,13 +82,39 @@ def test_status_tells_of_problems(tmp_path: Path) -> None:
 
 
 def test_status_shows_gpus(tmp_path: Path, nvml_library: Path) -> None:
-    """Each GPU is shown with its free memory, and the profile as detected."""
+    """A GPU shows what is used of it and reserved, a model on which of them it lies; one that is left alone says so."""
     environ = nvml.environment(nvml_library, nvml.UNLIKE_PAIR, tmp_path)
-    with Rolecall(tmp_path / "rolecall", [fake_entry("one")], profile=None, environ=environ) as running:
+    entries = [fake_entry("one", "--gpu-mb", "5000", vram_estimate_mb=6000, gpus=[1])]
+    with Rolecall(tmp_path / "rolecall", entries, profile=None, environ=environ) as running:
+        running.http.post("/v1/models/one/load")
+        eventually(lambda: running.row("one")["footprint_source"] == "learnt")
         text = call("status", *options(running)).stdout
-    assert re.search(r"^GPU 0 +16076 of 16376 MB free, NVIDIA Test GPU$", text, re.MULTILINE)
-    assert re.search(r"^GPU 1 +24264 of 24564 MB free, NVIDIA Test GPU$", text, re.MULTILINE)
+        gpus = answer("status", *options(running))["gpus"]
+    name = r"NVIDIA Test GPU \(GPU-00000000\)"
+    assert re.search(r"^GPU 0 +not used; 16076 of 16376 MB free$", text, re.MULTILINE)
+    assert re.search(rf"^GPU 1 +5300 of 24564 MB used, 300 by others; 5000 of 22516 .*; {name}$", text, re.MULTILINE)
     assert re.search(r"^profile +balanced_24gb \(auto\)$", text, re.MULTILINE)
+    assert re.search(r"^one +ready +0 +0 +5000 +1 +5000 learnt ", text, re.MULTILINE)
+    assert [(gpu["index"], gpu["reserved_mb"]) for gpu in gpus] == [(1, 5000)]
+
+
+def test_status_shows_how_far_a_load_is(server: Rolecall) -> None:
+    """A model that loads has its progress and the rest of the time beside its state."""
+    with server.stream("loading"):
+        text = call("status", *options(server)).stdout
+    assert re.search(r"^loading +starting \d+% eta \d+s +0 +1 ", text, re.MULTILINE)
+    server.http.post("/v1/models/loading/unload")
+
+
+def test_status_shows_the_circuit_breaker(tmp_path: Path) -> None:
+    """A model that fails again and again says how often, when it is tried next, and why."""
+    with Rolecall(tmp_path, [fake_entry("broken", "--fail-start", "no such tensor")]) as running:
+        eventually(lambda: running.chat("broken").status_code == 503 and running.row("broken")["failures"] == 3)
+        text = call("status", *options(running)).stdout
+        lines = in_terminal("status", *options(running), columns=100)
+    said = "failed 3 times, next try in [34]s: exit code 1.*no such tensor"
+    assert re.search(rf"^broken +failed .* {said}$", text, re.MULTILINE)
+    assert any(line.startswith("    failed 3 times, next try in ") for line in lines)
 
 
 def test_status_fits_eighty_columns(server: Rolecall) -> None:

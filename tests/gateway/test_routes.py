@@ -13,13 +13,14 @@ import openai
 import pytest
 
 from fakes import FakeBackend, FakeLauncher, FakeProbe, FakeTransport
-from harness import CONFIGS, Rolecall, fake_entry, prompt, upstream_entry
+from harness import CONFIGS, Rolecall, eventually, fake_entry, prompt, upstream_entry
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
 from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.upstream import UpstreamResponse
+from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.leftovers import EngineRoll
 from rolecall.runtime.registry import CURATED
 from rolecall.runtime.roster import Roster
@@ -45,12 +46,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
         fake_entry("huge", vram_estimate_mb=2_000_000, role_priority={"sort": 99, "vast": 1}),
         fake_entry("broken", "--fail-start", "no such tensor"),
         fake_entry("cycled"),
+        fake_entry("slow", "--load-s", "1.5"),
         *(fake_entry(name) for name in ODD),
         upstream_entry("far", f"http://user:{CANARY}@127.0.0.1:9/v1", backend_config={"api_key_env": "FAR_API_KEY"}),
     )
     secrets = dict.fromkeys(("FAR_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "CHAT_PROXY_API_KEY"), CANARY)
     folder = tmp_path_factory.mktemp("routes")
-    with Rolecall(folder, entries, settings={"demo_models": False}, environ=secrets) as running:
+    settings = {"demo_models": False, "ollama_base_url": "http://127.0.0.1:9"}
+    with Rolecall(folder, entries, settings=settings, environ=secrets) as running:
         yield running
 
 
@@ -149,10 +152,65 @@ def test_the_health_of_models(server: Rolecall) -> None:
     assert {"small", "far", *ODD} <= set(rows)
     assert FLORENCE not in rows
     assert rows["small"] == {
-        "model": "small", "backend": "llama_cpp", "state": "stopped", "in_flight": 0, "waiting": 0,
-        "vram_reserved_mb": 0, "rss_mb": None, "pid": None, "port": None, "uptime_s": None, "retry_in_s": None,
-        "error": None,
+        "model": "small", "backend": "llama_cpp", "state": "stopped", "sleep_level": None, "in_flight": 0, "waiting": 0,
+        "devices": [], "vram_reserved_mb": 0, "footprint_mb": 100, "footprint_source": "declared", "rss_mb": None,
+        "pid": None, "port": None, "uptime_s": None, "load_s": 1.1, "load_fraction": None, "load_eta_s": None,
+        "failures": 0, "retry_in_s": None, "error": None,
     }  # fmt: skip
+    assert (rows["far"]["footprint_mb"], rows["far"]["footprint_source"]) == (0, "declared")
+    assert server.get("/v1/models/health")["gpus"] == []
+
+
+def test_the_health_of_a_model_that_fails(tmp_path: Path) -> None:
+    """The circuit breaker shows: how often it failed, when it is tried again, and the engine's words."""
+    with Rolecall(tmp_path, [fake_entry("broken", "--fail-start", "no such tensor")]) as running:
+        eventually(lambda: running.chat("broken").status_code == 503 and running.row("broken")["failures"] == 3)
+        row = running.row("broken")
+    assert (row["state"], row["vram_reserved_mb"], row["devices"]) == ("failed", 0, [])
+    assert 3 < row["retry_in_s"] <= 4
+    assert "no such tensor" in row["error"]
+
+
+def test_the_health_of_a_model_that_loads(server: Rolecall) -> None:
+    """While it loads, its row says how far that is and how long it will still take; then how long it took."""
+    with server.stream("slow") as answer:
+        row = server.row("slow")
+        assert row["state"] == "starting"
+        assert 0 < row["load_fraction"] < 1
+        assert 0 < row["load_eta_s"] < 5
+        answer.read()
+    row = server.row("slow")
+    assert (row["state"], row["load_fraction"], row["load_eta_s"]) == ("ready", None, None)
+    assert 1 < row["load_s"] < 10
+    server.http.post("/v1/models/slow/unload")
+    assert server.row("slow")["load_s"] == row["load_s"]
+
+
+def test_the_health_of_gpus(nvml_library: Path, tmp_path: Path) -> None:
+    """Each GPU shows what it has and who holds what; each model on which it lies; what was learnt is its footprint."""
+    environ = nvml.environment(nvml_library, nvml.TWO_16GB, tmp_path)
+    entries = [
+        fake_entry("left", "--gpu-mb", "5000", vram_estimate_mb=9000),
+        fake_entry("right", "--gpu-mb", "7000", vram_estimate_mb=10000),
+    ]
+    with Rolecall(tmp_path / "server", entries, profile=None, environ=environ) as running:
+        for name in ("left", "right"):
+            running.http.post(f"/v1/models/{name}/load")
+        eventually(lambda: {running.row(name)["footprint_source"] for name in ("left", "right")} == {"learnt"})
+        found = running.get("/v1/models/health")
+        rows = {row["model"]: row for row in found["data"]}
+        assert {name: (row["vram_reserved_mb"], row["footprint_mb"]) for name, row in rows.items()} == {
+            "left": (5000, 5000),
+            "right": (7000, 7000),
+        }
+        (at,) = rows["left"]["devices"]
+        gpu = found["gpus"][at["index"]]
+        assert gpu == {
+            "index": at["index"], "uuid": at["uuid"], "name": "NVIDIA Test GPU", "total_mb": 16376,
+            "usable_mb": 14328, "used_mb": 5300, "reserved_mb": 5000, "foreign_mb": 300,
+        }  # fmt: skip
+        assert {row["devices"][0]["index"] for row in rows.values()} == {0, 1}
+        assert [gpu["index"] for gpu in found["gpus"]] == [0, 1]
 
 
 # -- select_by_role
@@ -255,7 +313,7 @@ def test_load_by_role_and_what_others_run(server: Rolecall) -> None:
         ("/v1/models/nobody/unload", 404, "model_not_found", "'nobody'"),
         ("/v1/models/role:sort/unload", 400, "invalid_request", "better"),
         ("/v1/models/huge/load", 400, "model_too_large", "1000000 MB more"),
-        (f"/v1/models/{FLORENCE}/load", 404, "model_not_found", "not supported"),
+        (f"/v1/models/{FLORENCE}/load", 404, "model_not_found", "model_path is missing"),
         ("/v1/models/broken/load", 503, "model_start_failed", "no such tensor"),
     ],
 )
@@ -321,7 +379,7 @@ def test_the_profile_of_a_machine(machine: str, nvml_library: Path, tmp_path: Pa
         assert (found["active_profile"]["name"], found["active_profile"]["budget_mb"]) == (name, budget_mb)
         assert set(found["active_profile"]) == {
             "name", "max_vram_mb", "gpu_count", "max_concurrent_models", "preferred_quantizations", "strategy", "bias",
-            "idle_unload_s", "budget_mb",
+            "idle_unload_s", "groups", "budget_mb",
         }  # fmt: skip
         assert found["detected_gpus"] == [vars(gpu) for gpu in gpus.gpus]
         first = gpus.gpus[0]
@@ -403,7 +461,8 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
     roster.load()
     recorder = Recorder(settings.log_path, settings.max_log_bytes, settings.log_backups)
     async with FakeLauncher().http() as http:
-        supervisor = Supervisor(Scheduler(), FakeLauncher(), http, EngineRoll(tmp_path / "engines"), roster.backend)
+        maker = EngineMaker(FakeLauncher(), http, roster.backend, EngineRoll(tmp_path / "engines"))
+        supervisor = Supervisor(Scheduler(), maker, roster.backend)
         supervisor.configure(roster.configured())
         transport = FakeTransport(bug)
         services = Services(settings, roster, supervisor, transport, recorder)

@@ -39,10 +39,9 @@ class Client:
             raise CommandError(self._foreign())
         return answer
 
-    def models(self) -> list[dict[str, Any]]:
-        """Return a row for each model that is installed or runs."""
-        rows: list[dict[str, Any]] = self._ask("GET", "/v1/models/health")["data"]
-        return rows
+    def models(self) -> dict[str, Any]:
+        """Return a row for each model that is installed or runs (``data``), and one for each GPU (``gpus``)."""
+        return self._ask("GET", "/v1/models/health")
 
     def profile(self) -> dict[str, Any]:
         """Return the profile in force and the GPUs."""

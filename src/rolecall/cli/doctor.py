@@ -26,13 +26,16 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "models": checks.models,
         "profile": checks.profile,
         "GPU": machine_checks.gpu,
+        "GPU processes": machine_checks.gpu_processes,
         "memory": machine_checks.memory,
         "llama.cpp": machine_checks.llama_cpp,
+        "llama.cpp cli": machine_checks.llama_cpp_cli,
         "vLLM": machine_checks.vllm,
         "Ollama": machine_checks.ollama,
         "port": machine_checks.port,
         "log": machine_checks.log,
         "state folder": machine_checks.state,
+        "learnt": machine_checks.learnt,
         "engines": machine_checks.engines,
     }
 )

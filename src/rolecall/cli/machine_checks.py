@@ -10,16 +10,26 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 
-from rolecall.cli.checks import Finding, Subject, version_of
+from rolecall.backends.vllm import find_vllm
+from rolecall.cli.checks import Finding, Subject
 from rolecall.cli.client import Client, default_url
 from rolecall.cli.common import CommandError
+from rolecall.core.models import ModelEntry
+from rolecall.errors import ConfigurationError
+from rolecall.runtime import family
+from rolecall.runtime.drivers import backends
 from rolecall.runtime.engines import EMBEDDED, find_llama_engine
-from rolecall.runtime.leftovers import Identity
+from rolecall.runtime.learnt import VERSION
+from rolecall.runtime.leftovers import EngineRecord, Identity
 from rolecall.runtime.ports import listening_socket
+from rolecall.runtime.registry import load_registry
+from rolecall.runtime.roster import LEARNT
+from rolecall.settings import Settings
 
 _VERSION_LIMIT_S = 30
 _OLLAMA_LIMIT_S = 1.0
@@ -27,6 +37,10 @@ _HEALTH_LIMIT_S = 2.0
 # ggml_backend_dev_type: 1 is a GPU, 2 an integrated one.
 _LIST_GPUS = "import xllamacpp; print(*[d['name'] for d in xllamacpp.get_device_info() if d['type'].value in (1, 2)])"
 _LOW_DISK_MB = 500
+_DEFAULT_VLLM = str(Settings.model_fields["vllm_command"].default)
+_BY_GROWTH = "what a model holds is learnt from how much the use of its GPU grows"
+_KEPT = "kept for the next start, which takes them over"
+_LEFT = "left over from a rolecall that is gone"
 
 # --- the machine ------------------------------------------------------------------------------------------------------
 
@@ -37,6 +51,26 @@ def gpu(subject: Subject) -> Finding:
     lines = [f"NVIDIA driver {report.driver_version}"] if report.driver_version else []
     lines += [f"{g.index}: {g.name}, {g.vram_free_mb} of {g.vram_total_mb} MB free" for g in report.gpus]
     return Finding("warn" if report.problem else "ok", "\n".join([*lines, *filter(None, [report.problem])]))
+
+
+def gpu_processes(subject: Subject) -> Finding:
+    """Report whether the driver says what each process holds; models are measured by it."""
+    report = subject.probe.report()
+    if not report.gpus:
+        return Finding("ok", "no GPU")
+    untold = [gpu.index for gpu in report.gpus if gpu.uuid not in report.processes_mb]
+    if untold:
+        cards = " and ".join(f"GPU {index}" for index in untold)
+        return Finding("ok", f"the driver tells no figures by process for {cards}; {_BY_GROWTH}")
+    pids = {pid for listed in report.processes_mb.values() for pid in listed}
+    if not pids:
+        return Finding("ok", f"the driver lists no process now; if it lists none at all, {_BY_GROWTH}")
+    if not any(map(psutil.pid_exists, pids)):
+        advice = "nothing needs to be done; `docker run --pid=host` gives exact figures"
+        return Finding(
+            "ok", f"the driver lists processes of another pid namespace, as in a container; {_BY_GROWTH}", advice
+        )
+    return Finding("ok", "the driver says what each process holds")
 
 
 def memory(subject: Subject) -> Finding:
@@ -90,28 +124,68 @@ def _ask_version(command: Sequence[str]) -> tuple[str, bool]:
     return (said, True) if done.returncode == 0 else (f"exit code {done.returncode}: {said}", False)
 
 
-def vllm(_subject: Subject) -> Finding:
-    """Report a vLLM in this environment or on the PATH."""
-    binary = shutil.which("vllm")
-    number = version_of("vllm")
-    if number:
-        return Finding("ok", f"{number}, in this Python environment" + ("" if binary else ", but not on the PATH"))
-    if binary is None:
-        return Finding("ok", "not found")
-    said, works = _ask_version([binary])
+def llama_cpp_cli(subject: Subject) -> Finding:
+    """Report whether the programs are there that entries of mode ``cli`` run."""
+    users = [e for e in _entries(subject) if e.backend_config.mode == "cli" and not e.backend_config.command]
+    if not users:
+        return Finding("ok", "no entry has mode 'cli'")
+    backend = backends(subject.settings)
+    reasons = {entry.name: reason for entry in users if (reason := backend(entry.backend).unavailable(entry))}
+    if reasons:
+        advice = "install the programs of llama.cpp beside llama-server, or take mode 'server'"
+        return Finding("warn", "\n".join(f"{name}: {reason}" for name, reason in reasons.items()), advice)
+    return Finding("ok", f"the programs are there for {', '.join(entry.name for entry in users)}")
+
+
+def vllm(subject: Subject) -> Finding:
+    """Report the vLLM that would be started."""
+    command = subject.settings.vllm_command
+    found = find_vllm(command)
+    if found is None:
+        users = _users(subject, "vllm")
+        files = backends(subject.settings)("vllm").files
+        has_files = [entry.name for entry in users if all(path.exists() for path in files(entry))]
+        if not has_files and command == _DEFAULT_VLLM:
+            return Finding("ok", f"not found; {len(users)} entries name it, and none of their models is here")
+        advice = "pip install vllm into an environment of its own, and set vllm_command to its program vllm"
+        return Finding("warn", f"{command!r} is no program here; models that need it: {len(has_files)}", advice)
+    build = backends(subject.settings)("vllm").build()
+    if build.startswith("vllm ") and "." in build:  # its environment tells: to ask vLLM itself takes many seconds
+        return Finding("ok", f"{found[0]}, version {build.removeprefix('vllm ')}")
+    said, works = _ask_version(found)
     if works:
-        return Finding("ok", f"{binary}, version {said}")
-    return Finding("warn", f"{binary} does not run: {said}", "install vLLM again, in an environment of its own")
+        return Finding("ok", f"{found[0]}, version {said}")
+    return Finding("warn", f"{found[0]} does not run: {said}", "install vLLM again, in an environment of its own")
 
 
 def ollama(subject: Subject) -> Finding:
-    """Report an Ollama that answers."""
+    """Report an Ollama that answers, and how many models it has."""
     url = subject.settings.ollama_base_url.rstrip("/")
     try:
-        number = httpx.get(f"{url}/api/version", timeout=_OLLAMA_LIMIT_S, trust_env=False).json()["version"]
+        number = _answer(f"{url}/api/version")["version"]
+        count = len(_answer(f"{url}/api/tags")["models"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-        return Finding("ok", f"none at {url}")
-    return Finding("ok", f"version {number} at {url}")
+        users = _users(subject, "ollama")
+        advice = "start it (`ollama serve`), or set ollama_base_url" if users else ""
+        return Finding("ok", f"none at {url}; {len(users)} entries name it", advice)
+    return Finding("ok", f"version {number} at {url}, {count} {'model' if count == 1 else 'models'}")
+
+
+def _answer(url: str) -> Any:
+    return httpx.get(url, timeout=_OLLAMA_LIMIT_S, trust_env=False).raise_for_status().json()
+
+
+def _users(subject: Subject, backend: str) -> list[ModelEntry]:
+    """Return the entries of a backend that do not bring their own command."""
+    return [e for e in _entries(subject) if e.backend == backend and not e.backend_config.command]
+
+
+def _entries(subject: Subject) -> Sequence[ModelEntry]:
+    """Return the registry's entries; none of one that another check tells to be wrong."""
+    try:
+        return load_registry(subject.settings.config_dir).entries
+    except ConfigurationError:
+        return ()
 
 
 # --- where it runs ----------------------------------------------------------------------------------------------------
@@ -155,17 +229,41 @@ def _folder(folder: Path, shown: str, setting: str) -> Finding:
     return Finding("ok", shown if there == folder else f"{shown} (will be made)")
 
 
+def learnt(subject: Subject) -> Finding:
+    """Report whether what loads have taught can be read."""
+    path = subject.settings.state_dir / LEARNT
+    try:
+        data = json.loads(path.read_bytes())
+        models = {entry["key"]["model"] for entry in data["entries"]}
+        version = data["version"]
+    except FileNotFoundError:
+        return Finding("ok", "nothing yet")
+    except OSError as error:
+        return Finding("warn", f"{path} cannot be read ({error.strerror})", "change its owner or mode")
+    except (ValueError, KeyError, TypeError) as error:
+        advice = "the next `rolecall serve` moves it aside and learns anew"
+        return Finding("warn", f"{path} makes no sense ({type(error).__name__}: {error})", advice)
+    if version != VERSION:
+        return Finding("warn", f"{path} is of version {version!r}, known is {VERSION}", "update rolecall, or remove it")
+    return Finding("ok", f"{path}: {len(models)} {'model' if len(models) == 1 else 'models'}")
+
+
 def engines(subject: Subject) -> Finding:
-    """Report engines that run, and those whose rolecall is gone."""
+    """Report engines that run, those that wait for the next start, and those that should be gone."""
+    running: list[str] = []
     kept: list[str] = []
     left: list[str] = []
-    for path in (subject.settings.state_dir / "engines").glob("*.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            engines = {f"{model} (pid {row['pid']})": Identity(**row) for model, row in record["engines"].items()}
-            owned = Identity(**record["owner"]).is_running()
-            (kept if owned else left).extend(name for name, engine in engines.items() if engine.is_running())
+    processes = family.look()
+    for path in sorted((subject.settings.state_dir / "engines").glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            roll = json.loads(path.read_text(encoding="utf-8"))
+            owned = Identity(**roll["owner"]).is_running()
+            for record in [EngineRecord.from_row(*row) for row in roll["engines"].items()]:
+                pids = [seen.pid for seen in record.family(watched=False).members(processes)]
+                if pids:
+                    where = running if owned else kept if record.can_be_adopted else left
+                    where.append(f"{record.model} (pid {record.pid if record.pid in pids else pids[0]})")
+    lines = [f"{what}: {', '.join(who)}" for what, who in (("running", running), (_KEPT, kept), (_LEFT, left)) if who]
     if left:
-        advice = "the next `rolecall serve` with this state folder ends them"
-        return Finding("warn", f"left over from a rolecall that is gone: {', '.join(left)}", advice)
-    return Finding("ok", f"running: {', '.join(kept)}" if kept else "none runs, none is left over")
+        return Finding("warn", "\n".join(lines), "the next `rolecall serve` with this state folder ends them")
+    return Finding("ok", "\n".join(lines) or "none runs, none is left over")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -15,13 +16,22 @@ from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
 from rolecall.cli.spinner import spinning
 from rolecall.cli.table import NOTHING, Column, Row, console_for, labelled, show, table
 
-_STYLES = {"ready": "green", "starting": "yellow", "stopping": "yellow", "failed": "red", "stopped": "dim"}
+_STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "stopping": "yellow",
+    "sleeping": "cyan",
+    "failed": "red",
+    "stopped": "dim",
+}
 _COLUMNS = (
     Column("model"),
-    Column("state", style=lambda text: _STYLES.get(text, "")),
+    Column("state", style=lambda text: _STYLES.get(text.split(" ")[0], "")),
     Column("in flight", right=True),
     Column("waiting", right=True),
     Column("MB", right=True),
+    Column("GPU", right=True, below="GPU {}"),
+    Column("needs MB", right=True, below="needs {} MB"),
     Column("RSS MB", right=True, below="RSS {} MB"),
     Column("pid", right=True, below="pid {}"),
     Column("port", right=True, below="port {}"),
@@ -30,7 +40,7 @@ _COLUMNS = (
 _WATCH_S = 1.0
 
 Snapshot = dict[str, Any]
-"""What ``status --json`` prints: ``url``, ``health``, ``models``, ``profile`` as the server gives them."""
+"""What ``status --json`` prints: ``url``, ``health``, ``models``, ``gpus``, ``profile`` as the server gives them."""
 
 
 def status(
@@ -42,7 +52,8 @@ def status(
 ) -> None:
     """Show the models' states, who holds how much memory, and the queue.
 
-    MB is what a model has reserved of the memory budget, RSS MB what its processes hold of the host's memory.
+    MB is what a model has reserved of the memory budget now, needs MB what its next start is given, RSS MB what its
+    processes hold of the host's memory.
     """
     with connect(url, config_dir) as client:
         if watch:
@@ -60,10 +71,12 @@ def _print(client: Client, *, as_json: bool) -> None:
 
 
 def _snapshot(client: Client) -> Snapshot:
+    health, models = client.health(), client.models()
     return {
         "url": client.url,
-        "health": client.health(),
-        "models": client.models(),
+        "health": health,
+        "models": models["data"],
+        "gpus": models["gpus"],
         "profile": client.profile(),
     }
 
@@ -102,7 +115,7 @@ def _lines(snapshot: Snapshot, width: int | None) -> Iterator[Text]:
     health = snapshot["health"]
     style = "green" if health["status"] == "ok" else "red"
     yield Text.assemble(f"rolecall {health['version']} at {snapshot['url']}: ", (health["status"], style))
-    yield from labelled(_facts(health, snapshot["profile"]), width)
+    yield from labelled(_facts(health, snapshot["profile"], snapshot["gpus"]), width)
     yield Text()
     if snapshot["models"]:
         rows = [_row(model) for model in snapshot["models"]]
@@ -111,7 +124,9 @@ def _lines(snapshot: Snapshot, width: int | None) -> Iterator[Text]:
         yield Text("no model is installed; `rolecall models list --all` says why")
 
 
-def _facts(health: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _facts(
+    health: Mapping[str, Any], profile: Mapping[str, Any], gpus: Iterable[Mapping[str, Any]]
+) -> Iterator[tuple[str, str]]:
     active = profile["active_profile"]
     most = active["max_concurrent_models"]
     yield (
@@ -119,8 +134,12 @@ def _facts(health: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterator[tu
         f"{health['reserved_mb']} of {health['budget_mb']} MB reserved, at most {_count(most, 'model')} at once",
     )
     yield "profile", f"{active['name']} ({profile['source']})"
+    used = {gpu["uuid"]: gpu for gpu in gpus}
     for gpu in profile["detected_gpus"]:
-        yield f"GPU {gpu['index']}", f"{gpu['vram_free_mb']} of {gpu['vram_total_mb']} MB free, {gpu['name']}"
+        if gpu["uuid"] not in used:
+            yield f"GPU {gpu['index']}", f"not used; {gpu['vram_free_mb']} of {gpu['vram_total_mb']} MB free"
+    for gpu in used.values():
+        yield f"GPU {gpu['index']}", _gpu(gpu)
     if profile["gpu_problem"]:
         yield "GPU", profile["gpu_problem"]
     yield "queue", f"{_count(health['queue'], 'request')} waiting"
@@ -130,18 +149,60 @@ def _facts(health: Mapping[str, Any], profile: Mapping[str, Any]) -> Iterator[tu
         yield "problem: log", f"{health['log_lines_dropped']} lines could not be written"
 
 
+def _gpu(gpu: Mapping[str, Any]) -> str:
+    held = "?" if gpu["used_mb"] is None else gpu["used_mb"]
+    use = f"{held} of {gpu['total_mb']} MB used, {gpu['foreign_mb']} by others"
+    reserved = f"{gpu['reserved_mb']} of {gpu['usable_mb']} reserved"
+    return f"{use}; {reserved}; {gpu['name'] or 'it does not answer'} ({_short(gpu['uuid'])})"
+
+
+def _short(uuid: str) -> str:
+    """The beginning of a UUID, which CUDA takes for the whole one."""
+    return "-".join(uuid.split("-")[:2])
+
+
 def _row(model: Mapping[str, Any]) -> Row:
     cells = (
         model["model"],
-        model["state"],
+        _state(model),
         str(model["in_flight"]),
         str(model["waiting"]),
         str(model["vram_reserved_mb"]),
+        ",".join(str(gpu["index"]) for gpu in model["devices"]) or NOTHING,
+        _needs(model),
         *(NOTHING if model[key] is None else str(model[key]) for key in ("rss_mb", "pid", "port")),
         NOTHING if model["uptime_s"] is None else _duration(model["uptime_s"]),
     )
-    retry = "" if model["retry_in_s"] is None else f"next start possible in {_duration(model['retry_in_s'])}"
-    return Row(cells, "\n".join(filter(None, (_brief(model["error"] or ""), retry))))
+    return Row(cells, _trouble(model))
+
+
+def _state(model: Mapping[str, Any]) -> str:
+    """``starting 40% eta 12s``, ``sleeping 1``, or the state alone."""
+    words = [model["state"]]
+    if model["sleep_level"] is not None:
+        words.append(str(model["sleep_level"]))
+    if model["load_fraction"] is not None:
+        words.append(f"{model['load_fraction']:.0%}")
+    if model["load_eta_s"] is not None:
+        words.append(f"eta {_duration(math.ceil(model['load_eta_s']))}")
+    return " ".join(words)
+
+
+def _needs(model: Mapping[str, Any]) -> str:
+    mb, source = model["footprint_mb"], model["footprint_source"]
+    return NOTHING if mb is None else f"{mb} {source}"
+
+
+def _trouble(model: Mapping[str, Any]) -> str:
+    """``failed 3 times, next try in 4s: reason``; nothing of a model that is well."""
+    if not model["error"]:
+        return ""
+    count, retry_s = model["failures"], model["retry_in_s"]
+    often = "" if count == 0 else " once" if count == 1 else f" {count} times"
+    when = ""
+    if retry_s is not None:
+        when = f", next try in {_duration(math.ceil(retry_s))}" if retry_s else ", next try with the next request"
+    return f"failed{often}{when}: {_brief(model['error'])}"
 
 
 def _brief(error: str) -> str:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import anyio
 from starlette.types import Receive, Scope, Send
 
+from rolecall.core.catalog import Target
+from rolecall.core.lifecycle import State
+from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand
-from rolecall.core.sse import Answer, StreamWatch
+from rolecall.core.sse import StreamWatch
 from rolecall.core.transforms import GENERATING, RequestFacts, adapt, read_facts
-from rolecall.errors import RolecallError, ShuttingDown, UpstreamError, UpstreamUnreachable
+from rolecall.errors import ModelLoading, RolecallError, ShuttingDown, UpstreamError, UpstreamUnreachable
+from rolecall.gateway.account import Account
 from rolecall.gateway.body import (
     ClientGone,
     dump_json,
@@ -27,12 +32,16 @@ from rolecall.gateway.body import (
     receive_body,
     wait_until_gone,
 )
-from rolecall.gateway.recorder import Recorder, RequestLine
-from rolecall.gateway.reply import Reply
+from rolecall.gateway.comments import Commentary
+from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.reply import Reply, as_stream, engine_error
 from rolecall.gateway.upstream import Transport, UpstreamResponse
+from rolecall.runtime.lease import Lease, Outlook, Ticket
 from rolecall.runtime.roster import Roster
-from rolecall.runtime.supervisor import Lease, Supervisor
+from rolecall.runtime.supervisor import Supervisor
 from rolecall.settings import Settings
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +56,12 @@ _NOTICE_S = 0.5
 
 _CUT = (None, "abort")
 """Finish reasons of an answer that its engine cut, though it ended the stream as if nothing were wrong (vLLM does)."""
+
+_STREAMING = GENERATING | {"/v1/responses", "/v1/messages"}
+"""The endpoints that answer ``stream: true`` with server-sent events."""
+
+_RETRY_S = 5.0
+"""After how long a request may come back whose model has not even begun to load."""
 
 _PASSED_HEADERS = ("content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms")
 
@@ -72,15 +87,15 @@ class Exchange:
     def __init__(self, services: Services, scope: Scope, send: Send) -> None:
         self._services = services
         self._scope = scope
-        self._started_at = time.monotonic()
-        self._first_output_at: float | None = None
         self._is_delivered = False
         self._receiving = anyio.CancelScope()
         self._answering: asyncio.Task[None] | None = None
+        self._ticket: Ticket | None = None
+        self._commentary: Commentary | None = None
         self.request_id = new_request_id()
         self._reply = Reply(send, self.request_id, services.settings.stream_idle_timeout_ms / 1000)
-        self._answer = Answer(keeps_text=services.settings.log_prompts)
-        self._line = RequestLine(request_id=self.request_id, endpoint=scope["path"], client=_client(scope))
+        self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
+        self._answer, self._line = self._account.answer, self._account.line
 
     async def run(self, receive: Receive) -> None:
         """Serve the request; exactly one line is recorded, whatever happens."""
@@ -102,7 +117,8 @@ class Exchange:
             self._note(ShuttingDown())
             raise
         finally:
-            self._record()
+            profile = self._services.roster.active.profile.name
+            self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
 
     def interrupt(self) -> None:
         """End the answer now: the server has waited for it as long as it will."""
@@ -110,6 +126,9 @@ class Exchange:
         self._receiving.cancel()
         if self._answering is not None:
             self._answering.cancel()
+
+    def _note(self, error: RolecallError) -> None:
+        self._account.note_error(error, within_answer=self._reply.has_started)
 
     async def _fail(self, error: RolecallError) -> None:
         self._note(error)
@@ -146,59 +165,90 @@ class Exchange:
         body = parse_json(raw)
         del raw  # images are large and the answer may be long: one copy is enough
         facts = read_facts(body, self._scope["path"], max_image_bytes=self._services.settings.max_image_bytes)
-        self._note_facts(facts, body)
-        response, lease = await self._send_to_engine(body, facts)
-        del body
-        try:
-            await self._relay(response, facts)
-        finally:
-            try:
-                await response.close()  # before the lease: an engine ends fast only when its connections are closed
-            finally:
-                lease.release()
+        self._account.note_facts(facts, body)
+        target = self._services.roster.catalog.resolve(facts.model)
+        self._line.role = target.role
+        if _streams(facts) and self._services.settings.stream_loading_comments:
+            self._commentary = Commentary(self._reply, self._outlook, _known_headers(target))
+        # Closed in reverse: the connection before the lease, for an engine ends fast only when nobody is connected.
+        async with contextlib.AsyncExitStack() as held:
+            response, lease = await self._while_waiting(self._send_to_engine(body, facts, target, held))
+            del body
+            await self._relay(response, lease, facts)
 
-    async def _send_to_engine(self, body: Mapping[str, Any], facts: RequestFacts) -> tuple[UpstreamResponse, Lease]:
-        """Wait for a model, send it the request, and return the head of its answer with the lease.
+    async def _while_waiting(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what the client has to wait for; a stream's client is told of it."""
+        return await (work if self._commentary is None else self._commentary.over(work))
+
+    def _outlook(self) -> Outlook | None:
+        return self._ticket.outlook() if self._ticket else None
+
+    async def _send_to_engine(
+        self, body: Mapping[str, Any], facts: RequestFacts, target: Target, held: contextlib.AsyncExitStack
+    ) -> tuple[UpstreamResponse, Lease]:
+        """Wait for a model, send it the request, and return the head of its answer; ``held`` gives all of it back.
 
         An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. One
         that dies with the request in hand may have died of it, and the client is told.
         """
-        target = self._services.roster.catalog.resolve(facts.model)
-        self._line.role = target.role
         demand = Demand(role=target.role, needs=facts.needs)
-        lease = await self._services.supervisor.acquire(target.entries, demand)
+        lease = await self._lease(target.entries, demand, facts)
         try:
-            return await self._post(lease, body, facts), lease
+            return await self._post(lease, body, facts, held), lease
         except UpstreamUnreachable:
             if not await _has_died(lease):
                 raise
-        lease = await self._services.supervisor.acquire(target.entries, demand)
-        return await self._post(lease, body, facts), lease
+        lease = await self._lease(target.entries, demand, facts)
+        return await self._post(lease, body, facts, held), lease
 
-    async def _post(self, lease: Lease, body: Mapping[str, Any], facts: RequestFacts) -> UpstreamResponse:
-        """Send the request and return the head of the answer; if there is none, the lease is given back."""
+    async def _lease(self, entries: Iterable[ModelEntry], demand: Demand, facts: RequestFacts) -> Lease:
+        """Wait for a model; raises ``ModelLoading`` after ``max_wait_s`` for an answer that is not streamed."""
+        limit_s = self._services.settings.max_wait_s
+        left_s = None if _streams(facts) else max(0.0, self._account.started_at + limit_s - time.monotonic())
+        ticket = self._ticket = self._services.supervisor.request(entries, demand)
         try:
-            self._note_lease(lease)
-            return await self._services.transport.post(
+            if not ticket.is_decided:
+                await asyncio.wait({ticket.lease}, timeout=left_s)
+        except asyncio.CancelledError:
+            ticket.leave()
+            raise
+        if ticket.is_decided:
+            return await ticket.wait()
+        outlook = ticket.outlook()
+        ticket.leave()
+        raise _still_waiting(outlook, limit_s)
+
+    async def _post(
+        self, lease: Lease, body: Mapping[str, Any], facts: RequestFacts, held: contextlib.AsyncExitStack
+    ) -> UpstreamResponse:
+        """Send the request and return the head of the answer; if there is none, the lease is given back."""
+        held.callback(lease.release)
+        try:
+            self._account.note_lease(lease)
+            data = dump_json(adapt(body, facts, lease.entry, lease.backend.served_id(lease.entry)))
+            lease.touch()
+            response = await self._services.transport.post(
                 lease.upstream.url(facts.endpoint),
                 self._request_headers(lease),
-                dump_json(adapt(body, facts, lease.entry, lease.backend.served_id(lease.entry))),
+                data,
                 head_timeout_s=self._services.settings.backend_timeout_ms / 1000,
             )
         except BaseException:
             lease.release()
             raise
+        held.push_async_callback(response.close)
+        lease.touch()
+        return response
 
-    async def _relay(self, response: UpstreamResponse, facts: RequestFacts) -> None:
+    async def _relay(self, response: UpstreamResponse, lease: Lease, facts: RequestFacts) -> None:
         if not (200 <= response.status < 300 or 400 <= response.status < 600):
             raise UpstreamError(f"The engine answered with the status {response.status}, which is no answer.")
-        self._line.status = response.status
         # An engine that compresses although it was asked not to: its answer passes unread, and therefore whole.
         is_plain = response.headers.get("content-encoding", "identity") == "identity"
         if is_plain and response.headers.get("content-type", "").startswith("text/event-stream"):
-            await self._relay_stream(response, facts)
+            await self._relay_stream(response, lease, facts)
         else:
-            await self._relay_whole(response, is_plain=is_plain)
+            await self._relay_whole(response, lease, facts, is_plain=is_plain)
 
     def _request_headers(self, lease: Lease) -> dict[str, str]:
         headers = {
@@ -209,20 +259,22 @@ class Exchange:
         key = os.environ.get(lease.upstream.api_key_env or "", "").strip()
         return headers | {"authorization": f"Bearer {key}"} if key else headers
 
-    async def _relay_stream(self, response: UpstreamResponse, facts: RequestFacts) -> None:
+    async def _relay_stream(self, response: UpstreamResponse, lease: Lease, facts: RequestFacts) -> None:
         """Pass the events on as they come; raises ``UpstreamError`` for a stream that ends before its answer does."""
         watch = StreamWatch(self._answer, hide_usage=facts.hides_usage)
+        self._line.status = response.status
         await self._reply.start(response.status, self._response_headers(response))
-        async for chunk in response.chunks(self._services.settings.stream_idle_timeout_ms / 1000):
+        chunks = response.chunks(self._services.settings.stream_idle_timeout_ms / 1000)
+        chunk = await self._while_waiting(_next(chunks))
+        while chunk is not None:
+            lease.touch()
             passed = watch.feed(chunk)
-            if self._first_output_at is None and self._answer.has_output:
-                self._first_output_at = time.monotonic()
+            self._account.note_output()
             if passed:
                 await self._reply.body(passed)
             # Many clients close at the last mark, without waiting for the end of the HTTP answer.
             self._is_delivered = self._answer.is_complete
-            if watch.is_done:
-                break
+            chunk = None if watch.is_done else await _next(chunks)
         rest = watch.close()
         if facts.endpoint in GENERATING and not self._answer.is_complete:
             raise UpstreamError("The engine ended its answer without finishing it.")
@@ -230,58 +282,72 @@ class Exchange:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
         await self._reply.body(rest, more=False)
 
-    async def _relay_whole(self, response: UpstreamResponse, *, is_plain: bool) -> None:
+    async def _relay_whole(
+        self, response: UpstreamResponse, lease: Lease, facts: RequestFacts, *, is_plain: bool
+    ) -> None:
         """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""
-        chunks = [c async for c in response.chunks(self._services.settings.backend_timeout_ms / 1000)]
-        body = b"".join(chunks)
-        if is_plain:
-            self._answer.read(parse_answer(response.status, body))
-        await self._reply.whole(response.status, self._response_headers(response), body)
+        body = await self._while_waiting(self._read(response, lease))
+        said = parse_answer(response.status, body) if is_plain else None
+        self._answer.read(said)
+        self._line.status = response.status
+        if self._reply.has_head:
+            await self._pass_into_stream(response.status, said, facts)
+        else:
+            await self._reply.whole(response.status, self._response_headers(response), body)
         self._is_delivered = True
+
+    async def _read(self, response: UpstreamResponse, lease: Lease) -> bytes:
+        parts = []
+        async for chunk in response.chunks(self._services.settings.backend_timeout_ms / 1000):
+            lease.touch()
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def _pass_into_stream(self, status: int, said: Any, facts: RequestFacts) -> None:
+        """Pass a whole answer on to a client whose stream has begun while it waited."""
+        if status >= 400 and said is not None:
+            message = engine_error(status, said)
+            self._answer.read(message)
+            await self._reply.break_off(message)
+            return
+        chunk = as_stream(said) if facts.endpoint in GENERATING else None
+        if chunk is None:
+            raise UpstreamError("The engine gave a whole answer that fits into no stream, though one was asked for.")
+        await self._reply.start(status, {})
+        await self._reply.body(chunk, more=False)
 
     def _response_headers(self, response: UpstreamResponse) -> dict[str, str]:
         passed = {name: response.headers[name] for name in _PASSED_HEADERS if name in response.headers}
-        return passed | {"x-rolecall-model": quote(self._line.model or "", safe="()/:@ ")}
+        return passed | _model_header(self._line.model or "")
 
-    # -- the line
 
-    def _note(self, error: RolecallError) -> None:
-        self._line.error = error.summary()
-        if not self._reply.has_started:
-            self._line.status = error.status
+def _streams(facts: RequestFacts) -> bool:
+    return facts.stream and facts.endpoint in _STREAMING
 
-    def _note_facts(self, facts: RequestFacts, body: Mapping[str, Any]) -> None:
-        headers = {name: value.decode("latin-1")[:200] for name, value in self._scope["headers"]}
-        line = self._line
-        line.requested_model, line.stream = facts.model[:300], facts.stream
-        line.messages, line.images = facts.messages, facts.images
-        line.prompt_id = facts.prompt_id or headers.get(b"x-prompt-id")
-        line.prompt_version = facts.prompt_version or headers.get(b"x-prompt-version")
-        if self._services.settings.log_prompts:
-            line.prompt = body.get("messages", body.get("prompt", body.get("input")))
 
-    def _note_lease(self, lease: Lease) -> None:
-        line = self._line
-        line.model, line.backend = lease.entry.name, lease.entry.backend
-        line.queue_ms, line.load_ms = _ms(lease.queue_ms / 1000), _ms(lease.load_ms / 1000)
-        line.role_selector = lease.selection.reason if line.role else None
+def _known_headers(target: Target) -> dict[str, str]:
+    """Return the headers that are known before a model is chosen."""
+    return _model_header(target.entries[0].name) if len(target.entries) == 1 else {}
 
-    def _record(self) -> None:
-        line, answer, now = self._line, self._answer, time.monotonic()
-        line.profile = self._services.roster.active.profile.name
-        line.prompt_tokens, line.completion_tokens = answer.prompt_tokens, answer.completion_tokens
-        line.reasoning_tokens, line.finish_reason = answer.reasoning_tokens, answer.finish_reason
-        line.error = line.error or (f"upstream_error: {answer.error}" if answer.error else None)
-        line.duration_ms = _ms(now - self._started_at)
-        line.bytes_out = self._reply.bytes_out
-        if self._first_output_at is not None:
-            line.ttft_ms = _ms(self._first_output_at - self._started_at)
-            writing_s = now - self._first_output_at
-            if answer.completion_tokens and answer.completion_tokens > 1 and writing_s > 0:
-                line.tokens_per_second = round((answer.completion_tokens - 1) / writing_s, 2)
-        if self._services.settings.log_prompts:
-            line.response = "".join(answer.text)
-        self._services.recorder.record(line.as_dict())
+
+def _model_header(name: str) -> dict[str, str]:
+    return {"x-rolecall-model": quote(name, safe="()/:@ ")}
+
+
+def _still_waiting(outlook: Outlook | None, limit_s: float) -> ModelLoading:
+    problem = "No model has become free"
+    if outlook is not None:
+        is_loading = outlook.state is State.STARTING
+        problem = f"The model {outlook.model!r} {'is still being loaded' if is_loading else 'has not become free'}"
+    return ModelLoading(
+        f"{problem} after {limit_s:g} s (max_wait_s), and the request has left the queue. Send it again; a stream "
+        "waits for as long as it takes.",
+        retry_after_s=outlook.eta_s if outlook and outlook.eta_s is not None else _RETRY_S,
+    )
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)
 
 
 async def _has_died(lease: Lease) -> bool:
@@ -293,13 +359,3 @@ async def _has_died(lease: Lease) -> bool:
 def new_request_id() -> str:
     """Return an id for ``x-request-id`` and the log."""
     return "req_" + uuid.uuid4().hex
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 3)
-
-
-def _client(scope: Scope) -> str:
-    address = (scope.get("client") or ("unknown", 0))[0]
-    agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")[:100]
-    return f"{address} {agent}".strip()

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import anyio
 import orjson
 from starlette.types import Send
 
-from rolecall.errors import BodyTooLarge, RolecallError
+from rolecall.errors import BodyTooLarge, RolecallError, UpstreamError
 from rolecall.gateway.body import ClientGone
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class Reply:
-    """Sends one answer. ``patience_s`` is how long a client may take nothing of it before it counts as gone."""
+    """Sends one answer. ``patience_s`` is how long a client may take nothing of it before it counts as gone.
+
+    ``has_head`` says that status and headers are out, ``has_started`` that they are those of the answer: the head of a
+    stream may be promised before there is one.
+    """
 
     def __init__(self, send: Send, request_id: str, patience_s: float) -> None:
+        self.has_head = False
         self.has_started = False
         self.is_complete = False
         self.bytes_out = 0
@@ -26,11 +32,20 @@ class Reply:
         self._request_id = request_id
         self._is_within_event = False
 
+    async def promise(self, headers: Mapping[str, str]) -> None:
+        """Send the head of a stream to a client that has to wait for the answer, with status 200 whatever comes."""
+        await self._head(200, headers)
+
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send the head."""
+        """Send the head, unless it was promised."""
+        self.has_started = True
+        if not self.has_head:
+            await self._head(status, headers)
+
+    async def _head(self, status: int, headers: Mapping[str, str]) -> None:
         pairs = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         pairs.append((b"x-request-id", self._request_id.encode()))
-        self.has_started = True
+        self.has_head = True
         await self._send({"type": "http.response.start", "status": status, "headers": pairs})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
@@ -49,17 +64,59 @@ class Reply:
         await self.body(data, more=False)
 
     async def fail(self, error: RolecallError) -> None:
-        """Send an error: as the answer, or within a stream that has begun as its last event.
+        """Send an error: as the answer, or within a stream that has begun as ``break_off`` does."""
+        if self.has_head:
+            await self.break_off(error.body())
+            return
+        headers = {"content-type": "application/json", **error.headers()}
+        if isinstance(error, BodyTooLarge):  # what is left of the body may be taken for the next request
+            headers["connection"] = "close"
+        await self.whole(error.status, headers, orjson.dumps(error.body()))
 
-        A stream that failed is not ended properly: the server then closes the connection without the last chunk, and
-        no client can take the answer for a whole one. Raises ``ClientGone`` as ``body`` does.
+    async def break_off(self, message: Mapping[str, Any]) -> None:
+        """End a stream with an error as its last event, unless it is complete.
+
+        It is not ended properly: the server then closes the connection without the last chunk, and no client can take
+        the answer for a whole one. Raises ``ClientGone`` as ``body`` does.
         """
-        data = orjson.dumps(error.body())
-        if not self.has_started:
-            headers = {"content-type": "application/json", **error.headers()}
-            if isinstance(error, BodyTooLarge):  # what is left of the body may be taken for the next request
-                headers["connection"] = "close"
-            await self.whole(error.status, headers, data)
-        elif not self.is_complete:
+        if not self.is_complete:
             # An event that the engine left unfinished is ended, so that ours is one of its own.
-            await self.body((b"\n\ndata: " if self._is_within_event else b"data: ") + data + b"\n\n")
+            await self.body((b"\n\ndata: " if self._is_within_event else b"data: ") + orjson.dumps(message) + b"\n\n")
+
+
+def engine_error(status: int, said: Any) -> dict[str, Any]:
+    """Return what an engine answered with an error status as ``{"error": {"message", "type", "param", "code"}}``.
+
+    The engine's own fields stay. What it leaves out is filled in, the status as ``code``; an answer in another shape
+    is the message.
+    """
+    shapes = (said.get("error"), said) if isinstance(said, dict) else ()
+    error = next((shape for shape in shapes if isinstance(shape, dict) and shape.get("message")), None)
+    if error is None:
+        text = shapes[0] if shapes and isinstance(shapes[0], str) else orjson.dumps(said).decode()
+        error = {"message": text}
+    given = {name: value for name, value in error.items() if value is not None}
+    return {"error": {"message": "", "type": UpstreamError.type, "param": None, "code": status, **given}}
+
+
+def as_stream(answer: Any) -> bytes | None:
+    """Return a whole chat answer or completion as a stream of one chunk; None for anything else."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        return None
+    chunk = {**answer, "choices": [_as_delta(choice) for choice in choices]}
+    if chunk.get("object") == "chat.completion":
+        chunk["object"] = "chat.completion.chunk"
+    return b"data: " + orjson.dumps(chunk) + b"\n\ndata: [DONE]\n\n"
+
+
+def _as_delta(choice: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in choice.items() if name != "message"}
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return rest
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):  # in a stream each says which one it is
+        numbered = [{"index": at, **call} for at, call in enumerate(calls) if isinstance(call, dict)]
+        message = {**message, "tool_calls": numbered}
+    return {**rest, "delta": message}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import orjson
@@ -11,14 +11,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
-from rolecall.core.scheduler import ModelStatus
 from rolecall.core.selection import Demand
+from rolecall.core.slot import ModelStatus
 from rolecall.errors import BadRequest, ConfigurationError, NotFound
 from rolecall.gateway import views
 from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
+from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import choose, explain
 from rolecall.runtime.supervisor import EngineStatus
 
@@ -100,7 +102,15 @@ class _Api:
         return views.model_card(catalog.get(name), catalog, supervisor.scheduler.state(name), self._created)
 
     async def models_health(self, _request: Request) -> Json:
-        return Json(views.models_health(self._services.supervisor, self._services.roster.catalog))
+        catalog = self._services.roster.catalog
+        footprints, report = await asyncio.to_thread(self._look, [entry.name for entry in catalog.entries])
+        return Json(views.models_health(self._services.supervisor, catalog, footprints, report))
+
+    def _look(self, names: Iterable[str]) -> tuple[dict[str, Footprint | None], GpuReport | None]:
+        """Ask the disk and the driver; not on the event loop."""
+        roster, supervisor = self._services.roster, self._services.supervisor
+        report = roster.look_at_gpus() if roster.gpus.gpus else None
+        return {name: supervisor.footprint(name) for name in names}, report
 
     async def select_by_role(self, request: Request) -> Json:
         query = request.query_params
@@ -136,7 +146,7 @@ class _Api:
         supervisor = self._services.supervisor
         lease = await supervisor.acquire(target.entries, Demand(role=target.role), autostart=True)
         lease.release()
-        return self._row(lease.entry)
+        return await self._row(lease.entry)
 
     async def unload(self, request: Request) -> Json:
         target = self._services.roster.catalog.resolve(request.path_params["id"])
@@ -145,7 +155,7 @@ class _Api:
             raise BadRequest(f"Unload takes a model's name; the role {target.role!r} is played by {names}.", param="id")
         entry = target.entries[0]
         await self._services.supervisor.unload(entry)
-        return self._row(entry)
+        return await self._row(entry)
 
     async def reload(self, _request: Request) -> Json:
         self._reload()
@@ -155,10 +165,13 @@ class _Api:
         registry = self._services.roster.registry
         return Json({"entries": len(registry.entries), "warnings": list(registry.warnings)})
 
-    def _row(self, entry: ModelEntry) -> Json:
-        gone = EngineStatus(ModelStatus(entry.name, State.STOPPED, 0, 0, 0, None, None), entry.backend)
-        rows = (row for row in self._services.supervisor.status() if row.model.name == entry.name)
-        return Json(views.engine_row(next(rows, gone)))  # the entry may have been removed meanwhile
+    async def _row(self, entry: ModelEntry) -> Json:
+        supervisor = self._services.supervisor
+        footprint = await asyncio.to_thread(supervisor.footprint, entry.name)
+        gone = EngineStatus(ModelStatus(entry.name, State.STOPPED), entry.backend)
+        rows = (row for row in supervisor.status() if row.model.name == entry.name)
+        row = next(rows, gone)  # the entry may have been removed meanwhile
+        return Json(views.engine_row(row, footprint, supervisor.scheduler.ledger))
 
 
 def _flag(request: Request, name: str) -> bool:

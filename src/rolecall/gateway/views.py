@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rolecall import __version__
 from rolecall.core.catalog import Catalog
+from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import ActiveProfile
+from rolecall.core.slot import ModelStatus
+from rolecall.core.vram import HOST, Device, Ledger
 from rolecall.gateway.recorder import Recorder
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import Roster
@@ -37,29 +40,79 @@ def model_card(entry: ModelEntry, catalog: Catalog, state: State, created: int) 
     }
 
 
-def engine_row(status: EngineStatus) -> dict[str, Any]:
-    """Return a model's state, memory and requests. Memory in MB: reserved against the budget, and resident."""
+def engine_row(status: EngineStatus, footprint: Footprint | None, ledger: Ledger) -> dict[str, Any]:
+    """Return a model's state, requests, memory (MB) and times (s).
+
+    ``vram_reserved_mb`` is what it holds of the budget now, ``footprint_mb`` what its next start is given, ``rss_mb``
+    what its processes hold of the host's RAM.
+    """
     model = status.model
     return {
         "model": model.name,
         "backend": status.backend,
         "state": model.state.value,
+        "sleep_level": model.sleep_level,
         "in_flight": model.in_flight,
         "waiting": model.waiting,
+        "devices": [{"index": gpu.index, "uuid": gpu.id} for gpu in _gpus(ledger, _lies_on(model))],
         "vram_reserved_mb": model.vram_mb,
+        "footprint_mb": footprint and footprint.mb,
+        "footprint_source": footprint and footprint.source,
         "rss_mb": status.rss_mb,
         "pid": status.pid,
         "port": status.port,
-        "uptime_s": None if status.uptime_s is None else round(status.uptime_s, 1),
-        "retry_in_s": None if model.retry_in_s is None else round(model.retry_in_s, 1),
+        "uptime_s": _rounded(status.uptime_s),
+        "load_s": _rounded(model.load_s),
+        "load_fraction": _rounded(status.load_fraction, 2),
+        "load_eta_s": _rounded(status.load_eta_s),
+        "failures": model.failures,
+        "retry_in_s": _rounded(model.retry_in_s),
         "error": model.error,
     }
 
 
-def models_health(supervisor: Supervisor, catalog: Catalog) -> dict[str, Any]:
-    """Return the state of every model that is installed, and of those that run all the same."""
-    rows = [engine_row(status) for status in supervisor.status()]
-    return {"object": "list", "data": [row for row in rows if _is_shown(row, catalog)]}
+def _lies_on(model: ModelStatus) -> tuple[str, ...]:
+    return () if model.state in (State.STOPPED, State.FAILED) else model.devices
+
+
+def _rounded(value: float | None, digits: int = 1) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _gpus(ledger: Ledger, ids: Iterable[str]) -> list[Device]:
+    return [ledger.devices[id_] for id_ in ids if id_ != HOST and id_ in ledger.devices]
+
+
+def gpu_rows(ledger: Ledger, report: GpuReport | None) -> list[dict[str, Any]]:
+    """Return the GPUs that models may use, in MB: the whole card, what models may take of it, and who holds what.
+
+    ``used_mb`` is what the driver says now, null while it says nothing; ``reserved_mb`` is planned for models, and
+    ``foreign_mb`` is held by others, as last seen.
+    """
+    seen = {gpu.uuid: gpu for gpu in report.gpus} if report else {}
+    return [
+        {
+            "index": device.index,
+            "uuid": device.id,
+            "name": seen[device.id].name if device.id in seen else None,
+            "total_mb": device.total_mb,
+            "usable_mb": device.capacity_mb,
+            "used_mb": seen[device.id].vram_total_mb - seen[device.id].vram_free_mb if device.id in seen else None,
+            "reserved_mb": ledger.used_on(device.id),
+            "foreign_mb": ledger.foreign_mb.get(device.id, 0),
+        }
+        for device in _gpus(ledger, ledger.devices)
+    ]
+
+
+def models_health(
+    supervisor: Supervisor, catalog: Catalog, footprints: Mapping[str, Footprint | None], report: GpuReport | None
+) -> dict[str, Any]:
+    """Return the state of every model that is installed, and of those that run all the same; and the GPUs."""
+    ledger = supervisor.scheduler.ledger
+    rows = [engine_row(status, footprints.get(status.model.name), ledger) for status in supervisor.status()]
+    shown = [row for row in rows if _is_shown(row, catalog)]
+    return {"object": "list", "data": shown, "gpus": gpu_rows(ledger, report)}
 
 
 def _is_shown(row: dict[str, Any], catalog: Catalog) -> bool:

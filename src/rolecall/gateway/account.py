@@ -1,0 +1,83 @@
+"""What becomes known of a request on its way, for its line in the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Scope
+
+from rolecall.core.sse import Answer
+from rolecall.core.transforms import RequestFacts
+from rolecall.errors import RolecallError
+from rolecall.gateway.recorder import RequestLine
+from rolecall.runtime.lease import Lease
+
+
+class Account:
+    """Gathers one request's line; ``answer`` is what its answer says of itself. Prompts are kept only if asked for."""
+
+    def __init__(self, scope: Scope, request_id: str, *, keeps_prompts: bool) -> None:
+        self.started_at = time.monotonic()
+        self.answer = Answer(keeps_text=keeps_prompts)
+        self.line = RequestLine(request_id=request_id, endpoint=scope["path"], client=_client(scope))
+        self._headers = scope["headers"]
+        self._keeps_prompts = keeps_prompts
+        self._first_output_at: float | None = None
+
+    def note_error(self, error: RolecallError, *, within_answer: bool) -> None:
+        """Take in why it failed; ``within_answer`` says that the status is that of an answer that had begun."""
+        self.line.error = error.summary()
+        if not within_answer:
+            self.line.status = error.status
+
+    def note_facts(self, facts: RequestFacts, body: Mapping[str, Any]) -> None:
+        """Take in what was asked for."""
+        headers = {name: value.decode("latin-1")[:200] for name, value in self._headers}
+        line = self.line
+        line.requested_model, line.stream = facts.model[:300], facts.stream
+        line.messages, line.images = facts.messages, facts.images
+        line.prompt_id = facts.prompt_id or headers.get(b"x-prompt-id")
+        line.prompt_version = facts.prompt_version or headers.get(b"x-prompt-version")
+        if self._keeps_prompts:
+            line.prompt = body.get("messages", body.get("prompt", body.get("input")))
+
+    def note_lease(self, lease: Lease) -> None:
+        """Take in who serves it, and how long it waited for that."""
+        line = self.line
+        line.model, line.backend = lease.entry.name, lease.entry.backend
+        line.queue_ms, line.load_ms = round(lease.queue_ms, 3), round(lease.load_ms, 3)
+        line.role_selector = lease.selection.reason if line.role else None
+
+    def note_output(self) -> None:
+        """Take in the moment at which the first content of a stream came."""
+        if self._first_output_at is None and self.answer.has_output:
+            self._first_output_at = time.monotonic()
+
+    def close(self, profile: str, bytes_out: int) -> dict[str, Any]:
+        """Return the line, now that the request is over."""
+        line, answer, now = self.line, self.answer, time.monotonic()
+        line.profile, line.bytes_out = profile, bytes_out
+        line.prompt_tokens, line.completion_tokens = answer.prompt_tokens, answer.completion_tokens
+        line.reasoning_tokens, line.finish_reason = answer.reasoning_tokens, answer.finish_reason
+        line.error = line.error or (f"upstream_error: {answer.error}" if answer.error else None)
+        line.duration_ms = _ms(now - self.started_at)
+        if self._first_output_at is not None:
+            line.ttft_ms = _ms(self._first_output_at - self.started_at)
+            writing_s = now - self._first_output_at
+            if answer.completion_tokens and answer.completion_tokens > 1 and writing_s > 0:
+                line.tokens_per_second = round((answer.completion_tokens - 1) / writing_s, 2)
+        if self._keeps_prompts:
+            line.response = "".join(answer.text)
+        return line.as_dict()
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def _client(scope: Scope) -> str:
+    address = (scope.get("client") or ("unknown", 0))[0]
+    agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")[:100]
+    return f"{address} {agent}".strip()

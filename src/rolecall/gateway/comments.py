@@ -1,0 +1,97 @@
+"""What the client of a stream hears while it waits: the head of its answer, and comments."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from rolecall.core.lifecycle import State
+from rolecall.gateway.reply import Reply
+from rolecall.runtime.lease import Outlook
+
+T = TypeVar("T")
+
+_HEAD: Mapping[str, str] = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",  # nginx would collect comments until they fill a buffer
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """When something is said, in s.
+
+    A request that waits for a model has its head after ``head_after_s``: a quick answer keeps its own status and
+    headers. One whose engine was there at once, and only takes its time, has it after ``processing_every_s`` more.
+    """
+
+    head_after_s: float = 0.75
+    waiting_every_s: float = 2.0
+    processing_every_s: float = 10.0
+
+
+class Commentary:
+    """Comments on the work that a stream's client waits for.
+
+    ``outlook`` tells what is waited for, None while the engine has the request. ``headers`` go along with the head
+    that is sent early.
+    """
+
+    def __init__(
+        self,
+        reply: Reply,
+        outlook: Callable[[], Outlook | None],
+        headers: Mapping[str, str],
+        pace: Pace | None = None,
+    ) -> None:
+        self._pace = pace or Pace()
+        self._reply = reply
+        self._outlook = outlook
+        self._headers = {**_HEAD, **headers}
+        self._has_looked = False
+        self._due_at = time.monotonic() + self._pace.head_after_s
+
+    async def over(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what ``work`` does, and comment until it is done.
+
+        Raises ``ClientGone`` as ``Reply`` does; then, and when it is cancelled, the work is cancelled and over.
+        """
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=max(0.0, self._due_at - time.monotonic())))[0]:
+                self._due_at = time.monotonic() + await self._comment()
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()  # told to nobody unless it was raised above: why the work was ended matters more
+
+    async def _comment(self) -> float:
+        """Say what is going on, and return after how many seconds to say the next."""
+        outlook = self._outlook()
+        was_quick, self._has_looked = outlook is None and not self._has_looked, True
+        if not was_quick:
+            if not self._reply.has_head:
+                await self._reply.promise(self._headers)
+            await self._reply.body(comment_on(outlook))
+        return self._pace.processing_every_s if outlook is None else self._pace.waiting_every_s
+
+
+def comment_on(outlook: Outlook | None) -> bytes:
+    """Return the comment: ``: loading NAME 40% eta 12s``, ``: waiting for NAME, 3 ahead`` or ``: processing``."""
+    if outlook is None:
+        return b": processing\n\n"
+    name = "".join(letter if letter.isprintable() else "?" for letter in outlook.model)
+    if outlook.state is State.STARTING:
+        done = "" if outlook.fraction is None else f" {outlook.fraction:.0%}"
+        eta = "" if outlook.eta_s is None else f" eta {math.ceil(outlook.eta_s)}s"
+        return f": loading {name}{done}{eta}\n\n".encode()
+    ahead = f", {outlook.ahead} ahead" if outlook.ahead else ""
+    return f": waiting for {name}{ahead}\n\n".encode()
