@@ -26,6 +26,11 @@ test: install-dev ## all tests, the real engine included
 test-fast: install-dev ## only the tests that start no process
 	@$(BIN)/python -m pytest tests/core tests/backends tests/runtime $(ARGS)
 
+.PHONY: test-vllm
+test-vllm: install-dev ## the vLLM driver with a real vLLM, in an environment of its own (.venv-vllm/, 2.5 GB)
+	@PYTHON="$(PYTHON)" sh tests/vllm/install.sh $(VENV)-vllm
+	@ROLECALL_TEST_VLLM="$(CURDIR)/$(VENV)-vllm/bin/vllm" $(BIN)/python -m pytest tests/vllm $(ARGS)
+
 coverage: install-dev ## branch coverage of core/, which must be 100 %
 	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 $(ARGS)
 
