@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -75,6 +76,75 @@ def _is_engine(process: psutil.Process) -> bool:
         return not any("guardian_process" in word for word in process.cmdline())
     except psutil.Error:
         return False
+
+
+TOKEN_VARIABLE = "ROLECALL_TEST_RUN"
+"""In the environment of a rolecall whose processes are to be found again, all that it starts included."""
+
+
+def new_token() -> str:
+    """Return what no other test's processes have; a number, so that ``sleep`` takes it."""
+    return f"{random.randrange(10**12):012}"
+
+
+def processes_of(token: str) -> dict[int, str]:
+    """Return the command lines of all processes with ``token`` in their environment or on their command line."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            argv = (folder / "cmdline").read_bytes()
+            if token.encode() in argv or f"{TOKEN_VARIABLE}={token}".encode() in (folder / "environ").read_bytes():
+                found[int(folder.name)] = argv.replace(b"\0", b" ").decode(errors="replace").strip()
+    return {pid: words for pid, words in found.items() if words and is_running(pid)}
+
+
+def end_all(token: str) -> None:
+    """Kill what a test left, whatever it is."""
+    while found := processes_of(token):
+        for pid in found:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+BROOD = """
+import os, signal, sys
+token, *command = sys.argv[1:]
+
+def start(*steps, environ=os.environ):
+    if os.fork() == 0:
+        for step in steps:
+            step()
+        os.execve("/bin/sleep", ["sleep", "600." + token], environ)
+
+def orphan():
+    if os.fork():
+        os._exit(0)
+
+def ignore_sigterm():
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+start()
+start(ignore_sigterm)
+start(environ={})
+start(os.setsid, ignore_sigterm)
+start(orphan)
+start(orphan, os.setsid, orphan, ignore_sigterm)
+os.execvp(command[0], command)
+"""
+"""Starts six processes that are hard to end, and becomes an engine: in its session and in others, as children and as
+orphans, some that ignore SIGTERM, one without an environment."""
+BROOD_SIZE = 6
+
+
+def brood(token: str, *command: str) -> list[str]:
+    """Return the command line of an engine that has started ``BROOD``."""
+    return [sys.executable, "-I", "-S", "-c", BROOD, token, *command]
+
+
+def brood_of(token: str) -> list[int]:
+    """Return the processes that engines with a brood have started."""
+    return [pid for pid, words in processes_of(token).items() if words == f"sleep 600.{token}"]
 
 
 def fake_entry(name: str, *faults: str, **fields: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import httpx
@@ -19,12 +19,15 @@ from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.instance import Instance, Patience
 from rolecall.runtime.launcher import Launcher
 from rolecall.runtime.lease import Lease
-from rolecall.runtime.leftovers import EngineRecord, EngineRoll
+from rolecall.runtime.leftovers import EngineRecord, EngineRoll, boot_s
 from rolecall.runtime.ports import free_port, holder, is_free
 from rolecall.runtime.progress import Progress
 from rolecall.runtime.remote import RemoteInstance
 
 log = logging.getLogger(__name__)
+
+_DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "max_parallel", "gpus")
+"""Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``."""
 
 
 @dataclass(slots=True)
@@ -98,13 +101,16 @@ class EngineMaker:
     load_timeout_s: float = 120
     patience: Patience = field(default_factory=Patience)
 
-    def make(self, entry: ModelEntry, placement: Placement) -> Engine:
-        """Return an engine that is not started yet; raises ``OSError`` or ``ValueError`` for one that cannot be."""
+    def make(self, entry: ModelEntry, placement: Placement, given: Collection[int] = ()) -> Engine:
+        """Return an engine that is not started yet; raises ``OSError`` or ``ValueError`` for one that cannot be.
+
+        ``given`` are the ports of other engines: one that is starting may not listen on its port yet.
+        """
         backend = self.backend_for(entry)
         engine = Engine(entry, backend, placement)
         if not backend.managed:
             return engine
-        engine.port = _port_for(entry, backend) if backend.has_port else 0
+        engine.port = _port_for(entry, backend, given) if backend.has_port else 0
         launch = backend.launch(entry, engine.port, placement)
         if isinstance(launch, RemoteLoad):
             timeout_s = entry.load_timeout_s or launch.load_timeout_s or self.load_timeout_s
@@ -135,6 +141,12 @@ class EngineMaker:
         if isinstance(engine.instance, Instance):
             self.roll.ready(engine.name, fingerprint=engine.fingerprint, placement=engine.placement)
 
+    def note_held(self, engine: Engine, held_mb: Mapping[str, int]) -> None:
+        """Write down what it was seen to hold, MB by GPU; not for one whose command line says what it was given."""
+        if isinstance(engine.instance, Instance) and not engine.backend.takes_share:
+            shares = (replace(share, mb=held_mb.get(share.device, share.mb)) for share in engine.placement)
+            self.roll.place(engine.name, tuple(shares))
+
     def note_unready(self, engine: Engine) -> None:
         """Write down that the engine is about to end or to sleep."""
         if isinstance(engine.instance, Instance):
@@ -149,7 +161,7 @@ class EngineMaker:
             launch = backend.launch(entry, record.port, record.placement)
         except (OSError, ValueError):
             return None
-        engine.fingerprint = "" if isinstance(launch, RemoteLoad) else _fingerprint(_on_devices(launch, engine))
+        engine.fingerprint = "" if isinstance(launch, RemoteLoad) else _fingerprint(entry, _on_devices(launch, engine))
         return engine
 
     def _take_over(self, engine: Engine, record: EngineRecord) -> Engine:
@@ -157,12 +169,13 @@ class EngineMaker:
         if isinstance(launch, RemoteLoad):
             raise TypeError(f"{engine.name} is no process")
         self._equip(engine, launch, record)
+        engine.started_at = time.monotonic() - max(0.0, boot_s() - record.started_boot_s)
         return engine
 
     def _equip(self, engine: Engine, launch: Launch, adopted: EngineRecord | None = None) -> None:
         entry = engine.entry
         launch = _on_devices(launch, engine)
-        engine.fingerprint = _fingerprint(launch)
+        engine.fingerprint = _fingerprint(entry, launch)
         engine.instance = Instance(
             entry.name,
             launch,
@@ -176,20 +189,23 @@ class EngineMaker:
         )
 
 
-def _port_for(entry: ModelEntry, backend: Backend) -> int:
+def _port_for(entry: ModelEntry, backend: Backend, given: Collection[int]) -> int:
     """Return the entry's own port, one of the driver's, or any free one; raises ``OSError`` saying who has it."""
     fixed = entry.backend_config.port
     if fixed:
+        if fixed in given:
+            raise OSError(f"backend_config.port {fixed} is that of another model that is loaded")
         if not is_free(LOOPBACK, fixed):
             raise OSError(f"backend_config.port {fixed} is taken by {holder(fixed)}")
         return fixed
     if backend.ports is None:
         return free_port()
     for port in backend.ports:
-        if is_free(LOOPBACK, port):
+        if port not in given and is_free(LOOPBACK, port):
             return port
     first, last = backend.ports[0], backend.ports[-1]
-    raise OSError(f"the ports {first} to {last} are all taken, {first} by {holder(first)}")
+    by = "models that are loaded" if first in given else holder(first)
+    raise OSError(f"the ports {first} to {last} are all taken, {first} by {by}")
 
 
 def _on_devices(launch: Launch, engine: Engine) -> Launch:
@@ -200,6 +216,8 @@ def _on_devices(launch: Launch, engine: Engine) -> Launch:
     return replace(launch, env={**launch.env, "CUDA_VISIBLE_DEVICES": ",".join(gpus)})
 
 
-def _fingerprint(launch: Launch) -> str:
-    text = json.dumps([launch.argv, sorted(launch.env.items()), launch.base_url])
+def _fingerprint(entry: ModelEntry, launch: Launch) -> str:
+    """Return a text that differs wherever an engine would have to be started anew."""
+    said = [repr(getattr(entry, name)) for name in _DECISIVE]
+    text = json.dumps([launch.argv, sorted(launch.env.items()), launch.base_url, said])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -119,14 +119,16 @@ class Family:
         """Return those of ``processes`` that are of this family and no zombies."""
         leader = processes.get(self.pid)
         is_led = leader is not None and leader.born == self.born
-        owns_session = self.pid != 0 and (is_led or (self.watched and leader is None))
-        ours = {
+        marked = {seen.pid for seen in processes.values() if self.mark and seen.mark == self.mark}
+        # Nobody enters a session from outside: one that holds a marked process is ours.
+        is_ours = self.watched or any(processes[pid].session == self.pid for pid in marked)
+        owns_session = self.pid != 0 and (is_led or (is_ours and leader is None))
+        ours = marked | {
             seen.pid
             for seen in processes.values()
             if (is_led and seen.pid == self.pid)
             or (owns_session and seen.session == self.pid)
             or self._known.get(seen.pid) == seen.born
-            or (self.mark and seen.mark == self.mark)
         }
         _add_descendants(ours, processes)
         members = [processes[pid] for pid in sorted(ours) if not processes[pid].is_gone and pid != os.getpid()]

@@ -135,6 +135,10 @@ class EngineRoll:
         """Note that an engine answers, with what it takes for the next rolecall to adopt it."""
         self._change(model, is_ready=True, fingerprint=fingerprint, placement=placement)
 
+    def place(self, model: str, placement: Placement) -> None:
+        """Note what an engine turned out to hold."""
+        self._change(model, placement=placement)
+
     def unready(self, model: str) -> None:
         """Note that an engine is to be stopped or put to sleep: the next rolecall shall end it."""
         self._change(model, is_ready=False)

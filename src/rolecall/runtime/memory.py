@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rolecall.runtime.gpu import GpuProbe, GpuReport
 
+log = logging.getLogger(__name__)
+
 _TOLERANCE_MB = 200
 _TOLERANCE = 0.05
 """How far the driver's figure may be off from what should be there when memory counts as free."""
+
+_SILENCE = GpuReport((), "the driver does not answer", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,12 @@ def is_free(report: GpuReport, gone: Tenant, others: Iterable[Tenant], foreign: 
     )
 
 
+def is_back(before: GpuReport, now: GpuReport, devices: Iterable[str]) -> bool:
+    """Whether no more is used of the devices than before; False if one of them was not seen then."""
+    was, used = _used_mb(before), _used_mb(now)
+    return all(device in was and used.get(device, 0) <= was[device] + _TOLERANCE_MB for device in devices)
+
+
 def _used_mb(report: GpuReport) -> dict[str, int]:
     return {gpu.uuid: gpu.vram_total_mb - gpu.vram_free_mb for gpu in report.gpus}
 
@@ -78,11 +89,24 @@ class MemoryWatch:
     """Looks at the GPUs off the event loop, and remembers what others were seen to hold."""
 
     probe: GpuProbe
+    limit_s: float = 2.0
     foreign: dict[str, int] = field(default_factory=dict)
+    _hanging: asyncio.Future[GpuReport] | None = field(default=None, init=False)
 
     async def look(self) -> GpuReport:
-        """Return a fresh report; no GPUs in it while the driver fails."""
-        return await asyncio.to_thread(self.probe.report)
+        """Return a fresh report; no GPUs in it while the driver fails, or does not answer within ``limit_s``.
+
+        One that hangs is not asked again before it has answered: each question would take a thread.
+        """
+        if self._hanging is not None and not self._hanging.done():
+            return _SILENCE
+        asked = asyncio.ensure_future(asyncio.to_thread(self.probe.report))
+        await asyncio.wait({asked}, timeout=self.limit_s)
+        if asked.done():
+            return asked.result()
+        log.warning("the GPU driver has not answered for %g s; models go on without its figures", self.limit_s)
+        self._hanging = asked
+        return _SILENCE
 
     def watch(self, report: GpuReport, tenants: Iterable[Tenant]) -> bool:
         """Take in a report; whether what others hold has changed."""

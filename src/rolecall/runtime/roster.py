@@ -262,7 +262,7 @@ class Roster:
         if isinstance(launch, RemoteLoad):
             return ()
         weights_mb = files_mb(entry, backend) or entry.vram_estimate_mb or 0
-        return tuple(self._sleep_cost(entry, sleep.level, weights_mb) for sleep in (launch.sleep,) if sleep)
+        return tuple(self._sleep_cost(entry, sleep.level, weights_mb) for sleep in launch.sleeps)
 
     def _sleep_cost(self, entry: ModelEntry, level: int, weights_mb: int) -> SleepCost:
         if level == 1:

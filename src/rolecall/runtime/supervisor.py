@@ -49,7 +49,7 @@ from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.instance import Exit, Instance, Listener
 from rolecall.runtime.launcher import memory_mb
 from rolecall.runtime.lease import Lease, Outlook, Ticket
-from rolecall.runtime.memory import MemoryWatch, Tenant, grown_mb, held_mb, is_free
+from rolecall.runtime.memory import MemoryWatch, Tenant, grown_mb, held_mb, is_back, is_free
 from rolecall.runtime.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -191,6 +191,8 @@ class Supervisor:
                 if engine.instance is not None:
                     engine.instance.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.footprints is not None:
+            await asyncio.to_thread(self.footprints.save)
         if self._alarm is not None:
             self._alarm.cancel()
 
@@ -200,6 +202,7 @@ class Supervisor:
             self._engines[engine.name] = engine
             self._live(engine, adopted=True)
         await asyncio.gather(*(engine.settled.wait() for engine in self._engines.values()))
+        await self._look()
 
     async def tick(self) -> None:
         """Let the scheduler know that time passes, and look at the GPUs now and then; to be called every ``TICK_S``."""
@@ -265,7 +268,7 @@ class Supervisor:
     def _start(self, model: str, placement: Placement) -> None:
         entry = self._entries[model]
         try:
-            engine = self.maker.make(entry, placement)
+            engine = self.maker.make(entry, placement, {other.port for other in self._engines.values()})
         except (OSError, ValueError) as error:
             engine = Engine(entry, self.backend_for(entry), placement)
             self._engines[model] = engine
@@ -305,10 +308,10 @@ class Supervisor:
             on_exit=lambda exit_: self._gone(engine, exit_),
             is_progressing=lambda: engine.is_progressing(_PROGRESS_S),
         )
-        self._spawn(self._run(engine, told), f"engine {engine.name}")
+        self._spawn(self._run(engine, told, adopted=adopted), f"engine {engine.name}")
 
-    async def _run(self, engine: Engine, told: Listener) -> None:
-        if self.memory is not None and engine.reserved_mb:
+    async def _run(self, engine: Engine, told: Listener, *, adopted: bool) -> None:
+        if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
             engine.seen_before = await self.memory.look()
         if engine.instance is not None:
             await engine.instance.run(told)
@@ -343,7 +346,8 @@ class Supervisor:
         if exit_ is not None and exit_.out_of_memory and self.footprints is not None and engine.ready_at is None:
             self.footprints.ran_out(engine.entry, engine.placement)
         error = "it was stopped" if exit_ is None else exit_.error
-        self._post(Exited(name, error, out_of_memory=exit_ is not None and exit_.out_of_memory))
+        if self.scheduler.state(name) is not State.STOPPED:  # else it was to be taken over, and is not well
+            self._post(Exited(name, error, out_of_memory=exit_ is not None and exit_.out_of_memory))
         for lease in list(engine.leases):  # its requests are over, whatever their clients still do
             lease.release()
         engine.settled.set()
@@ -411,6 +415,7 @@ class Supervisor:
             total_mb = sum(held.values())
             learnt = self.footprints.observe(engine.entry, engine.placement, total_mb, again=engine.is_measured)
         self._post(Measured(engine.name, held, learnt))
+        self.maker.note_held(engine, held)
         engine.is_measured = True
 
     async def _see_off(self, engine: Engine, held: Tenant, rest_mb: dict[str, int], freed: Freed | FellAsleep) -> None:
@@ -423,18 +428,25 @@ class Supervisor:
             report = await self.memory.look()
             others = await self._tenants(report, but=engine.name)
             leaving = [tenant for name, tenant in self._leaving.items() if name != engine.name]
-            if is_free(report, held, [*others.values(), *leaving, Tenant(rest_mb)], self.memory.foreign):
-                break
-            if time.monotonic() >= deadline:
+            staying = [*others.values(), *leaving, Tenant(rest_mb)]
+            is_over = time.monotonic() >= deadline
+            if is_over:
                 log.warning("memory of %s is still taken %g s after it ended", engine.name, _RELEASE_LIMIT_S)
+            if is_over or self._is_free(report, engine, held, staying):
                 self._leaving.pop(engine.name, None)
-                self.memory.watch(report, [*others.values(), *leaving, Tenant(rest_mb)])
-                self._post(Observed(dict(self.memory.foreign)))
+                if self.memory.watch(report, staying):  # before anybody plans with what is free now
+                    self._post(Observed(dict(self.memory.foreign)))
                 break
             await asyncio.sleep(_RELEASE_POLL_S)
         self._leaving.pop(engine.name, None)
         self._disturb(engine)
         self._post(freed)
+
+    def _is_free(self, report: GpuReport, engine: Engine, held: Tenant, staying: Iterable[Tenant]) -> bool:
+        """Whether the driver shows what the engine held as free, though others may take memory at the same time."""
+        if self.memory is None or is_free(report, held, staying, self.memory.foreign):
+            return True
+        return engine.seen_before is not None and is_back(engine.seen_before, report, held.reserved_mb)
 
     def _disturb(self, engine: Engine) -> None:
         """Let no model be measured by the growth of a device on which this one has just changed what it holds."""
