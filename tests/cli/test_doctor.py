@@ -187,7 +187,7 @@ def test_the_version_of_vllm_is_shown(tmp_path: Path) -> None:
 def test_a_vllm_that_is_not_there_is_told_where_it_is_needed(tmp_path: Path) -> None:
     """Models without files need none; a model that is here, or a program that was named, does."""
     entry = {"name": "m", "backend": "vllm", "backend_config": {"model_path": str(tmp_path / "weights")}}
-    here = configure(tmp_path, entries=[entry])
+    here = configure(tmp_path, entries=[entry, {"name": "nowhere", "backend": "vllm"}])
     env = {"PATH": str(tmp_path)}
     assert findings(*here, env=env)[1]["vLLM"]["level"] == "ok"
     (tmp_path / "weights").mkdir()

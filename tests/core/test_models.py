@@ -19,6 +19,7 @@ from rolecall.core.models import (
     BackendConfig,
     ModelEntry,
     RequestRules,
+    dashed,
     flag_value,
 )
 from rolecall.core.registry import RegistryError, read_registry, registry_schema
@@ -565,3 +566,13 @@ def test_schema_refuses_what_the_reader_refuses(wrong: dict[str, Any]) -> None:
     """What the reader refuses an editor marks."""
     assert schema_problems([wrong])
     assert problems(wrong)
+
+
+def test_one_spelling_of_options() -> None:
+    """Options may come with underscores, as vLLM takes them; values and other words stay as they are."""
+    assert [dashed(word) for word in ("--max_model_len=a_b", "--x-y", "a_b", "-a_b")] == [
+        "--max-model-len=a_b",
+        "--x-y",
+        "a_b",
+        "-a_b",
+    ]

@@ -267,6 +267,38 @@ def test_measuring_nothing_changes_nothing() -> None:
     assert bench.scheduler.ledger.held_mb("a") == 900
 
 
+def test_model_that_turns_out_too_large_for_its_place_is_refused() -> None:
+    """Who waits for a model that was measured, crashed, and fits nowhere any more is told so, not kept for ever."""
+    bench = Bench(spec("a", 700, spread=(2,)), gpus_mb=(400, 400))
+    bench.post(ask(1, "a"), ask(2, "a"))
+    assert bench.post(BecameReady("a")) == ["grant 1 a"]
+    bench.post(Measured("a", {"g0": 500, "g1": 500}))
+    assert bench.post(Exited("a", "crashed"), Freed("a")) == ["reject 2 model_too_large"]
+
+
+def test_unknown_size_over_several_cards() -> None:
+    """A model that asks for two cards gets two to itself while nobody knows its size, and none where there is one."""
+    bench = Bench(spec("a", None, spread=(2,)), gpus_mb=(400, 300))
+    assert bench.post(ask(1, "a")) == ["start a g0 g1"]
+    assert Bench(spec("a", None, spread=(2,)), gpus_mb=(400,)).post(ask(1, "a")) == ["reject 1 model_not_found"]
+
+
+def test_unknown_size_beside_other_programs() -> None:
+    """A model of unknown size gets what others leave of a card; it need not be all."""
+    bench = Bench(spec("a", None), gpus_mb=(1000,))
+    bench.post(Observed({"g0": 300}))
+    assert bench.post(ask(1, "a")) == ["start a g0"]
+    assert bench.scheduler.ledger.held_mb("a") == 700
+
+
+def test_a_measure_counts_before_the_model_is_ready() -> None:
+    """What a model was seen to hold right after its load counts before the next load is planned."""
+    bench = Bench(spec("a", 400), spec("b", 500))
+    assert bench.post(ask(1, "a"), ask(2, "b")) == ["start a"]
+    assert bench.post(Measured("a", {HOST: 900}), BecameReady("a")) == ["grant 1 a"]
+    assert bench.post(Released("a")) == ["stop a"]
+
+
 def test_out_of_memory_is_tried_again_alone() -> None:
     """A model that runs out of memory is started again on a device of its own, at once, and nobody is refused."""
     bench = Bench(spec("a", 300), spec("b", 300))

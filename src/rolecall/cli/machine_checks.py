@@ -144,7 +144,7 @@ def vllm(subject: Subject) -> Finding:
     if found is None:
         users = _users(subject, "vllm")
         files = backends(subject.settings)("vllm").files
-        has_files = [entry.name for entry in users if all(path.exists() for path in files(entry))]
+        has_files = [entry.name for entry in users if (paths := files(entry)) and all(p.exists() for p in paths)]
         if not has_files and command == _DEFAULT_VLLM:
             return Finding("ok", f"not found; {len(users)} entries name it, and none of their models is here")
         advice = "pip install vllm into an environment of its own, and set vllm_command to its program vllm"

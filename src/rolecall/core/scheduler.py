@@ -224,7 +224,8 @@ class Scheduler:
         yield from self._rebind([waiter for waiter in others if self._slots[waiter.model].is_cold])
 
     def _measured(self, slot: Slot, event: Measured) -> None:
-        if slot.state in (State.READY, State.STOPPING) and any(event.held_mb.values()):
+        is_there = slot.state in (State.STARTING, State.READY, State.STOPPING)
+        if is_there and any(event.held_mb.values()):
             self.ledger.correct(slot.name, event.held_mb)
             slot.measured_mb = event.footprint_mb or sum(event.held_mb.values())
             slot.starts_alone = False
@@ -582,7 +583,7 @@ class Scheduler:
         if slot.state is State.SLEEPING:
             return [slot.placement]
         key = slot.need_mb, slot.spec.spread, slot.spec.devices
-        if len(self.ledger.devices) > _FEW_DEVICES:  # there the choice depends on what is loaded
+        if slot.need_mb is None or len(self.ledger.devices) > _FEW_DEVICES:  # it depends on what others hold
             return placements(self.ledger, *key)
         if key not in self._places:
             self._places[key] = placements(self.ledger, *key)
@@ -708,6 +709,9 @@ class Scheduler:
 
     def _finds_room(self, slot: Slot, *, without_foreign: bool = False) -> bool:
         """Whether it has room when all go that can go: what is pinned stays, and so does what others hold."""
+        options = self._options(slot)
+        if not options:  # it was measured, and is too large for any card
+            return False
         if self._has_pinned:
             pinned = [s for s in self._slots.values() if not s.can_go and s is not slot and self.ledger.held_mb(s.name)]
             pinned = [s for s in pinned if s.state is not State.STOPPING]
@@ -719,7 +723,7 @@ class Scheduler:
         bare.foreign_mb = {} if without_foreign else self.ledger.foreign_mb
         for other in pinned:
             bare.correct(other.name, self.ledger.held_on(other.name))
-        return any(not bare.lack(option) for option in self._options(slot))
+        return any(not bare.lack(option) for option in options)
 
     def _candidate(self, slot: Slot) -> Candidate:
         spec = slot.spec
@@ -743,13 +747,15 @@ class Scheduler:
 
     def _too_large(self, slot: Slot) -> str | None:
         need_mb = slot.need_mb
-        if need_mb is None or need_mb > self.rules.limit_mb:  # selection says it better
+        if need_mb is not None and need_mb > self.rules.limit_mb:  # selection says it better
             return None
         allowed = [d for d in self.ledger.devices.values() if not slot.spec.devices or d.id in slot.spec.devices]
         most_mb = max((device.capacity_mb for device in allowed), default=0)
         if not allowed:
             return "none of the GPUs that its field gpus names is there"
         many = " or ".join(map(str, slot.spec.spread))
+        if need_mb is None:
+            return f"it asks for {many} GPUs, and it may use {len(allowed)}"
         return f"it needs {need_mb} MB on {many} of its {len(allowed)} GPUs, of which the largest holds {most_mb} MB"
 
     def _bind(self, waiter: Waiter, selection: Selection) -> None:

@@ -214,24 +214,20 @@ def placements(ledger: Ledger, mb: int | None, spread: Sequence[int], devices: S
     """Return where a model of ``mb`` may lie, whatever is loaded now.
 
     The first number of ``spread`` for which the cards are large enough is taken; equal parts on each. ``mb`` None is a
-    model of unknown size, which gets one card for itself. ``devices`` restricts the choice if it names any.
+    model of unknown size, which gets all that models may hold now of as many cards as it asks for. ``devices``
+    restricts the choice if it names any.
     """
     allowed = [device for device in ledger.devices.values() if not devices or device.id in devices]
-    if mb is None:
-        return [(_share(device, min(device.capacity_mb, ledger.budget_mb)),) for device in allowed]
     for count in spread:
-        part_mb = -(-mb // count)
-        large = [device for device in allowed if device.capacity_mb >= part_mb]
+        part_mb = ledger.budget_mb // count if mb is None else -(-mb // count)
+        large = [device for device in allowed if mb is None or device.capacity_mb >= part_mb]
         if len(large) >= count:
             if math.comb(len(large), count) > _MOST_OPTIONS:
                 large = sorted(large, key=lambda device: -ledger.room_mb(device.id))[: count + 2]
+            open_mb = {d.id: part_mb if mb is not None else max(1, ledger.open_mb(d.id)) for d in large}
             sets = itertools.combinations(large, count)
-            return [tuple(_share(device, part_mb) for device in chosen) for chosen in sets]
+            return [tuple(Share(d.id, min(part_mb, open_mb[d.id]), d.total_mb) for d in chosen) for chosen in sets]
     return []
-
-
-def _share(device: Device, mb: int) -> Share:
-    return Share(device.id, mb, device.total_mb)
 
 
 def plan_eviction(

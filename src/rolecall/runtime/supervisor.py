@@ -275,6 +275,7 @@ class Supervisor:
             self._soon(self._gone, engine, Exit(f"it cannot be started: {error}"))
             return
         self._engines[model] = engine
+        self._disturb(engine)
         if engine.instance is None:
             engine.ready_at = engine.started_at
             self._soon(self._post, BecameReady(model))
@@ -291,11 +292,13 @@ class Supervisor:
     def _sleep(self, engine: Engine, level: int) -> None:
         if isinstance(engine.instance, Instance):
             self.maker.note_unready(engine)
+            engine.seen_before = None
             engine.instance.sleep(level)
 
     def _wake(self, engine: Engine) -> None:
         if isinstance(engine.instance, Instance):
             engine.started_at, engine.ready_at = time.monotonic(), None
+            self._disturb(engine)
             engine.instance.wake()
 
     # -- the life of an engine
@@ -320,16 +323,19 @@ class Supervisor:
         is_first = not engine.settled.is_set()
         engine.ready_at = time.monotonic()
         engine.settled.set()
+        self.maker.note_ready(engine)
+        ready: BecameReady | None = None
         if adopted and is_first:
             self._post(Adopted(engine.name, engine.placement))
         else:
             load_s = engine.ready_at - engine.started_at
             if self.footprints is not None:
                 self.footprints.observe_time(engine.entry, engine.placement, load_s, woke=not is_first)
-            self._post(BecameReady(engine.name, load_s))
-        self.maker.note_ready(engine)
+            ready = BecameReady(engine.name, load_s)
         if self.memory is not None and engine.reserved_mb:
-            self._spawn(self._measure(engine), f"measure {engine.name}")
+            self._spawn(self._measure(engine, ready), f"measure {engine.name}")
+        elif ready is not None:
+            self._post(ready)
 
     def _asleep(self, engine: Engine) -> None:
         residual_mb = self.scheduler.residual_mb(engine.name)
@@ -375,7 +381,7 @@ class Supervisor:
         for name, tenant in tenants.items():
             held, known = held_mb(report, tenant), self.scheduler.ledger.held_mb(name)
             is_ready = name in self._engines and self._is_settled(self._engines[name])
-            if held and is_ready and abs(sum(held.values()) - known) > max(_NOISE_MB, _NOISE * known):
+            if held and is_ready and abs(sum(held.values()) - known) > _noise_mb(known):
                 self._measured(self._engines[name], held)
 
     async def _tenants(self, report: GpuReport, but: str = "") -> dict[str, Tenant]:
@@ -394,20 +400,43 @@ class Supervisor:
     def _is_settled(self, engine: Engine) -> bool:
         return engine.ready_at is not None and self.scheduler.state(engine.name) is State.READY
 
-    async def _measure(self, engine: Engine) -> None:
-        """Learn what a model holds right after its load: of its processes, else by how much the devices' use grew."""
+    async def _measure(self, engine: Engine, ready: BecameReady | None) -> None:
+        """Learn what a model holds right after its load, and only then let anybody plan with what it has left."""
+        try:
+            held = await self._weigh(engine)
+            if held is not None and self._is_present(engine):
+                self._measured(engine, held)
+        finally:
+            if ready is not None and self._is_present(engine):
+                self._post(ready)
+
+    async def _weigh(self, engine: Engine) -> dict[str, int] | None:
+        """Return what a model holds: of its processes, else by how much the devices' use grew; None if nobody knows."""
         if self.memory is None:
-            return
+            return None
         report = await self.memory.look()
         tenants = await self._tenants(report)
-        if self._engines.get(engine.name) is not engine or engine.name not in tenants:
-            return
+        if engine.name not in tenants:
+            return None
         held = held_mb(report, tenants[engine.name]) or engine.told_mb()
-        if held is None and engine.seen_before is not None:
-            held = grown_mb(engine.seen_before, report, engine.reserved_mb)
-        engine.seen_before = None
         if held is not None:
+            engine.seen_before = None
+        elif engine.seen_before is not None:
+            held = grown_mb(engine.seen_before, report, engine.reserved_mb)
+        return held
+
+    async def _weigh_again(self, engine: Engine) -> None:
+        """Learn what a model came to hold with its first answer, where the driver does not tell of its processes."""
+        held = await self._weigh(engine)
+        if engine.seen_before is None or not self._is_present(engine):
+            return
+        engine.seen_before = None
+        known = self.scheduler.ledger.held_mb(engine.name)
+        if held is not None and self._is_settled(engine) and sum(held.values()) > known + _noise_mb(known):
             self._measured(engine, held)
+
+    def _is_present(self, engine: Engine) -> bool:
+        return self._engines.get(engine.name) is engine
 
     def _measured(self, engine: Engine, held: dict[str, int]) -> None:
         learnt = None
@@ -477,6 +506,8 @@ class Supervisor:
     def _end(self, engine: Engine, lease: Lease) -> None:
         engine.leases.remove(lease)
         self._post(Released(engine.name))
+        if engine.seen_before is not None and not self._closing:
+            self._spawn(self._weigh_again(engine), f"measure {engine.name} again")
 
     def footprint(self, name: str) -> Footprint | None:
         """Return what a model of the registry is given, and how that is known; it looks at its files."""
@@ -521,3 +552,7 @@ class Supervisor:
             load_fraction=progress.fraction,
             load_eta_s=progress.eta_s,
         )
+
+
+def _noise_mb(known_mb: int) -> float:
+    return max(_NOISE_MB, _NOISE * known_mb)
