@@ -311,6 +311,15 @@ def test_out_of_memory_is_tried_again_alone() -> None:
     assert bench.scheduler.ledger.held_mb("a") == 600
 
 
+def test_out_of_memory_waits_for_more_than_that() -> None:
+    """A model that ran out because others had just taken memory waits for it to be given back."""
+    bench = Bench(spec("a", 600), gpus_mb=(1000,))
+    bench.post(ask(1, "a"))
+    bench.post(Observed({"g0": 700}))
+    assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a")) == []
+    assert bench.post(Observed({})) == ["start a g0"]
+
+
 def test_out_of_memory_alone_is_a_failure() -> None:
     """What runs out of memory on a device of its own has failed, with back-off and the reason."""
     bench = Bench(spec("a", 300))

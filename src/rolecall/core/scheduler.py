@@ -247,6 +247,7 @@ class Scheduler:
         elif event.out_of_memory and not slot.starts_alone and slot.spec.managed:
             # It needs more than was thought: next time it gets a device of its own, and is measured.
             slot.starts_alone, slot.measured_mb = True, None
+            slot.ran_out_mb = sum(share.mb for share in slot.placement)
             slot.error, slot.has_crashed, slot.retry_at = event.error, crashed, self._now
         else:
             slot.fail(event.error, self._now, crashed=crashed)
@@ -584,7 +585,7 @@ class Scheduler:
             return [slot.placement]
         key = slot.need_mb, slot.spec.spread, slot.spec.devices
         if slot.need_mb is None or len(self.ledger.devices) > _FEW_DEVICES:  # it depends on what others hold
-            return placements(self.ledger, *key)
+            return placements(self.ledger, *key, least_mb=slot.ran_out_mb)
         if key not in self._places:
             self._places[key] = placements(self.ledger, *key)
         return self._places[key]

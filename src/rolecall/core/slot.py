@@ -70,6 +70,8 @@ class Slot:
     """It answered nonsense after waking: it is stopped instead from now on."""
     starts_alone: bool = False
     """It ran out of memory: until it has been measured it gets a device of its own."""
+    ran_out_mb: int = 1
+    """With what it ran out of memory last."""
     measured_mb: int | None = None
     ready_since: float = 0
     last_used: float = 0

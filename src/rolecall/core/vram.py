@@ -210,12 +210,14 @@ class Ledger:
         return {device: max(0, mb - holding.keeps_mb) for device, mb in on.items()}
 
 
-def placements(ledger: Ledger, mb: int | None, spread: Sequence[int], devices: Sequence[str]) -> list[Placement]:
+def placements(
+    ledger: Ledger, mb: int | None, spread: Sequence[int], devices: Sequence[str], least_mb: int = 1
+) -> list[Placement]:
     """Return where a model of ``mb`` may lie, whatever is loaded now.
 
     The first number of ``spread`` for which the cards are large enough is taken; equal parts on each. ``mb`` None is a
-    model of unknown size, which gets all that models may hold now of as many cards as it asks for. ``devices``
-    restricts the choice if it names any.
+    model of unknown size, which gets all that models may hold now of as many cards as it asks for, and no less
+    than ``least_mb``. ``devices`` restricts the choice if it names any.
     """
     allowed = [device for device in ledger.devices.values() if not devices or device.id in devices]
     for count in spread:
@@ -224,7 +226,7 @@ def placements(ledger: Ledger, mb: int | None, spread: Sequence[int], devices: S
         if len(large) >= count:
             if math.comb(len(large), count) > _MOST_OPTIONS:
                 large = sorted(large, key=lambda device: -ledger.room_mb(device.id))[: count + 2]
-            open_mb = {d.id: part_mb if mb is not None else max(1, ledger.open_mb(d.id)) for d in large}
+            open_mb = {d.id: part_mb if mb is not None else max(least_mb // count, ledger.open_mb(d.id)) for d in large}
             sets = itertools.combinations(large, count)
             return [tuple(Share(d.id, min(part_mb, open_mb[d.id]), d.total_mb) for d in chosen) for chosen in sets]
     return []
