@@ -320,6 +320,13 @@ def test_out_of_memory_waits_for_more_than_that() -> None:
     assert bench.post(Observed({})) == ["start a g0"]
 
 
+def test_out_of_memory_on_unlike_cards() -> None:
+    """What ran out on two unlike cards together is tried again on them, with no more than each of them holds."""
+    bench = Bench(spec("a", None, spread=(2,)), gpus_mb=(100, 200))
+    assert bench.post(ask(1, "a")) == ["start a g0 g1"]
+    assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a")) == ["start a g0 g1"]
+
+
 def test_out_of_memory_alone_is_a_failure() -> None:
     """What runs out of memory on a device of its own has failed, with back-off and the reason."""
     bench = Bench(spec("a", 300))

@@ -226,9 +226,12 @@ def placements(
         if len(large) >= count:
             if math.comb(len(large), count) > _MOST_OPTIONS:
                 large = sorted(large, key=lambda device: -ledger.room_mb(device.id))[: count + 2]
-            open_mb = {d.id: part_mb if mb is not None else max(least_mb // count, ledger.open_mb(d.id)) for d in large}
+            if mb is None:
+                most_mb = {d.id: max(ledger.open_mb(d.id), min(d.capacity_mb, least_mb // count)) for d in large}
+            else:
+                most_mb = {d.id: part_mb for d in large}
             sets = itertools.combinations(large, count)
-            return [tuple(Share(d.id, min(part_mb, open_mb[d.id]), d.total_mb) for d in chosen) for chosen in sets]
+            return [tuple(Share(d.id, min(part_mb, most_mb[d.id]), d.total_mb) for d in chosen) for chosen in sets]
     return []
 
 
