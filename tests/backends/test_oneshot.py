@@ -232,6 +232,39 @@ def test_a_request_that_is_wrong(server: Server) -> None:
     assert list(server.journal.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"if": 1}}',
+        b'{"messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": {"x": %s}}'
+        % (b"[" * 900 + b"]" * 900),
+    ],
+)
+def test_a_body_that_no_program_could_take(server: Server, content: bytes) -> None:
+    """What is nested too deeply, or would break the template, is a 400 and not a connection that breaks off."""
+    response = server.http.post("/v1/chat/completions", content=content)
+    assert (response.status_code, response.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert list(server.journal.iterdir()) == []
+
+
+def test_half_a_character_in_a_role(server: Server) -> None:
+    """JSON can hold what no command line can; the request is answered."""
+    content = b'{"messages": [{"role": "user\\ud800", "content": "ECHO ok"}]}'
+    answer = server.http.post("/v1/chat/completions", content=content)
+    assert answer.json()["choices"][0]["message"]["content"] == "ok"
+
+
+def test_no_tokens_are_an_answer_without_words(server: Server) -> None:
+    """max_tokens 0 is no absent limit: no program is started, and the answer ends for its length."""
+    whole = server.chat("LOOP", max_tokens=0).json()["choices"][0]
+    assert (whole["message"]["content"], whole["finish_reason"]) == ("", "length")
+    first, last, done = events(server.chat("LOOP", max_tokens=0, stream=True))
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": None}
+    assert (last["choices"][0]["finish_reason"], done) == ("length", "[DONE]")
+    assert list(server.journal.iterdir()) == []
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves(server: Server, stream: bool) -> None:  # noqa: FBT001 - a parameter of the test
     """The program ends at once, its files go, and the next request is answered."""

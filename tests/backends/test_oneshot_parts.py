@@ -52,6 +52,12 @@ def test_images_stand_where_they_stood() -> None:
     assert asked.images == (b"\x89PNG", b"\x89PNG")
 
 
+def test_a_marker_behind_a_nul_is_none_either() -> None:
+    """NULs go before markers are looked for, else taking them out would make one."""
+    asked = order({"role": "user", "content": "<__me\0dia__>"})
+    assert MEDIA_MARKER not in join(asked.texts, "<sep>")
+
+
 def test_sampling_becomes_options_with_numbers() -> None:
     """Each parameter has its option, by either of its names; null is not given."""
     asked = order(temp=0.5, top_k=20.0, mirostat=2, presence_penalty=-1, top_p=None, seed=7, unknown="--model x")
@@ -67,6 +73,7 @@ def test_sampling_becomes_options_with_numbers() -> None:
         ({"max_tokens": 5}, 5),
         ({"max_completion_tokens": 4, "max_tokens": 5}, 4),
         ({"max_tokens": -1}, None),
+        ({"max_tokens": 0}, 0),
         ({}, None),
     ],
 )
@@ -136,10 +143,19 @@ def test_a_template_that_takes_parts_only_gets_parts() -> None:
     assert '"type": "text"' not in layout(CHATML, ["user"], {}, "x")
 
 
-def test_a_variable_needs_a_name() -> None:
-    """A name that would be more than a name is refused."""
+@pytest.mark.parametrize("name", ["x = 1 %}{% set y", "if", "endfor", "None", "messages", "namespace", "größe", ""])
+def test_a_variable_needs_a_name(name: str) -> None:
+    """A name that would be more than a name, a word of Jinja, or what the layout itself works with is refused."""
     with pytest.raises(ValueError, match="is no name"):
-        layout(CHATML, ["user"], {"x = 1 %}{% set y": 1}, "x")
+        layout(CHATML, ["user"], {name: 1}, "x")
+
+
+@pytest.mark.parametrize("written", [MEDIA_MARKER, "<__me\0dia__>"])
+def test_no_role_and_no_variable_stands_for_an_image(written: str) -> None:
+    """A marker in a role or within a variable's value is taken out of the template."""
+    template = layout(CHATML, [f"user{written}"], {"a": {written: [written]}}, "x")
+    assert MEDIA_MARKER not in template
+    assert '"user<media>"' in template
 
 
 @given(st.text())

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import builders
 from cli.invoke import answer, call, configured
 from rolecall.core.decisions import encode, header
-from rolecall.core.events import Stop, Tick
+from rolecall.core.events import Exited, Stop, Tick
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.recorder import RequestLine
 from rolecall.gateway.recorder import encode as encode_line
@@ -197,8 +198,10 @@ def test_an_event_that_cannot_be_handled(decisions: Path) -> None:
     """An event that the scheduler cannot take in is shown with the error."""
     decisions.write_bytes(header(Scheduler()) + b'{"now":1,"event":{"type":"Freed","model":"a"},"effects":[]}\n' * 2)
     assert call("replay", decisions).exit_code == 0
-    decisions.write_bytes(header(Scheduler()) + b'{"now":1,"event":{"type":"FellAsleep","model":"a"},"effects":[]}\n')
-    assert call("replay", decisions).stdout.splitlines()[-1] == "decided   KeyError: 'a'"
+    begun = header(Scheduler()) + encode(builders.configured(builders.spec("a")), 0, [])
+    decisions.write_bytes(begun + encode(Exited("a"), 1, []))
+    said = call("replay", decisions).stdout.splitlines()[-1]
+    assert said == "decided   IllegalTransitionError: a model that is stopped cannot exit"
 
 
 def test_a_cut_last_line_is_noted(decisions: Path) -> None:
@@ -231,5 +234,5 @@ def test_replay_asks_for_a_log() -> None:
 def test_a_log_that_is_not_there_ends_with_a_reason(tmp_path: Path) -> None:
     """A missing file is named."""
     result = call("replay", tmp_path / "none.jsonl")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "none.jsonl: No such file or directory" in result.stderr

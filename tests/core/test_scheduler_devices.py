@@ -267,13 +267,90 @@ def test_measuring_nothing_changes_nothing() -> None:
     assert bench.scheduler.ledger.held_mb("a") == 900
 
 
-def test_model_that_turns_out_too_large_for_its_place_is_refused() -> None:
-    """Who waits for a model that was measured, crashed, and fits nowhere any more is told so, not kept for ever."""
+def test_model_that_turns_out_larger_than_its_place_starts_there_again() -> None:
+    """A model that held more than models may hold at all, and crashed, is given all there is, not kept out for ever."""
     bench = Bench(spec("a", 700, spread=(2,)), gpus_mb=(400, 400))
     bench.post(ask(1, "a"), ask(2, "a"))
     assert bench.post(BecameReady("a")) == ["grant 1 a"]
     bench.post(Measured("a", {"g0": 500, "g1": 500}))
-    assert bench.post(Exited("a", "crashed"), Freed("a")) == ["reject 2 model_too_large"]
+    assert bench.post(Exited("a", "crashed"), Freed("a")) == ["start a g0 g1"]
+
+
+def test_model_that_fits_nowhere_any_more_is_refused() -> None:
+    """Who waits for a model whose GPU was taken out of the profile is told so."""
+    bench = Bench(spec("a", 300, devices=("g1",)), gpus_mb=(400, 400))
+    bench.post(ask(1, "a"), ask(2, "a"))
+    bench.post(BecameReady("a"))
+    assert bench.post(configured(spec("a", 300, devices=("g1",)), gpus_mb=(400,))) == []
+    assert bench.post(Exited("a", "crashed"), Freed("a")) == ["reject 2 model_not_found"]
+
+
+def test_out_of_memory_keeps_to_as_many_cards() -> None:
+    """What ran out on two cards is not tried on one."""
+    bench = Bench(spec("a", 1500, spread=(1, 2)), gpus_mb=(1000, 1000))
+    assert bench.post(ask(1, "a")) == ["start a g0 g1"]
+    assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a")) == ["start a g0 g1"]
+
+
+def test_out_of_memory_beside_a_pinned_model() -> None:
+    """It is tried again with all that the pinned one leaves; nobody is refused for it."""
+    bench = Bench(spec("p", 100, pinned=True), spec("a", 300))
+    bench.ready("p")
+    bench.post(ask(1, "a"))
+    assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a")) == ["start a"]
+    assert bench.scheduler.ledger.held_mb("a") == 900
+    assert bench.post(BecameReady("a")) == ["grant 1 a"]
+    assert bench.scheduler.ledger.held_mb("a") == 360  # nobody measured it: a fifth more than was not enough
+
+
+def test_out_of_memory_after_hours_is_a_crash() -> None:
+    """A model that runs out while it serves has crashed; its size is known all the same."""
+    bench = Bench(spec("a", 300))
+    bench.ready("a")
+    bench.post(Measured("a", {HOST: 400}))
+    assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a"), ask(1, "a")) == ["start a"]
+    assert bench.scheduler.ledger.held_mb("a") == 400
+
+
+def test_sleeper_that_was_measured_larger_wakes_with_that() -> None:
+    """Waking reserves what the model was seen to hold, not what it was given at its start."""
+    bench = Bench(spec("a", 400, sleep=(LIGHT,), idle_unload_s=10, load_s=20), sleep_mb=1000)
+    bench.ready("a")
+    bench.post(Measured("a", {HOST: 600}))
+    bench.post(Tick(), at=10)
+    assert bench.post(FellAsleep("a"), ask(1, "a")) == ["wake a"]
+    assert bench.scheduler.ledger.held_mb("a") == 600
+
+
+def test_sleeper_larger_than_its_place_starts_anew() -> None:
+    """A model that held more than there is for models, and sleeps, is not woken where it does not fit."""
+    bench = Bench(spec("a", 400, sleep=(LIGHT,), idle_unload_s=10, load_s=20), sleep_mb=1000)
+    bench.ready("a")
+    bench.post(Measured("a", {HOST: 1200}))
+    bench.post(Tick(), at=10)
+    bench.post(FellAsleep("a"))
+    assert bench.post(ask(1, "a")) == ["stop a"]
+    assert bench.post(Exited("a"), Freed("a")) == ["start a"]
+
+
+def test_patience_for_memory_of_others_begins_with_the_request() -> None:
+    """A request waits its ten seconds, whatever was blocked long before it."""
+    bench = Bench(spec("a", 800), gpus_mb=(1000,))
+    bench.post(Observed({"g0": 500}), ask(1, "a"))
+    bench.post(Cancelled(1), at=1)
+    assert bench.post(ask(2, "a"), at=1000) == []
+    assert bench.post(Tick(), at=1009) == []
+    assert bench.post(Tick(), at=1010) == ["reject 2 unavailable"]
+
+
+def test_models_that_are_gone_from_the_registry_are_forgotten() -> None:
+    """A removed model that is stopped leaves nothing behind, and late words about it are no trouble."""
+    bench = Bench(spec("a", 400), spec("b", 400))
+    bench.ready("a")
+    assert bench.post(configured(spec("b", 400))) == ["stop a"]
+    bench.post(Exited("a"), Freed("a"), configured(spec("b", 400)))
+    assert bench.post(Released("a"), BecameReady("a"), Tick()) == []
+    assert bench.scheduler.candidates(["a"]) == []
 
 
 def test_unknown_size_over_several_cards() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,3 +156,24 @@ def test_a_disk_that_takes_nothing_is_survived(path: Path, caplog: pytest.LogCap
     store.save()
     assert store.is_dirty
     assert "cannot be written" in caplog.text
+
+
+def test_what_is_observed_while_it_is_written_is_not_lost(path: Path) -> None:
+    """It is not in the file that is being written, and therefore still to be saved."""
+    path.parent.mkdir()
+    store = LearntStore(path)
+    for number in range(800):  # more than a pipe holds
+        store.observe_load(replace(KEY, model=f"model {number}"), 1)
+    pipe = path.with_name(f".{path.name}.{os.getpid()}")
+    os.mkfifo(pipe)
+    saving = threading.Thread(target=store.save)
+    saving.start()
+    with pipe.open("rb") as written:  # from here on it writes, and waits for a reader
+        store.observe_load(KEY, 5)
+        written.read()
+    saving.join(10)
+    assert not saving.is_alive()
+    assert store.is_dirty
+    path.unlink()
+    store.save()
+    assert LearntStore(path).load_s(KEY) == 5

@@ -197,6 +197,20 @@ def test_a_file_that_makes_no_sense_is_removed(tmp_path: Path, text: str, start:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_row_that_makes_no_sense_hides_no_other(
+    tmp_path: Path, start: Starter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file's other engines are ended, before and after it, and the row is told."""
+    first, second = start("sleep", "600"), start("sleep", "600")
+    odd = {**identity(second.pid), "placement": 17}
+    path = write(tmp_path, DEAD_OWNER, a=identity(first.pid), odd=odd, none={}, b=identity(second.pid))
+    assert EngineRoll(tmp_path).reap() == ["a", "b"]
+    assert not is_running(first.pid)
+    assert not is_running(second.pid)
+    assert not path.exists()
+    assert "'odd'" in caplog.text
+
+
 def test_a_folder_that_does_not_exist_or_is_odd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing to reap is no error; a place that cannot be written to is a warning."""
     assert EngineRoll(tmp_path / "none").reap() == []

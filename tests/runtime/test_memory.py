@@ -206,6 +206,66 @@ class TestWatch:
             await asyncio.sleep(0.01)
         assert probe.asked == 3
 
+    async def test_all_who_look_share_one_question(self) -> None:
+        """While the driver is being asked nobody asks it again; the next look after the answer does."""
+        probe = Hanging(gpu(0, 3000))
+        probe.answers.clear()
+        watch = MemoryWatch(probe, limit_s=10)
+        looks = [asyncio.create_task(watch.look()) for _ in range(3)]
+        while not probe.asked:  # noqa: ASYNC110 - another thread asks
+            await asyncio.sleep(0.01)
+        probe.answers.set()
+        seen = await asyncio.gather(*looks)
+        assert [each.gpus for each in seen] == [(gpu(0, 3000),)] * 3
+        assert probe.asked == 1
+        await watch.look()
+        assert probe.asked == 2
+
+    async def test_a_look_that_is_cancelled_takes_nothing_from_the_others(self) -> None:
+        """Who gives up waiting does not take the question back."""
+        probe = Hanging(gpu(0, 3000))
+        probe.answers.clear()
+        watch = MemoryWatch(probe, limit_s=10)
+        given_up, stays = asyncio.create_task(watch.look()), asyncio.create_task(watch.look())
+        while not probe.asked:  # noqa: ASYNC110 - another thread asks
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        await asyncio.wait({given_up})
+        probe.answers.set()
+        assert (await stays).gpus == (gpu(0, 3000),)
+
+    def test_a_driver_that_hangs_keeps_no_loop_from_ending(self) -> None:
+        """The loop ends while the question is open, and the late answer disturbs nobody."""
+        probe = Hanging(gpu(0, 3000))
+        probe.answers.clear()
+        before = set(threading.enumerate())
+        assert asyncio.run(MemoryWatch(probe, limit_s=0.05).look()).gpus == ()
+        (thread,) = set(threading.enumerate()) - before
+        assert thread.daemon
+        probe.answers.set()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert not probe.is_broken_off
+
+    async def test_a_probe_that_raises_is_a_driver_that_says_nothing(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Whatever it raises is logged, and the next look asks again."""
+        probe = Raising(gpu(0, 3000))
+        watch = MemoryWatch(probe)
+        assert (await watch.look()).gpus == ()
+        assert "a bug of the driver" in caplog.text
+        assert (await watch.look()).gpus == (gpu(0, 3000),)
+
+
+class Raising(FakeProbe):
+    """A driver that fails at the first question in a way that nobody thought of."""
+
+    def report(self) -> GpuReport:
+        """Raise, then return the cards."""
+        seen = super().report()
+        if self.asked == 1:
+            raise OSError("a bug of the driver")
+        return seen
+
 
 class Hanging(FakeProbe):
     """A driver that answers while ``answers`` is set."""
@@ -214,9 +274,10 @@ class Hanging(FakeProbe):
         super().__init__(*gpus)
         self.answers = threading.Event()
         self.answers.set()
+        self.is_broken_off = False
 
     def report(self) -> GpuReport:
         """Return the cards, now or later."""
         seen = super().report()
-        assert self.answers.wait(10)
+        self.is_broken_off = not self.answers.wait(10)
         return seen

@@ -232,3 +232,18 @@ async def test_what_runs_it_may_be_cancelled(make: Make, ollama: FakeOllama) -> 
     await asyncio.gather(life.task, return_exceptions=True)
     assert life.told == ["ready", "exit"]
     await happens(lambda: not ollama.running())
+
+
+@pytest.mark.parametrize("error", [OSError("no buffer space"), AttributeError("'NoneType' has no attribute 'write'")])
+async def test_a_connection_that_is_lost_while_it_is_made(error: Exception) -> None:
+    """What the network library raises then is a daemon that cannot be reached, not a failure of ours."""
+
+    def lose(request: httpx.Request) -> httpx.Response:
+        raise error
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(lose)) as http:
+        load = OllamaDaemon("http://127.0.0.1:9").launch(entry("llama3.2", backend="ollama"), 0)
+        life = Life(RemoteInstance("llama3.2", load, http, 20))
+        reason = await life.end()
+    assert "not to be reached" in reason
+    assert str(error) in reason

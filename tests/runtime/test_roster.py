@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 
 from builders import row
 from fakes import FakeBackend, FakeProbe
+from process.fake_ollama import FakeOllama
 from rolecall.backends.base import Backend
+from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Rules
 from rolecall.errors import ConfigurationError, ModelNotFound, NoModelForRole
 from rolecall.runtime.drivers import backends
@@ -111,6 +114,64 @@ def test_files_that_come_and_go(tmp_path: Path) -> None:
     model.unlink()
     assert made.refresh()
     assert made.catalog.listed() == ()
+
+
+def test_a_reload_asks_no_daemon(tmp_path: Path) -> None:
+    """It goes by the last answer; a daemon that is new counts as one without the model until the next look."""
+
+    def ollama_row(name: str, url: str) -> dict[str, Any]:
+        return row(name, backend="ollama", backend_config={"base_url": url})
+
+    with FakeOllama("old:latest") as old, socket.create_server(("127.0.0.1", 0)) as silent:
+        write(tmp_path, ollama_row("old", old.base_url))
+        own = settings(tmp_path)
+        made = Roster(own, backends(own), FakeProbe())
+        made.load()
+        assert made.catalog.unavailable == {}
+        old.pulled = ()
+        new_url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        write(tmp_path, ollama_row("old", old.base_url), ollama_row("new", new_url))
+        made.reload()
+        silent.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+        assert list(made.catalog.unavailable) == ["new"]
+        assert "not asked yet" in made.catalog.unavailable["new"]
+    assert made.refresh()
+    assert "cannot be asked" in made.catalog.unavailable["new"]
+
+
+class _ReloadsOnce(FakeBackend):
+    """A backend whose first look at an entry takes so long that the registry is read again meanwhile."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def parallel(self, entry: ModelEntry) -> int:
+        """Return the slots after whatever is to happen before."""
+        happens, self.meanwhile = self.meanwhile, None
+        if happens is not None:
+            happens()
+        return super().parallel(entry)
+
+
+def test_a_reload_in_the_middle_of_a_look(tmp_path: Path) -> None:
+    """What was seen is of the registry of before with its groups, and is not acted upon."""
+    (tmp_path / "profiles.toml").write_text(
+        (CONFIGS / "profiles.toml").read_text() + '\n[[groups]]\nname = "pair"\nmodels = ["a", "b"]\n'
+    )
+    write(tmp_path, row("a", vram_estimate_mb=100))
+    backend = _ReloadsOnce()
+    made = roster(tmp_path, backend=backend)
+
+    def meanwhile() -> None:
+        write(tmp_path, row("a", vram_estimate_mb=100), row("b", vram_estimate_mb=100))
+        made.reload()
+
+    backend.meanwhile = meanwhile
+    seen = made.look_at_files()
+    assert [spec.entry.name for spec in seen.specs] == ["a"]
+    assert not made.accept(seen)
+    assert [spec.entry.name for spec in made.configured().specs] == ["a", "b"]
 
 
 def test_the_gpus_are_asked_again_for_their_free_memory(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from builders import configured, spec
 from rolecall.core.decisions import BrokenLogError, encode, header
-from rolecall.core.events import Effect, Event
+from rolecall.core.events import Effect, Event, Exited
 from rolecall.core.scheduler import Scheduler
 from rolecall.simulation.replay import replay
 from rolecall.simulation.traces import find_spec, read_spec
@@ -60,9 +61,10 @@ def test_the_first_difference_is_found() -> None:
 
 def test_an_event_that_cannot_be_handled_is_a_difference() -> None:
     """A log in which something impossible happens is told as such, not as a traceback."""
-    difference = replay([LINES[0], b'{"now":1,"event":{"type":"Released","model":"nobody"},"effects":[]}']).difference
+    begun = [LINES[0], encode(configured(spec("a")), 0, [])]
+    difference = replay([*begun, encode(Exited("a"), 1, [])]).difference
     assert difference is not None
-    assert difference.error == "KeyError: 'nobody'"
+    assert difference.error == "IllegalTransitionError: a model that is stopped cannot exit"
 
 
 def test_several_runs_and_a_cut_line() -> None:

@@ -207,6 +207,8 @@ def _parse(body: bytes) -> Any:
         return json.loads(body)
     except ValueError:
         raise BadRequest("The body is no JSON.") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply.") from None
 
 
 def _usage(run: Run) -> dict[str, dict[str, int]]:

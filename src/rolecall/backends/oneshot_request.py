@@ -14,6 +14,9 @@ from rolecall.errors import BadRequest, UnsupportedInput
 MEDIA_MARKER = "<__media__>"
 """Where llama.cpp's mtmd library puts the next image into a prompt."""
 
+UNMARKED = "<media>"
+"""What becomes of a marker that somebody wrote: it would stand for an image that is not there."""
+
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "--temp": ("temperature", "temp"),
     "--top-p": ("top_p",),
@@ -35,7 +38,10 @@ _LIMITS = ("max_completion_tokens", "max_tokens", "n_predict")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """One request as a program is to be started for it. ``schema`` is a JSON schema that the answer follows."""
+    """One request as a program is to be started for it. ``schema`` is a JSON schema that the answer follows.
+
+    ``max_tokens`` None is no limit; 0 is an answer without words, for which no program is started.
+    """
 
     roles: tuple[str, ...]
     texts: tuple[str, ...]
@@ -92,8 +98,8 @@ def _content(content: Any, images: list[bytes], where: str) -> str:
     for part in parts:
         text = part if isinstance(part, str) else part.get("text") if isinstance(part, dict) else None
         if isinstance(text, str):
-            # A marker that somebody wrote would stand for an image that is not there.
-            whole += ("\n" if last_was_text else "") + text.replace(MEDIA_MARKER, "<media>")
+            # NULs do not reach the program, so they must not hide a marker either.
+            whole += ("\n" if last_was_text else "") + text.replace("\0", "").replace(MEDIA_MARKER, UNMARKED)
             last_was_text = True
         elif isinstance(part, dict) and isinstance(part.get("type"), str) and "image" in part["type"]:
             images.append(_image(part, where))
@@ -136,7 +142,7 @@ def _limit(body: Mapping[str, Any]) -> int | None:
     if name is None:
         return None
     limit = int(_number(body[name], name, whole=True))
-    return limit if limit > 0 else None
+    return limit if limit >= 0 else None
 
 
 def _stop(stop: Any) -> tuple[str, ...]:

@@ -111,6 +111,9 @@ class Run:
         However it ends, the program is killed and its files are removed before this returns, without a wait.
         """
         text = AnswerText(self._order.stop)
+        if self._order.max_tokens == 0:
+            self.finish_reason = "length"
+            return
         try:
             process = self._process = await self._start()
             told = asyncio.create_task(self._listen(process))
@@ -153,6 +156,8 @@ class Run:
             )
         except OSError as error:
             raise RolecallError(f"The program for an answer cannot be started: {error}") from None
+        except RecursionError:
+            raise BadRequest("The body is nested too deeply.") from None
 
     def _argv(self) -> list[str]:
         programs, order = self._programs, self._order
@@ -182,6 +187,8 @@ class Run:
             template = layout(self._programs.template, order.roles, order.variables, separator)
         except ValueError as error:
             raise BadRequest(f"{error}.", param="chat_template_kwargs") from None
+        # JSON can hold half a character, an argument cannot.
+        template = template.encode("utf-8", "replace").decode()
         if len(template.encode()) > _MAX_ARGUMENT:
             raise BadRequest("The conversation has too many turns for mode 'cli'.", param="messages")
         texts = join(order.texts, separator).encode("utf-8", "replace")

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rolecall.backends.oneshot_request import MEDIA_MARKER, UNMARKED
+
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -25,18 +27,27 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 """Bytes of GGUF's plain types, by number."""
 _STRING, _ARRAY = 8, 9
 _MAX_STRING = 64 * 2**20
-_NAME = re.compile(r"[A-Za-z_]\w*")
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\0": ""})
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_KEYWORDS = re.compile(
+    "and|as|block|break|call|continue|del|do|elif|else|extends|false|filter|for|from|generation|if|import|in|include|is|"
+    "macro|none|not|or|pluralize|raw|recursive|set|trans|true|with|without|"
+    "end(?:block|call|filter|for|generation|if|macro|raw|set|trans|with)",
+    re.IGNORECASE,
+)
+"""Jinja's words, in any case; a template that sets one of them is broken for one or another build of llama.cpp."""
+_OWN_NAMES = frozenset(("messages", "namespace", "rolecall", "said", "loop"))
+"""What the lines in front of a template work with."""
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"})
 
 
 def layout(template: str, roles: Sequence[str], variables: Mapping[str, Any], separator: str) -> str:
     """Return a template that reads the conversation which `join` made of texts, whose ``roles`` these are.
 
-    ``variables`` are set beside the messages. Raises ``ValueError`` for one whose name is none. llama.cpp tries out a
-    template with messages of other forms; what it finds then does not matter here.
+    ``variables`` are set beside the messages. Raises ``ValueError`` for one whose name is none, is a word of Jinja or
+    is taken here. llama.cpp tries out a template with messages of other forms; what it finds then does not matter here.
     """
     for name in variables:
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or _KEYWORDS.fullmatch(name) or name in _OWN_NAMES:
             raise ValueError(f"{name!r} is no name of a template's variable")
     content = '[{"type": "text", "text": text}]' if _takes_parts_only(template) else "text"
     words = [f"{{% set {name} = {literal(value)} %}}" for name, value in variables.items()]
@@ -59,9 +70,10 @@ def join(texts: Iterable[str], separator: str) -> str:
 
 
 def literal(value: Any) -> str:
-    """Return a JSON value as Jinja writes it; nothing in a string can end it."""
+    """Return a JSON value as Jinja writes it; nothing in a string can end it, or stand for an image."""
     if isinstance(value, str):
-        return f'"{value.translate(_ESCAPES)}"'
+        text = value.replace("\0", "").replace(MEDIA_MARKER, UNMARKED)
+        return f'"{text.translate(_ESCAPES)}"'
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "none"}[value]
     if isinstance(value, Mapping):
@@ -76,6 +88,7 @@ def _takes_parts_only(template: str) -> bool:
     return re.search(r"\[['\"]type['\"]\]|\.type\b", template) is not None and "is string" not in template
 
 
+# runtime/gguf_header.py reads such headers too, for sizes; backends import nothing of runtime, and core opens no files.
 def template_of(model: Path) -> str:
     """Return the chat template that a GGUF file brings, else ChatML.
 

@@ -79,7 +79,7 @@ class VllmServer:
             return command_problem(entry)
         if not (config.model_path or entry.download_location):
             return "backend_config.model_path is missing"
-        level = entry.metadata.get(_SLEEP_LEVEL)
+        level = entry.sleep_level
         if level is not None and level not in _SLEEP_LEVELS:
             return f"metadata.{_SLEEP_LEVEL} is {level!r}; 1 and 2 are possible"
         if not self._command:
@@ -159,7 +159,7 @@ def find_vllm(program: str) -> tuple[str, ...] | None:
 
 def _levels(entry: ModelEntry) -> tuple[int, ...]:
     """Return the levels that the model may sleep at: the one that its metadata names, else both."""
-    level = entry.metadata.get(_SLEEP_LEVEL)
+    level = entry.sleep_level
     return _SLEEP_LEVELS if level is None else (int(level),)
 
 

@@ -29,8 +29,12 @@ def command(
     try:
         with log.open("rb") as lines:
             result = replay(lines)
+    except OSError as error:
+        raise ConfigurationError(f"{log}: {error.strerror or error}") from None
     except BrokenLogError as error:
         raise ConfigurationError(f"{log}: {error}") from None
+    if not result.runs:
+        raise ConfigurationError(f"{log}: no recorded run is in it")
     if as_json:
         print_json(_as_dict(result))
     else:

@@ -61,6 +61,7 @@ class Spec:
             "served_model_id",
             "context_tokens",
             "sizes",
+            "sleep_level",
             "max_parallel",
             "gpus",
         )

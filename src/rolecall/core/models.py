@@ -256,6 +256,11 @@ class ModelEntry(_Record):
         return {key: value for key, value in self.generation_defaults.items() if key in SIZE_DEFAULTS}
 
     @property
+    def sleep_level(self) -> Any:
+        """The one level that it may sleep at, from its metadata; None allows for all."""
+        return self.metadata.get("sleep_level")
+
+    @property
     def context_tokens(self) -> int | None:
         """The context in tokens: as listed, else from the generation defaults, else from the engine's arguments."""
         if self.context_length:

@@ -20,6 +20,7 @@ The policy, in the order in which ``_decide`` applies it:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -62,6 +63,9 @@ STALE_S = 60.0
 
 _FEW_DEVICES = 8
 
+_MORE = 1.2
+"""What a model is given that ran out of memory and was not measured since, times what was not enough."""
+
 RESIDENCY = 0.25
 """Part of its load time for which a model that has just been loaded serves, whoever is overdue."""
 
@@ -102,6 +106,8 @@ class Scheduler:
         """Take in one event at ``now`` (s, monotonic) and return what has to be done, in order."""
         self._now = now
         self._chosen.clear()
+        pinned = [s.name for s in self._slots.values() if not s.can_go and s.spec.managed] if self._has_pinned else []
+        self.ledger.staying = [name for name in pinned if self._slots[name].state is not State.STOPPING]
         effects = list(self._take_in(event))
         effects.extend(self._decide())
         self.ledger.promised.clear()
@@ -148,6 +154,8 @@ class Scheduler:
     # -- events
 
     def _take_in(self, event: Event) -> Iterator[Effect]:  # noqa: C901, PLR0912 - a table of events
+        if getattr(event, "model", None) not in {None, *self._slots}:  # a late word about what the registry has not
+            return
         match event:
             case Arrived():
                 yield from self._arrived(event)
@@ -184,6 +192,9 @@ class Scheduler:
         if self._closing:
             yield Reject(event.waiter, ShuttingDown())
             return
+        for name in event.names:
+            if name in self._slots and not self._slots[name].queue:
+                self._slots[name].blocked_since = None  # patience begins anew with the first who waits
         try:
             selection = self._choose(event.demand, event.names)
         except RolecallError as error:
@@ -219,6 +230,9 @@ class Scheduler:
         slot.asleep = slot.claim = None
         slot.last_used = slot.ready_since = slot.idle_since = self._now
         slot.error = ""
+        if slot.starts_alone:  # and nobody measures it: it needs somewhat more than what was not enough
+            part_mb = math.ceil(_MORE * slot.ran_out_mb / max(1, len(slot.placement)))
+            self._hold(slot, {share.device: min(share.mb, part_mb) for share in slot.placement}, None)
         # Who waits for another model of a role may take this one, if it is good enough.
         others = [w for w in self._waiters.values() if w.demand.role and slot.name in w.names and w.model != slot.name]
         yield from self._rebind([waiter for waiter in others if self._slots[waiter.model].is_cold])
@@ -226,9 +240,19 @@ class Scheduler:
     def _measured(self, slot: Slot, event: Measured) -> None:
         is_there = slot.state in (State.STARTING, State.READY, State.STOPPING)
         if is_there and any(event.held_mb.values()):
-            self.ledger.correct(slot.name, event.held_mb)
-            slot.measured_mb = event.footprint_mb or sum(event.held_mb.values())
-            slot.starts_alone = False
+            self._hold(slot, event.held_mb, event.footprint_mb)
+
+    def _hold(self, slot: Slot, held_mb: Mapping[str, int], footprint_mb: int | None) -> None:
+        """Take in what a model holds, and what its next start gets: never more than there is, or it had none.
+
+        Earlier loads may have come to hold more than this one does yet: that much stays reserved.
+        """
+        part_mb = -(-(footprint_mb or 0) // max(1, len(held_mb)))
+        kept_mb = {device: max(mb, part_mb) for device, mb in held_mb.items()}
+        self.ledger.correct(slot.name, kept_mb)
+        slot.placement = tuple(replace(share, mb=kept_mb.get(share.device, share.mb)) for share in slot.placement)
+        slot.measured_mb = min(footprint_mb or sum(held_mb.values()), self.ledger.budget_mb)
+        slot.starts_alone = False
 
     def _fell_asleep(self, slot: Slot) -> None:
         if slot.state is State.SLEEPING and slot.asleep is not None:  # else it is to stop by now
@@ -237,6 +261,7 @@ class Scheduler:
 
     def _exited(self, slot: Slot, event: Exited) -> None:
         woke_badly = slot.state is State.STARTING and slot.asleep is not None
+        was_loading = slot.state is State.STARTING and slot.asleep is None
         crashed = slot.state in (State.READY, State.SLEEPING) or woke_badly
         slot.state = advance(slot.state, Step.EXIT)
         slot.stop_by = slot.asleep = None
@@ -244,13 +269,21 @@ class Scheduler:
         self.ledger.linger(slot.name)
         if slot.state is not State.FAILED:
             slot.failures = 0
-        elif event.out_of_memory and not slot.starts_alone and slot.spec.managed:
-            # It needs more than was thought: next time it gets a device of its own, and is measured.
-            slot.starts_alone, slot.measured_mb = True, None
+        elif event.out_of_memory and was_loading and self._has_more_to_give(slot):
+            # It needs more than was thought: next it gets its devices for itself, or more of them, and is measured.
             slot.ran_out_mb = sum(share.mb for share in slot.placement)
+            slot.ran_out_devices = len(slot.placement) + slot.starts_alone
+            slot.starts_alone, slot.measured_mb = True, None
             slot.error, slot.has_crashed, slot.retry_at = event.error, crashed, self._now
         else:
             slot.fail(event.error, self._now, crashed=crashed)
+
+    def _has_more_to_give(self, slot: Slot) -> bool:
+        """Whether a model that ran out of memory can be given a device of its own, or more devices."""
+        if not slot.spec.managed:
+            return False
+        more = range(len(slot.placement) + 1, len(self.ledger.devices) + 1)
+        return not slot.starts_alone or any(count in more for count in slot.spec.spread)
 
     def _adopted(self, slot: Slot, placement: Placement) -> None:
         for step in (Step.START, Step.BECOME_READY):
@@ -287,6 +320,9 @@ class Scheduler:
             if stale:
                 slot.measured_mb, slot.starts_alone, slot.sleeps_badly = None, False, False
                 yield from self._unload(slot)
+            slot.claim = None  # who was to go may be somebody else now
+            if slot.removed and slot.state is State.STOPPED and not slot.queue and not self.ledger.lingers(name):
+                del self._slots[name]
         self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
         self._has_pinned = any(slot.spec.entry.pinned for slot in self._slots.values())
         yield from self._rebind(self._waiters.values())
@@ -345,6 +381,9 @@ class Scheduler:
     def _decide(self) -> Iterator[Effect]:
         """Decide after every event; the numbers are those of the module's docstring."""
         # 1. nobody waits for a model that cannot come
+        for slot in self._slots.values():
+            if slot.queue and slot.is_settled and not self._can_wake(slot):
+                yield from self._unload(slot)  # it is larger than was thought: it starts anew, elsewhere
         barred = {slot.name for slot in self._slots.values() if slot.queue and self._is_barred(slot)}
         if barred:
             yield from self._rebind([w for w in self._waiters.values() if w.model in barred])
@@ -584,8 +623,11 @@ class Scheduler:
         if slot.state is State.SLEEPING:
             return [slot.placement]
         key = slot.need_mb, slot.spec.spread, slot.spec.devices
-        if slot.need_mb is None or len(self.ledger.devices) > _FEW_DEVICES:  # it depends on what others hold
-            return placements(self.ledger, *key, least_mb=slot.ran_out_mb)
+        if slot.need_mb is None:
+            spread = [count for count in slot.spec.spread if count >= slot.ran_out_devices] or slot.spec.spread
+            return placements(self.ledger, None, spread, slot.spec.devices, slot.ran_out_mb)
+        if len(self.ledger.devices) > _FEW_DEVICES:  # the choice depends on what is loaded
+            return placements(self.ledger, *key)
         if key not in self._places:
             self._places[key] = placements(self.ledger, *key)
         return self._places[key]

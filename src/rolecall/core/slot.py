@@ -71,7 +71,8 @@ class Slot:
     starts_alone: bool = False
     """It ran out of memory: until it has been measured it gets a device of its own."""
     ran_out_mb: int = 1
-    """With what it ran out of memory last."""
+    """With what it ran out of memory last, in all and over how many devices."""
+    ran_out_devices: int = 1
     measured_mb: int | None = None
     ready_since: float = 0
     last_used: float = 0

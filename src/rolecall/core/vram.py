@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 HOST = "host"
@@ -78,6 +78,8 @@ class Ledger:
         self.foreign_mb: Mapping[str, int] = {}
         self.promised: list[Placement] = []
         """Places that are being cleared: nobody else may take the budget and the place for a model that they need."""
+        self.staying: Collection[str] = ()
+        """Models that make room for nobody: the pinned ones that are loaded."""
         self._held: dict[str, dict[str, int]] = {}
         self._asleep: set[str] = set()
         self._lingering: dict[str, dict[str, int]] = {}
@@ -136,6 +138,18 @@ class Ledger:
         return bool(self.foreign_mb) and any(
             self.open_mb(device) < known.capacity_mb for device, known in self.devices.items()
         )
+
+    def all_of(self, cards: Sequence[Device], least_mb: int) -> Placement:
+        """Return all that one model may have of these cards, beside what stays; no less than ``least_mb`` together."""
+        staying_mb = {name: self._held[name] for name in self.staying if name in self._held}
+        left_mb = self.budget_mb - sum(sum(on.values()) for on in staying_mb.values())
+        shares = []
+        for card in cards:
+            taken_mb = sum(on.get(card.id, 0) for on in staying_mb.values())
+            least_part_mb = min(card.capacity_mb, max(1, least_mb // len(cards)))
+            part_mb = min(self.open_mb(card.id) - taken_mb, left_mb // len(cards))
+            shares.append(Share(card.id, max(least_part_mb, part_mb), card.total_mb))
+        return tuple(shares)
 
     def lack(self, placement: Placement, without: Iterable[Holding] = ()) -> Lack:
         """Return what is missing for a further model once the models ``without`` are gone or asleep."""
@@ -213,25 +227,25 @@ class Ledger:
 def placements(
     ledger: Ledger, mb: int | None, spread: Sequence[int], devices: Sequence[str], least_mb: int = 1
 ) -> list[Placement]:
-    """Return where a model of ``mb`` may lie, whatever is loaded now.
+    """Return where a model of ``mb`` may lie, whatever is loaded now, but for the ``ledger.staying`` models.
 
     The first number of ``spread`` for which the cards are large enough is taken; equal parts on each. ``mb`` None is a
-    model of unknown size, which gets all that models may hold now of as many cards as it asks for, and no less
-    than ``least_mb``. ``devices`` restricts the choice if it names any.
+    model of unknown size, which gets all that models may hold now of as many cards as it asks for, and no less than
+    ``least_mb``. ``devices`` restricts the choice if it names any.
     """
     allowed = [device for device in ledger.devices.values() if not devices or device.id in devices]
+    if mb is not None and mb > ledger.budget_mb:
+        return []
     for count in spread:
-        part_mb = ledger.budget_mb // count if mb is None else -(-mb // count)
+        part_mb = ledger.budget_mb // count if mb is None else min(-(-mb // count), ledger.budget_mb // count)
         large = [device for device in allowed if mb is None or device.capacity_mb >= part_mb]
         if len(large) >= count:
             if math.comb(len(large), count) > _MOST_OPTIONS:
                 large = sorted(large, key=lambda device: -ledger.room_mb(device.id))[: count + 2]
-            if mb is None:
-                most_mb = {d.id: max(ledger.open_mb(d.id), min(d.capacity_mb, least_mb // count)) for d in large}
-            else:
-                most_mb = {d.id: part_mb for d in large}
             sets = itertools.combinations(large, count)
-            return [tuple(Share(d.id, min(part_mb, most_mb[d.id]), d.total_mb) for d in chosen) for chosen in sets]
+            if mb is None:
+                return [ledger.all_of(chosen, least_mb) for chosen in sets]
+            return [tuple(Share(device.id, part_mb, device.total_mb) for device in chosen) for chosen in sets]
     return []
 
 

@@ -44,10 +44,11 @@ class Account:
             line.prompt = body.get("messages", body.get("prompt", body.get("input")))
 
     def note_lease(self, lease: Lease) -> None:
-        """Take in who serves it, and how long it waited for that."""
+        """Take in who serves it, and how long it waited for that; the waits for a second engine are added."""
         line = self.line
         line.model, line.backend = lease.entry.name, lease.entry.backend
-        line.queue_ms, line.load_ms = round(lease.queue_ms, 3), round(lease.load_ms, 3)
+        line.queue_ms = round((line.queue_ms or 0) + lease.queue_ms, 3)
+        line.load_ms = round((line.load_ms or 0) + lease.load_ms, 3)
         line.role_selector = lease.selection.reason if line.role else None
 
     def note_output(self) -> None:

@@ -103,14 +103,18 @@ class _Api:
 
     async def models_health(self, _request: Request) -> Json:
         catalog = self._services.roster.catalog
-        footprints, report = await asyncio.to_thread(self._look, [entry.name for entry in catalog.entries])
-        return Json(views.models_health(self._services.supervisor, catalog, footprints, report))
+        supervisor = self._services.supervisor
+        report = await self._gpus() if self._services.roster.gpus.gpus else None
+        footprints = await asyncio.to_thread(self._footprints, [entry.name for entry in catalog.entries])
+        return Json(views.models_health(supervisor, catalog, footprints, report))
 
-    def _look(self, names: Iterable[str]) -> tuple[dict[str, Footprint | None], GpuReport | None]:
-        """Ask the disk and the driver; not on the event loop."""
-        roster, supervisor = self._services.roster, self._services.supervisor
-        report = roster.look_at_gpus() if roster.gpus.gpus else None
-        return {name: supervisor.footprint(name) for name in names}, report
+    def _footprints(self, names: Iterable[str]) -> dict[str, Footprint | None]:
+        return {name: self._services.supervisor.footprint(name) for name in names}
+
+    async def _gpus(self) -> GpuReport:
+        """Ask the driver, which may hang, by the one watch that copes with that."""
+        memory = self._services.supervisor.memory
+        return await memory.look() if memory else await asyncio.to_thread(self._services.roster.look_at_gpus)
 
     async def select_by_role(self, request: Request) -> Json:
         query = request.query_params
@@ -136,7 +140,7 @@ class _Api:
 
     async def profile(self, _request: Request) -> Json:
         roster = self._services.roster
-        return Json(views.profile_view(roster.active, await asyncio.to_thread(roster.look_at_gpus)))
+        return Json(views.profile_view(roster.active, await self._gpus()))
 
     async def settings(self, _request: Request) -> Json:
         return Json(views.settings_view(self._services.settings))

@@ -22,19 +22,23 @@ class Daemons:
         self._lock = threading.Lock()
         self._answers: dict[str, tuple[float, Any]] = {}
 
-    def why_missing(self, entry: ModelEntry, backend: Backend) -> str | None:
+    def why_missing(self, entry: ModelEntry, backend: Backend, *, ask: bool = True) -> str | None:
         """Return why the entry's daemon cannot serve it; None if it can, or where there is no daemon.
 
-        It waits for the daemon, up to a second: call it off the event loop.
+        It waits for the daemon, up to a second, and for other threads that ask: call it off the event loop. Without
+        ``ask`` it waits for nothing, and goes by the last answer however old that is.
         """
         if not backend.managed or backend.has_port:
             return None
         load = backend.launch(entry, 0)
         if not isinstance(load, RemoteLoad) or load.list_installed is None:
             return None
-        answer = self._ask(load.list_installed)
+        url = load.list_installed.url
+        if not ask and url not in self._answers:
+            return f"not installed: {backend.name} was not asked yet at {url}"
+        answer = self._ask(load.list_installed) if ask else self._answers[url][1]
         if isinstance(answer, str):
-            return f"not installed: {backend.name} cannot be asked at {load.list_installed.url}: {answer}"
+            return f"not installed: {backend.name} cannot be asked at {url}: {answer}"
         return None if load.has_model(answer) else f"not installed: {load.missing}"
 
     def _ask(self, call: Call) -> Any:

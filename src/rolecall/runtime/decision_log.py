@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 class DecisionLog:
     """Appends to a file; a disk that takes no more ends the recording, and nothing else.
 
+    It is made readable for its owner alone: the registry, which is in it, may hold secrets in an ``env``.
     A line is written to its end before the next event is handled: it is small, and lands in the page cache.
     """
 
@@ -24,7 +26,7 @@ class DecisionLog:
         self._file = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab", buffering=0)
+            self._file = open(path, "ab", buffering=0, opener=_as_ours)  # noqa: SIM115 - closed by close()
         except OSError as error:
             log.warning("record_decisions: nothing is recorded, %s cannot be written: %s", path, error)
         self._write(header(scheduler))
@@ -47,3 +49,7 @@ class DecisionLog:
         except OSError as error:
             log.warning("record_decisions: the recording ends, %s cannot be written: %s", self._path, error)
             self.close()
+
+
+def _as_ours(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -26,7 +26,7 @@ from rolecall.runtime.remote import RemoteInstance
 
 log = logging.getLogger(__name__)
 
-_DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "max_parallel", "gpus")
+_DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "sleep_level", "max_parallel", "gpus")
 """Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``."""
 
 
@@ -48,6 +48,10 @@ class Engine:
     """The GPUs right before its start; None once something else came or went on them meanwhile."""
     is_measured: bool = False
     """Whether it was learnt what this very load holds."""
+    seen_mb: int = 0
+    """What it was last seen to hold; more may be reserved, since earlier loads came to hold more."""
+    is_weighed_again: bool = False
+    """Whether it was looked at after its first answer."""
     leases: list[Lease] = field(default_factory=list)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is ready for the first time, or gone."""
@@ -119,14 +123,18 @@ class EngineMaker:
             self._equip(engine, launch)
         return engine
 
-    def adopt(self, entries: Mapping[str, ModelEntry]) -> list[Engine]:
-        """Return the engines of an earlier run that match their entries, and end all others; it may take seconds."""
+    def adopt(self, entries: Mapping[str, ModelEntry], devices: Collection[str]) -> list[Engine]:
+        """Return the engines of an earlier run that match their entries, and end all others; it may take seconds.
+
+        Engines on devices that are not among ``devices``, those that models may use now, are ended as well.
+        """
         found: dict[str, Engine] = {}
 
         def is_wanted(record: EngineRecord) -> bool:
             entry = entries.get(record.model)
             engine = None if entry is None else self._remade(entry, record)
-            if engine is None or engine.fingerprint != record.fingerprint:
+            is_elsewhere = any(share.device not in devices for share in record.placement)
+            if engine is None or engine.fingerprint != record.fingerprint or is_elsewhere:
                 return False
             found[record.model] = engine
             return True
@@ -199,7 +207,7 @@ def _port_for(entry: ModelEntry, backend: Backend, given: Collection[int]) -> in
             raise OSError(f"backend_config.port {fixed} is taken by {holder(fixed)}")
         return fixed
     if backend.ports is None:
-        return free_port()
+        return next(port for port in iter(free_port, 0) if port not in given)
     for port in backend.ports:
         if port not in given and is_free(LOOPBACK, port):
             return port

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from rolecall.backends.base import Backend
 from rolecall.core.footprint import Estimate
-from rolecall.core.learning import Footprint, FootprintKey, Learnt, choose_footprint
+from rolecall.core.learning import NOTHING, Footprint, FootprintKey, Learnt, choose_footprint, footprint_mb
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vram import HOST, Device, Placement
 from rolecall.runtime.learnt import LearntStore
@@ -102,7 +102,7 @@ class Footprints:
         self.store.observe_footprint(self._key_on(entry, placement), mb, again=again)
         if self.backend_for(entry).takes_share:
             return sum(share.mb for share in placement)
-        return self.of(entry).mb
+        return footprint_mb(self.store.get(self._key_on(entry, placement)) or NOTHING)
 
     def observe_time(self, entry: ModelEntry, placement: Placement, seconds: float, *, woke: bool) -> None:
         """Take in how long a start, or a waking, took."""

@@ -42,7 +42,7 @@ class Health:
     async def check(self) -> None:
         """See that an engine of which nothing is known is well; raises ``Unwell``."""
         try:
-            await self._calls.check_health(self._patience.probe_timeout_s)
+            await self._calls.check_health(self._patience.takeover_s)
         except CallFailed as error:
             raise Unwell(f"it was to be taken over but is not well: {error}") from None
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,6 +155,8 @@ class Instance:
 
     async def _live(self, listener: Listener) -> Exit | None:
         self._busy_since = time.monotonic()
+        if self._is_stopped:  # before it began
+            return None
         try:
             process = self._process = self._adopted or await self._launcher.start(self.model, self._launch)
         except (OSError, ValueError) as failure:  # ValueError: a null character among its words
@@ -175,7 +177,7 @@ class Instance:
             if self._is_let_go:
                 exited.cancel()
             else:
-                await asyncio.shield(end(process, exited, self._launch, self._patience))
+                await asyncio.shield(end(process, exited, self._launch_to_end(), self._patience))
 
     async def _phases(self, process: Process, listener: Listener, exited: asyncio.Future[int]) -> Unwell:
         """Go through the phases of a life and return why it has to end; an exit or a stop breaks in anywhere."""
@@ -222,6 +224,11 @@ class Instance:
     @property
     def _port(self) -> int:
         return urlsplit(self._launch.base_url).port or 0
+
+    def _launch_to_end(self) -> Launch:
+        """Return how it is ended: at once if it was to be taken over and is not well, for the start waits for it."""
+        is_unfit = self._adopted is not None and self._busy_since is not None
+        return replace(self._launch, term_grace_s=self._patience.takeover_s) if is_unfit else self._launch
 
     async def _take_over(self) -> None:
         await self._health.check()

@@ -49,7 +49,8 @@ class LearntRow:
 class LearntStore:
     """Footprints and load times by key, in one JSON file. It is written by `save` alone; the file is this process'.
 
-    Not for several threads at once. A file that cannot be understood is moved aside with a warning.
+    One thread observes; others may read and `save` meanwhile, one of them at a time: what is known is never changed,
+    but replaced as a whole. A file that cannot be understood is moved aside with a warning.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,23 +97,26 @@ class LearntStore:
         """Write what has changed; a disk that takes nothing is warned about, and tried again with the next call."""
         if not self.is_dirty:
             return
+        self.is_dirty = False  # before the look at what is known: what is observed from here on sets it again
         entries = [{"key": asdict(key), "learnt": asdict(one)} for key, one in self._learnt.items()]
         try:
             write_atomically(self._path, json.dumps({"version": VERSION, "entries": entries}, indent=1) + "\n")
         except OSError as error:
+            self.is_dirty = True
             log.warning("what was learnt of the models' memory cannot be written to %s: %s", self._path, error)
-        else:
-            self.is_dirty = False
 
     def _time(self, key: FootprintKey, seconds: Callable[[Learnt], float | None]) -> float | None:
-        kin = (other for other in reversed(self._learnt) if (other.model, other.device) == (key.model, key.device))
-        times = (seconds(self._learnt[each]) for each in (key, *kin) if each in self._learnt)
+        known = self._learnt
+        kin = (other for other in reversed(known) if (other.model, other.device) == (key.model, key.device))
+        times = (seconds(known[each]) for each in (key, *kin) if each in known)
         return next((time for time in times if time is not None), None)
 
     def _change(self, key: FootprintKey, change: Callable[[Learnt], Learnt]) -> None:
-        self._learnt[key] = change(self._learnt.pop(key, NOTHING))
-        while len(self._learnt) > MOST_KEYS:
-            del self._learnt[next(iter(self._learnt))]
+        known = dict(self._learnt)
+        known[key] = change(known.pop(key, NOTHING))
+        while len(known) > MOST_KEYS:
+            del known[next(iter(known))]
+        self._learnt = known
         self.is_dirty = True
 
 

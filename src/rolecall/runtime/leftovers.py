@@ -192,13 +192,13 @@ class EngineRoll:
     def _orphaned(self) -> Iterator[tuple[Path, list[EngineRecord]]]:
         """Yield the files whose rolecall is gone; one that makes no sense names no engine."""
         for path in sorted(self._folder.glob("*.json")):
-            records: list[EngineRecord] = []
+            rows: list[tuple[str, Any]] = []
             with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                 data = json.loads(path.read_text(encoding="utf-8"))
                 if Identity(**data["owner"]).is_running():
                     continue
-                records = [EngineRecord.from_row(*row) for row in data["engines"].items()]
-            yield path, records
+                rows = list(data["engines"].items())
+            yield path, [record for model, row in rows if (record := _read(path, model, row))]
 
     def _half_written(self) -> Iterator[Path]:
         """Yield what rolecalls left that were killed while they wrote their file."""
@@ -221,6 +221,14 @@ class EngineRoll:
             yield
         finally:
             os.close(folder)
+
+
+def _read(path: Path, model: str, row: Any) -> EngineRecord | None:
+    try:
+        return EngineRecord.from_row(model, row)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        log.warning("%s: what it says of the engine of %r makes no sense: %r", path, model, error)
+        return None
 
 
 def _end(records: list[EngineRecord]) -> list[str]:

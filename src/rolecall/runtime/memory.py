@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from rolecall.runtime.gpu import GpuProbe, GpuReport
@@ -91,22 +94,48 @@ class MemoryWatch:
     probe: GpuProbe
     limit_s: float = 2.0
     foreign: dict[str, int] = field(default_factory=dict)
-    _hanging: asyncio.Future[GpuReport] | None = field(default=None, init=False)
+    _asked: asyncio.Future[GpuReport] | None = field(default=None, init=False)
+    _asked_at: float = field(default=0.0, init=False)
+    _is_hanging: bool = field(default=False, init=False)
 
     async def look(self) -> GpuReport:
         """Return a fresh report; no GPUs in it while the driver fails, or does not answer within ``limit_s``.
 
-        One that hangs is not asked again before it has answered: each question would take a thread.
+        All who look while the driver is being asked share its answer; one that hangs is not asked again before it has
+        answered.
         """
-        if self._hanging is not None and not self._hanging.done():
+        if self._asked is None or self._asked.done():
+            self._asked, self._asked_at, self._is_hanging = self._ask(), time.monotonic(), False
+        elif self._is_hanging:
             return _SILENCE
-        asked = asyncio.ensure_future(asyncio.to_thread(self.probe.report))
-        await asyncio.wait({asked}, timeout=self.limit_s)
+        asked = self._asked
+        await asyncio.wait({asked}, timeout=max(0.0, self._asked_at + self.limit_s - time.monotonic()))
         if asked.done():
             return asked.result()
-        log.warning("the GPU driver has not answered for %g s; models go on without its figures", self.limit_s)
-        self._hanging = asked
+        if not self._is_hanging:
+            log.warning("the GPU driver has not answered for %g s; models go on without its figures", self.limit_s)
+        self._is_hanging = True
         return _SILENCE
+
+    def _ask(self) -> asyncio.Future[GpuReport]:
+        """Ask in a thread that nobody waits for at the end, unlike those of the loop's executor."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[GpuReport] = loop.create_future()
+
+        def ask() -> None:
+            report = self._report()
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(answer.set_result, report)
+
+        threading.Thread(target=ask, name="GPU probe", daemon=True).start()
+        return answer
+
+    def _report(self) -> GpuReport:
+        try:
+            return self.probe.report()
+        except Exception:
+            log.exception("the GPU driver cannot be asked; models go on without its figures")
+            return _SILENCE
 
     def watch(self, report: GpuReport, tenants: Iterable[Tenant]) -> bool:
         """Take in a report; whether what others hold has changed."""

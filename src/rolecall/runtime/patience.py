@@ -29,6 +29,8 @@ class Patience:
     wake_s: float = 300.0
     """For each call; at level 2 one of them reads the weights again."""
     canary_s: float = 60.0
+    takeover_s: float = 1.5
+    """For the answer of an engine that is to be taken over, and for its end if there is none: a start waits for it."""
     term_grace_s: float = 5.0
     """From SIGTERM to SIGKILL, unless the launch knows better: engines that are idle end in less than a second."""
     last_grace_s: float = 2.0

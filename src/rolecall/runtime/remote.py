@@ -158,7 +158,8 @@ class RemoteInstance:
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CALL_TIMEOUT_S))
         try:
             response = await self._http.request(call.method, call.url, json=call.json, timeout=timeout)
-        except httpx.ConnectError as error:
+        except (httpx.ConnectError, OSError, AttributeError) as error:
+            # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
             raise Refused(f"Ollama is not to be reached at {call.url}: {error}; is `ollama serve` running?") from error
         except httpx.TimeoutException as error:
             raise Refused(f"no answer from {call.url} within {timeout_s:g} s") from error

@@ -84,13 +84,17 @@ class Roster:
         store = LearntStore(self.settings.state_dir / LEARNT)
         self.footprints = Footprints(store, self.backend, found)
         self._seen = registry_state(self.settings.config_dir)
-        self._adopt(load_registry(self.settings.config_dir))
+        self._adopt(load_registry(self.settings.config_dir), ask=True)
 
     def reload(self) -> None:
-        """Read the registry again; a broken one changes nothing but ``problem``."""
+        """Read the registry again; a broken one changes nothing but ``problem``.
+
+        No daemon is asked, so that the event loop need not wait for one: what it has goes by its last answer, and a
+        model of a daemon that has given none counts as not installed until the next look.
+        """
         self._seen = registry_state(self.settings.config_dir)
         try:
-            self._adopt(self._read_again())
+            self._adopt(self._read_again(), ask=False)
         except RegistryError as error:
             self.problem = str(error)
             log.error("the registry is broken, the last good one stays in force:\n%s", error)  # noqa: TRY400 - no traceback
@@ -110,15 +114,17 @@ class Roster:
         return self.accept(self.look_at_files())
 
     def look_at_files(self) -> Sighting:
-        """Return what is there now; it waits for the disk, call it off the event loop."""
-        registry = self.registry
-        reasons = {entry.name: self._why_unavailable(entry) for entry in registry.entries}
+        """Return what is there now; it waits for the disk and for daemons, call it off the event loop."""
+        return self._look(self.registry, ask=True)
+
+    def _look(self, registry: Registry, *, ask: bool) -> Sighting:
+        reasons = {entry.name: self._why_unavailable(entry, ask=ask) for entry in registry.entries}
         catalog = Catalog(registry.entries, {name: reason for name, reason in reasons.items() if reason is not None})
         return Sighting(registry, catalog, self._sighted(registry, catalog))
 
-    def _why_unavailable(self, entry: ModelEntry) -> str | None:
+    def _why_unavailable(self, entry: ModelEntry, *, ask: bool) -> str | None:
         backend = self.backend(entry)
-        return why_unavailable(entry, backend) or self._daemons.why_missing(entry, backend)
+        return why_unavailable(entry, backend) or self._daemons.why_missing(entry, backend, ask=ask)
 
     def accept(self, seen: Sighting) -> bool:
         """Act on what was seen, unless the registry has been read anew meanwhile; whether that changed anything."""
@@ -137,7 +143,7 @@ class Roster:
 
     def configured(self) -> Configured:
         """Return all of it as the scheduler takes it in."""
-        groups, _ = self._groups()
+        groups, _ = self._groups(self.registry)
         return Configured(
             self._specs,
             self.rules(),
@@ -170,21 +176,21 @@ class Roster:
         """Return all entries as they stand while nothing is loaded."""
         return [Candidate(s.entry, s.footprint_mb, s.unavailable) for s in self._specs]
 
-    def _adopt(self, registry: Registry) -> None:
+    def _adopt(self, registry: Registry, *, ask: bool) -> None:
         self.registry = registry
-        self.refresh()
+        self.accept(self._look(registry, ask=ask))
         self._had_curated = (self.settings.config_dir / CURATED).exists()
         self.problem = None
-        for warning in (*registry.warnings, *self._groups()[1]):
+        for warning in (*registry.warnings, *self._groups(registry)[1]):
             log.warning("registry: %s", warning)
         for entry in registry.entries:
             key = entry.backend_config.api_key_env
             if key and not os.environ.get(key):
                 log.warning("registry: %r: the variable %s is not set; requests go without a key", entry.name, key)
 
-    def _groups(self) -> tuple[tuple[ModelGroup, ...], tuple[str, ...]]:
+    def _groups(self, registry: Registry) -> tuple[tuple[ModelGroup, ...], tuple[str, ...]]:
         """Return the profile's groups by the names of the registry, and what is wrong with them."""
-        return resolve(self.active.groups, {id_: entry.name for entry in self.registry.entries for id_ in entry.ids})
+        return resolve(self.active.groups, {id_: entry.name for entry in registry.entries for id_ in entry.ids})
 
     def _sleep_mb(self) -> int:
         if not self.settings.sleep_enabled:
@@ -194,7 +200,7 @@ class Roster:
 
     def _sighted(self, registry: Registry, catalog: Catalog) -> tuple[Spec, ...]:
         specs = {entry.name: self._spec(entry, catalog) for entry in registry.entries}
-        for group in self._groups()[0]:
+        for group in self._groups(registry)[0]:
             specs.update((name, replace(specs[name], footprint_mb=mb)) for name, mb in self._shares(group, specs))
         return tuple(specs.values())
 

@@ -98,7 +98,8 @@ class Supervisor:
     record: Callable[[Event, float, list[Effect]], None] | None = None
     """Is told every event and what was decided."""
     _engines: dict[str, Engine] = field(default_factory=dict, init=False)
-    _leaving: dict[str, Tenant] = field(default_factory=dict, init=False)
+    _leaving: dict[int, Tenant] = field(default_factory=dict, init=False)
+    """Engines that are giving memory back, by ``id``: two of one name may do so at a time."""
     _entries: dict[str, ModelEntry] = field(default_factory=dict, init=False)
     _tickets: dict[int, Ticket] = field(default_factory=dict, init=False)
     _ids: itertools.count[int] = field(default_factory=itertools.count, init=False)
@@ -135,7 +136,11 @@ class Supervisor:
         )
         self._tickets[number] = ticket
         ticket.lease.add_done_callback(lambda _: self._tickets.pop(number, None))
-        self._post(Arrived(number, demand, names))
+        try:
+            self._post(Arrived(number, demand, names))
+        except BaseException:
+            ticket.leave()
+            raise
         return ticket
 
     async def acquire(self, entries: Iterable[ModelEntry], demand: Demand, *, autostart: bool | None = None) -> Lease:
@@ -198,7 +203,9 @@ class Supervisor:
 
     async def adopt(self) -> None:
         """Take over the engines of an earlier run that still match their entries, and end the others."""
-        for engine in await asyncio.to_thread(self.maker.adopt, self._entries):
+        for engine in await asyncio.to_thread(
+            self.maker.adopt, self._entries, frozenset(self.scheduler.ledger.devices)
+        ):
             self._engines[engine.name] = engine
             self._live(engine, adopted=True)
         await asyncio.gather(*(engine.settled.wait() for engine in self._engines.values()))
@@ -217,11 +224,22 @@ class Supervisor:
     def _post(self, event: Event) -> None:
         now = time.monotonic()
         effects = self.scheduler.handle(event, now)
+        for effect in effects:
+            self._carry_out(effect)
+        self._set_alarm()
         if self.record is not None:
             self.record(event, now, effects)
-        for effect in effects:
+
+    def _carry_out(self, effect: Effect) -> None:
+        """Apply one effect; what fails ends the engine that it is about, and the others are carried out anyway."""
+        try:
             self._apply(effect)
-        self._set_alarm()
+        except Exception:
+            log.exception("%r cannot be carried out", effect)
+            if isinstance(effect, Grant | Reject):
+                raise
+            if engine := self._engines.get(effect.model):
+                self._stop(engine)
 
     def _set_alarm(self) -> None:
         """Have the scheduler told of the moment when time alone changes something: ticks alone would be late."""
@@ -230,8 +248,7 @@ class Supervisor:
         self._alarm = None
         if (moment := self.scheduler.wake_at()) is not None and not self._closing:
             delay_s = max(0.001, moment - time.monotonic())
-            if delay_s < TICK_S:  # else the next tick sets it
-                self._alarm = asyncio.get_running_loop().call_later(delay_s, self._post, Tick())
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._post, Tick())
 
     def _soon(self, what: Callable[..., None], *arguments: Any) -> None:
         """Do what results from an effect once all effects of the present event are carried out."""
@@ -241,6 +258,7 @@ class Supervisor:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_tell_failure)
 
     def _apply(self, effect: Effect) -> None:
         match effect:
@@ -317,7 +335,11 @@ class Supervisor:
         if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
             engine.seen_before = await self.memory.look()
         if engine.instance is not None:
-            await engine.instance.run(told)
+            try:
+                await engine.instance.run(told)
+            finally:  # whatever happened, the scheduler is told; the second time nothing happens
+                if not self._closing:
+                    self._gone(engine, Exit("the task that watched it failed"))
 
     def _ready(self, engine: Engine, *, adopted: bool) -> None:
         is_first = not engine.settled.is_set()
@@ -364,7 +386,7 @@ class Supervisor:
         if self.memory is None or not engine.reserved_mb or self._closing:
             self._post(freed)
         else:
-            self._leaving[engine.name] = held
+            self._leaving[id(engine)] = held
             self._spawn(self._see_off(engine, held, rest_mb, freed), f"memory of {engine.name}")
 
     # -- what the GPUs say
@@ -379,7 +401,7 @@ class Supervisor:
         if self.memory.watch(report, [*tenants.values(), *self._leaving.values()]):
             self._post(Observed(dict(self.memory.foreign)))
         for name, tenant in tenants.items():
-            held, known = held_mb(report, tenant), self.scheduler.ledger.held_mb(name)
+            held, known = held_mb(report, tenant), self._engines[name].seen_mb if name in self._engines else 0
             is_ready = name in self._engines and self._is_settled(self._engines[name])
             if held and is_ready and abs(sum(held.values()) - known) > _noise_mb(known):
                 self._measured(self._engines[name], held)
@@ -426,13 +448,12 @@ class Supervisor:
         return held
 
     async def _weigh_again(self, engine: Engine) -> None:
-        """Learn what a model came to hold with its first answer, where the driver does not tell of its processes."""
+        """Learn what a model came to hold with its first answer: engines grow with it."""
         held = await self._weigh(engine)
-        if engine.seen_before is None or not self._is_present(engine):
+        engine.seen_before = None  # by now others may have changed what the devices' use tells
+        if held is None or not (self._is_present(engine) and self._is_settled(engine)):
             return
-        engine.seen_before = None
-        known = self.scheduler.ledger.held_mb(engine.name)
-        if held is not None and self._is_settled(engine) and sum(held.values()) > known + _noise_mb(known):
+        if sum(held.values()) > engine.seen_mb + _noise_mb(engine.seen_mb):
             self._measured(engine, held)
 
     def _is_present(self, engine: Engine) -> bool:
@@ -445,31 +466,35 @@ class Supervisor:
             learnt = self.footprints.observe(engine.entry, engine.placement, total_mb, again=engine.is_measured)
         self._post(Measured(engine.name, held, learnt))
         self.maker.note_held(engine, held)
-        engine.is_measured = True
+        engine.is_measured, engine.seen_mb = True, sum(held.values())
 
     async def _see_off(self, engine: Engine, held: Tenant, rest_mb: dict[str, int], freed: Freed | FellAsleep) -> None:
-        """Post ``freed`` once the driver shows that the engine has given its memory back, all but ``rest_mb``.
+        """Post ``freed`` once the driver shows that the engine has given its memory back, all but ``rest_mb``."""
+        try:
+            await self._until_free(engine, held, rest_mb)
+        finally:
+            self._leaving.pop(id(engine), None)
+            self._disturb(engine)
+            if isinstance(freed, Freed) or self._is_present(engine):
+                self._post(freed)
 
-        What is still taken after a while counts as foreign from then on, so that nobody plans with it.
-        """
+    async def _until_free(self, engine: Engine, held: Tenant, rest_mb: dict[str, int]) -> None:
+        """Wait for the memory; what is still taken after a while counts as foreign, so that nobody plans with it."""
         deadline = time.monotonic() + _RELEASE_LIMIT_S
         while self.memory is not None and not self._closing:
             report = await self.memory.look()
             others = await self._tenants(report, but=engine.name)
-            leaving = [tenant for name, tenant in self._leaving.items() if name != engine.name]
+            leaving = [tenant for key, tenant in self._leaving.items() if key != id(engine)]
             staying = [*others.values(), *leaving, Tenant(rest_mb)]
             is_over = time.monotonic() >= deadline
             if is_over:
                 log.warning("memory of %s is still taken %g s after it ended", engine.name, _RELEASE_LIMIT_S)
             if is_over or self._is_free(report, engine, held, staying):
-                self._leaving.pop(engine.name, None)
+                self._leaving.pop(id(engine), None)
                 if self.memory.watch(report, staying):  # before anybody plans with what is free now
                     self._post(Observed(dict(self.memory.foreign)))
-                break
+                return
             await asyncio.sleep(_RELEASE_POLL_S)
-        self._leaving.pop(engine.name, None)
-        self._disturb(engine)
-        self._post(freed)
 
     def _is_free(self, report: GpuReport, engine: Engine, held: Tenant, staying: Iterable[Tenant]) -> bool:
         """Whether the driver shows what the engine held as free, though others may take memory at the same time."""
@@ -506,7 +531,8 @@ class Supervisor:
     def _end(self, engine: Engine, lease: Lease) -> None:
         engine.leases.remove(lease)
         self._post(Released(engine.name))
-        if engine.seen_before is not None and not self._closing:
+        if self.memory is not None and engine.reserved_mb and not (engine.is_weighed_again or self._closing):
+            engine.is_weighed_again = True
             self._spawn(self._weigh_again(engine), f"measure {engine.name} again")
 
     def footprint(self, name: str) -> Footprint | None:
@@ -552,6 +578,11 @@ class Supervisor:
             load_fraction=progress.fraction,
             load_eta_s=progress.eta_s,
         )
+
+
+def _tell_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("%s failed", task.get_name(), exc_info=error)
 
 
 def _noise_mb(known_mb: int) -> float:

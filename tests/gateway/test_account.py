@@ -1,0 +1,39 @@
+"""What a request's line says of its waits."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from starlette.types import Scope
+
+from rolecall.backends.base import Places, Upstream
+from rolecall.backends.llama_server import LlamaServer
+from rolecall.core.models import ModelEntry
+from rolecall.core.selection import Demand, Selection
+from rolecall.gateway.account import Account
+from rolecall.runtime.lease import Lease
+
+
+def lease(model: str, queue_ms: float, load_ms: float) -> Lease:
+    """Return a lease that was waited for so long."""
+    return Lease(
+        entry=ModelEntry.model_validate({"name": model, "backend": "llama_cpp"}),
+        backend=LlamaServer(Places(Path(), Path()), None),
+        upstream=Upstream("http://127.0.0.1:9/v1"),
+        selection=Selection(Demand(), (), (), "the only one"),
+        queue_ms=queue_ms,
+        load_ms=load_ms,
+        engine_gone=asyncio.Event(),
+        _give_back=lambda: None,
+    )
+
+
+def test_the_waits_for_a_second_engine_are_added() -> None:
+    """A request that was sent once more has waited twice; the model is the one that served it."""
+    scope: Scope = {"path": "/v1/chat/completions", "headers": [], "client": None}
+    account = Account(scope, "req_1", keeps_prompts=False)
+    account.note_lease(lease("first", 100.0, 2000.0))
+    assert (account.line.queue_ms, account.line.load_ms) == (100.0, 2000.0)
+    account.note_lease(lease("second", 0.5, 3000.25))
+    assert (account.line.queue_ms, account.line.load_ms, account.line.model) == (100.5, 5000.25, "second")
