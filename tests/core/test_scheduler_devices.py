@@ -404,6 +404,14 @@ def test_out_of_memory_on_unlike_cards() -> None:
     assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a")) == ["start a g0 g1"]
 
 
+def test_out_of_memory_and_then_a_smaller_budget() -> None:
+    """What ran out with more than the budget is by now is tried with all of the budget, and waits for no more."""
+    bench = Bench(spec("a", 300))
+    bench.post(ask(1, "a"), Exited("a", "oom", out_of_memory=True))
+    bench.post(configured(spec("a", None), budget_mb=200))
+    assert bench.post(Freed("a")) == ["start a"]
+
+
 def test_out_of_memory_alone_is_a_failure() -> None:
     """What runs out of memory on a device of its own has failed, with back-off and the reason."""
     bench = Bench(spec("a", 300))

@@ -233,7 +233,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         self.post(FellAsleep(engine.spec.name))
 
     @precondition(lambda self: any(e.spec.managed for e in self.some("ready")))
-    @rule(number=st.integers(0, 20), share=st.sampled_from([0, 0.5, 0.9, 1]))
+    @rule(number=st.integers(0, 20), share=st.sampled_from([0, 0.5, 0.9, 1, 1.5]))
     def is_measured(self, number: int, share: float) -> None:
         ready = [engine for engine in self.some("ready") if engine.spec.managed]
         engine = ready[number % len(ready)]

@@ -146,7 +146,7 @@ class Ledger:
         shares = []
         for card in cards:
             taken_mb = sum(on.get(card.id, 0) for on in staying_mb.values())
-            least_part_mb = min(card.capacity_mb, max(1, least_mb // len(cards)))
+            least_part_mb = min(card.capacity_mb, self.budget_mb // len(cards), max(1, least_mb // len(cards)))
             part_mb = min(self.open_mb(card.id) - taken_mb, left_mb // len(cards))
             shares.append(Share(card.id, max(least_part_mb, part_mb), card.total_mb))
         return tuple(shares)
