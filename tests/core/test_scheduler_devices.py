@@ -303,13 +303,15 @@ def test_out_of_memory_beside_a_pinned_model() -> None:
     assert bench.scheduler.ledger.held_mb("a") == 360  # nobody measured it: a fifth more than was not enough
 
 
-def test_out_of_memory_after_hours_is_a_crash() -> None:
-    """A model that runs out while it serves has crashed; its size is known all the same."""
+def test_out_of_memory_while_it_serves() -> None:
+    """A model that grew beyond its place, and crashed, has the device for itself next, and is measured again."""
     bench = Bench(spec("a", 300))
     bench.ready("a")
     bench.post(Measured("a", {HOST: 400}))
     assert bench.post(Exited("a", "oom", out_of_memory=True), Freed("a"), ask(1, "a")) == ["start a"]
-    assert bench.scheduler.ledger.held_mb("a") == 400
+    assert bench.scheduler.ledger.held_mb("a") == 1000
+    assert bench.post(Measured("a", {HOST: 400}, 600), BecameReady("a")) == ["grant 1 a"]
+    assert bench.scheduler.ledger.held_mb("a") == 600
 
 
 def test_sleeper_that_was_measured_larger_wakes_with_that() -> None:

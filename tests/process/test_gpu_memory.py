@@ -123,6 +123,16 @@ class TestOthers:
             eventually(lambda: server.row("wrong")["vram_reserved_mb"] == 9000)
             assert server.row("wrong")["error"] is None
 
+    def test_it_runs_out_with_its_first_answer(self, make_gpus: MakeGpus) -> None:
+        """A request whose engine ran out of memory before it answered is sent once more, to one that has room."""
+        gpus = make_gpus(nvml.ONE_16GB)
+        entries = [gpu_entry(gpus, "right", 8000), gpu_entry(gpus, "grows", 5000, "--gpu-grow-mb", "4000")]
+        with gpus.rolecall(*entries) as server:
+            assert content(server.chat("right")) == words(8)
+            assert content(server.chat("grows")) == words(8)
+            assert len(starts(gpus, "grows")) == 2
+            eventually(lambda: server.row("grows")["footprint_mb"] == 9000)
+
     def test_a_neighbour_that_says_too_little_harms_nobody(self, make_gpus: MakeGpus) -> None:
         """What a model really took is known before the next one is started beside it."""
         gpus = make_gpus(nvml.ONE_16GB)

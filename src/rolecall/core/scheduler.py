@@ -261,7 +261,6 @@ class Scheduler:
 
     def _exited(self, slot: Slot, event: Exited) -> None:
         woke_badly = slot.state is State.STARTING and slot.asleep is not None
-        was_loading = slot.state is State.STARTING and slot.asleep is None
         crashed = slot.state in (State.READY, State.SLEEPING) or woke_badly
         slot.state = advance(slot.state, Step.EXIT)
         slot.stop_by = slot.asleep = None
@@ -269,12 +268,15 @@ class Scheduler:
         self.ledger.linger(slot.name)
         if slot.state is not State.FAILED:
             slot.failures = 0
-        elif event.out_of_memory and was_loading and self._has_more_to_give(slot):
+        elif event.out_of_memory and not woke_badly and self._has_more_to_give(slot):
             # It needs more than was thought: next it gets its devices for itself, or more of them, and is measured.
             slot.ran_out_mb = sum(share.mb for share in slot.placement)
             slot.ran_out_devices = len(slot.placement) + slot.starts_alone
             slot.starts_alone, slot.measured_mb = True, None
-            slot.error, slot.has_crashed, slot.retry_at = event.error, crashed, self._now
+            if crashed:
+                slot.fail(event.error, self._now, crashed=True)
+            else:
+                slot.error, slot.has_crashed, slot.retry_at = event.error, False, self._now
         else:
             slot.fail(event.error, self._now, crashed=crashed)
 

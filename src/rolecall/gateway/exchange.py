@@ -188,8 +188,9 @@ class Exchange:
     ) -> tuple[UpstreamResponse, Lease]:
         """Wait for a model, send it the request, and return the head of its answer; ``held`` gives all of it back.
 
-        An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. One
-        that dies with the request in hand may have died of it, and the client is told.
+        An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor, and so
+        it does if the engine ran out of memory before it answered. One that dies otherwise with the request in hand may
+        have died of it, and the client is told.
         """
         demand = Demand(role=target.role, needs=facts.needs)
         lease = await self._lease(target.entries, demand, facts)
@@ -197,6 +198,9 @@ class Exchange:
             return await self._post(lease, body, facts, held), lease
         except UpstreamUnreachable:
             if not await _has_died(lease):
+                raise
+        except UpstreamError:
+            if not (await _has_died(lease) and lease.has_run_out()):
                 raise
         lease = await self._lease(target.entries, demand, facts)
         return await self._post(lease, body, facts, held), lease

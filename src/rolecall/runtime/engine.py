@@ -46,6 +46,8 @@ class Engine:
     ready_at: float | None = None
     seen_before: GpuReport | None = None
     """The GPUs right before its start; None once something else came or went on them meanwhile."""
+    has_run_out: bool = False
+    """Whether it ended for want of memory."""
     is_measured: bool = False
     """Whether it was learnt what this very load holds."""
     seen_mb: int = 0

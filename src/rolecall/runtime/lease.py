@@ -26,6 +26,7 @@ class Lease:
     engine_gone: asyncio.Event
     """Set when nothing is left of the engine that this lease is for."""
     _give_back: Callable[[], None]
+    _has_run_out: Callable[[], bool] = lambda: False
     _is_released: bool = False
     _moved_at: float = 0.0
 
@@ -36,6 +37,10 @@ class Lease:
     def moved_within(self, seconds: float) -> bool:
         """Whether the answer got on a moment ago."""
         return time.monotonic() - self._moved_at <= seconds
+
+    def has_run_out(self) -> bool:
+        """Whether the engine is gone for want of memory: not by the fault of what it was asked."""
+        return self._has_run_out()
 
     def release(self) -> None:
         """Give it back; the second time nothing happens."""

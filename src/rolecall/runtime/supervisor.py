@@ -373,9 +373,10 @@ class Supervisor:
         held = Tenant(dict(self.scheduler.ledger.held_on(name)), is_settled=False)
         if exit_ is not None and exit_.out_of_memory and self.footprints is not None and engine.ready_at is None:
             self.footprints.ran_out(engine.entry, engine.placement)
+        engine.has_run_out = exit_ is not None and exit_.out_of_memory
         error = "it was stopped" if exit_ is None else exit_.error
         if self.scheduler.state(name) is not State.STOPPED:  # else it was to be taken over, and is not well
-            self._post(Exited(name, error, out_of_memory=exit_ is not None and exit_.out_of_memory))
+            self._post(Exited(name, error, out_of_memory=engine.has_run_out))
         for lease in list(engine.leases):  # its requests are over, whatever their clients still do
             lease.release()
         engine.settled.set()
@@ -524,6 +525,7 @@ class Supervisor:
             load_ms=load_s * 1000,
             engine_gone=engine.gone,
             _give_back=lambda: self._end(engine, lease),
+            _has_run_out=lambda: engine.has_run_out,
         )
         engine.leases.append(lease)
         return lease
