@@ -188,8 +188,8 @@ class Exchange:
     ) -> tuple[UpstreamResponse, Lease]:
         """Wait for a model, send it the request, and return the head of its answer; ``held`` gives all of it back.
 
-        An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor, and so
-        it does if the engine ran out of memory before it answered. One that dies otherwise with the request in hand may
+        An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. So it
+        does if the engine ran out of memory before it answered. One that dies otherwise with the request in hand may
         have died of it, and the client is told.
         """
         demand = Demand(role=target.role, needs=facts.needs)
