@@ -79,7 +79,12 @@ def observe_wake(learnt: Learnt, seconds: float) -> Learnt:
 
 
 def ran_out(learnt: Learnt, reserved_mb: int) -> Learnt:
-    """Note that a start with this reservation ran out of memory."""
+    """Note that a start with this reservation ran out of memory.
+
+    If loads went well with no more than that, others had the memory, and it says nothing of the model.
+    """
+    if learnt.held_mb and reserved_mb >= max(learnt.held_mb):
+        return learnt
     return replace(learnt, at_least_mb=max(learnt.at_least_mb or 0, reserved_mb), since_out_of_memory=0)
 
 
