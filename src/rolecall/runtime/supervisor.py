@@ -486,7 +486,8 @@ class Supervisor:
             report = await self.memory.look()
             others = await self._tenants(report, but=engine.name)
             leaving = [tenant for key, tenant in self._leaving.items() if key != id(engine)]
-            staying = [*others.values(), *leaving, Tenant(rest_mb)]
+            members = await asyncio.to_thread(engine.members) if rest_mb and report.processes_mb else frozenset()
+            staying = [*others.values(), *leaving, Tenant(rest_mb, members)]
             is_over = time.monotonic() >= deadline
             if is_over:
                 log.warning("memory of %s is still taken %g s after it ended", engine.name, _RELEASE_LIMIT_S)
