@@ -106,8 +106,7 @@ class Scheduler:
         """Take in one event at ``now`` (s, monotonic) and return what has to be done, in order."""
         self._now = now
         self._chosen.clear()
-        pinned = [s.name for s in self._slots.values() if not s.can_go and s.spec.managed] if self._has_pinned else []
-        self.ledger.staying = [name for name in pinned if self._slots[name].state is not State.STOPPING]
+        self.ledger.staying = self._staying()
         effects = list(self._take_in(event))
         effects.extend(self._decide())
         self.ledger.promised.clear()
@@ -487,10 +486,14 @@ class Scheduler:
         for slot in missing:
             if not slot.spec.managed:  # it takes no room and no turn
                 yield self._start(slot, ())
-        taken = {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
+        taken = self._loading_on()
         yield from self._load_overdue(overdue, taken)
         others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
         yield from self._load_others(others, taken)
+
+    def _loading_on(self) -> set[str]:
+        """Return the devices on which something loads or wakes."""
+        return {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
 
     def _load_overdue(self, overdue: list[Slot], taken: set[str]) -> Iterator[Effect]:
         for slot in overdue:
@@ -592,7 +595,7 @@ class Scheduler:
                 yield from self._unload(other)
 
     def _complete_groups(self) -> Iterator[Effect]:
-        taken = {share.device for s in self._slots.values() if s.state is State.STARTING for share in s.placement}
+        taken = self._loading_on()
         for group in self._groups:
             members = [self._slots[name] for name in group.models if name in self._slots]
             if not any(s.state is State.READY and s.likelihood(self._now) > 0 for s in members):
@@ -757,18 +760,21 @@ class Scheduler:
         options = self._options(slot)
         if not options:  # it was measured, and is too large for any card
             return False
-        if self._has_pinned:
-            pinned = [s for s in self._slots.values() if not s.can_go and s is not slot and self.ledger.held_mb(s.name)]
-            pinned = [s for s in pinned if s.state is not State.STOPPING]
-        else:
-            pinned = []
-        if not pinned and (without_foreign or not self.ledger.is_pressed):
+        staying = [name for name in self._staying() if name != slot.name and self.ledger.held_mb(name)]
+        if not staying and (without_foreign or not self.ledger.is_pressed):
             return True
         bare = Ledger(self.ledger.devices.values(), self.ledger.budget_mb, self.ledger.max_models)
         bare.foreign_mb = {} if without_foreign else self.ledger.foreign_mb
-        for other in pinned:
-            bare.correct(other.name, self.ledger.held_on(other.name))
+        for name in staying:
+            bare.correct(name, self.ledger.held_on(name))
         return any(not bare.lack(option) for option in options)
+
+    def _staying(self) -> list[str]:
+        """Return the pinned models, loaded or not, that nobody has asked to go."""
+        if not self._has_pinned:
+            return []
+        pinned = (slot for slot in self._slots.values() if slot.spec.managed and not slot.can_go)
+        return [slot.name for slot in pinned if slot.state is not State.STOPPING]
 
     def _candidate(self, slot: Slot) -> Candidate:
         spec = slot.spec

@@ -240,6 +240,9 @@ class Supervisor:
                 raise
             if engine := self._engines.get(effect.model):
                 self._stop(engine)
+            else:  # it was not even made
+                self._soon(self._post, Exited(effect.model, "it cannot be started; rolecall's own log says why"))
+                self._soon(self._post, Freed(effect.model))
 
     def _set_alarm(self) -> None:
         """Have the scheduler told of the moment when time alone changes something: ticks alone would be late."""
@@ -332,14 +335,14 @@ class Supervisor:
         self._spawn(self._run(engine, told, adopted=adopted), f"engine {engine.name}")
 
     async def _run(self, engine: Engine, told: Listener, *, adopted: bool) -> None:
-        if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
-            engine.seen_before = await self.memory.look()
-        if engine.instance is not None:
-            try:
+        try:
+            if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
+                engine.seen_before = await self.memory.look()
+            if engine.instance is not None:
                 await engine.instance.run(told)
-            finally:  # whatever happened, the scheduler is told; the second time nothing happens
-                if not self._closing:
-                    self._gone(engine, Exit("the task that watched it failed"))
+        finally:  # whatever happened, the scheduler is told; the second time nothing happens
+            if not self._closing:
+                self._gone(engine, Exit("the task that watched it failed"))
 
     def _ready(self, engine: Engine, *, adopted: bool) -> None:
         is_first = not engine.settled.is_set()

@@ -15,6 +15,7 @@ by side on different GPUs (``lru-count``), and unload after the same idle time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -85,7 +86,7 @@ class Engine:
 
 
 @dataclass
-class Baseline:
+class Baseline(ABC):
     """What the simple policies share: who holds what, and who waits, oldest first."""
 
     max_loaded: int | None = None
@@ -108,9 +109,9 @@ class Baseline:
             (end for engine in self.engines.values() if (end := self._idle_end(engine)) is not None), default=None
         )
 
+    @abstractmethod
     def decide(self) -> Iterator[Effect]:
         """Decide after every event."""
-        raise NotImplementedError
 
     def _take_in(self, event: Event) -> Iterator[Effect]:
         match event:
