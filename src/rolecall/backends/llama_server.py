@@ -1,7 +1,7 @@
 """llama.cpp: the ``llama-server`` binary, the same flags on the embedded server, or one process for each request.
 
 Sizes of ``generation_defaults`` are given at the start. Its sampling defaults are filled into each request that is
-silent about them (``core.transforms.adapt``), in either mode.
+silent about them (``core.parameters.adapt``), in either mode.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is read from a request's body and what is changed in it before an engine gets it."""
+"""What is read from a request's body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rolecall.core.models import SIZE_DEFAULTS, ModelEntry
 from rolecall.errors import BadRequest, BodyTooLarge
 
 CHAT = "/v1/chat/completions"
@@ -14,8 +13,6 @@ GENERATING = frozenset({CHAT, "/v1/completions"})
 """The endpoints that take sampling parameters and stream with ``stream_options``."""
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
-_REQUEST_NAMES = {"temp": "temperature"}
-"""Generation defaults that go by the name of an engine's option, and what a request calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +131,3 @@ def _text(value: Any) -> str | None:
 def _kind(value: Any) -> str:
     kinds = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return kinds.get(type(value), "a number")
-
-
-def adapt(body: Mapping[str, Any], facts: RequestFacts, entry: ModelEntry, served_id: str) -> dict[str, Any]:
-    """Return the body for the engine: its model id, the entry's defaults and rules; all else as it came.
-
-    Defaults fill only what the request leaves out or gives as null. ``request.strip`` and ``request.set`` come last, so
-    that the registry has the last word.
-    """
-    adapted = {**body, "model": served_id}
-    if facts.endpoint in GENERATING:
-        for name, value in entry.generation_defaults.items():
-            key = _REQUEST_NAMES.get(name, name)
-            if value is not None and key not in SIZE_DEFAULTS and not _is_given(adapted, key):
-                adapted[key] = value
-        if facts.hides_usage:
-            adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}
-    for key in entry.request.strip:
-        adapted.pop(key, None)
-    adapted.update(entry.request.set)
-    return adapted
-
-
-def _is_given(body: Mapping[str, Any], key: str) -> bool:
-    same = ("max_tokens", "max_completion_tokens")
-    return any(body.get(name) is not None for name in (same if key in same else (key,)))

@@ -19,9 +19,10 @@ from starlette.types import Receive, Scope, Send
 from rolecall.core.catalog import Target
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
+from rolecall.core.parameters import adapt
 from rolecall.core.selection import Demand
 from rolecall.core.sse import StreamWatch
-from rolecall.core.transforms import GENERATING, RequestFacts, adapt, read_facts
+from rolecall.core.transforms import GENERATING, RequestFacts, read_facts
 from rolecall.errors import ModelLoading, RolecallError, ShuttingDown, UpstreamError, UpstreamUnreachable
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import (
