@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -220,9 +220,11 @@ class FakeTransport:
         self._answer = answer
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, head_timeout_s: float
+        self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
     ) -> UpstreamResponse:
         """Note the request and return its answer."""
+        if not isinstance(body, bytes):
+            body = b"".join([chunk async for chunk in body])
         self.requests.append((url, body))
         return self._answer(url, body)
 

@@ -9,6 +9,7 @@
     ├── NotFound                       404 not_found_error
     │   ├── ModelNotFound              404 model_not_found       no such name, alias or role
     │   └── NoModelForRole             404 no_model_for_role     the role exists, no model of it can serve
+    ├── NotImplementedByEngine         501 not_supported         the engine has no such endpoint
     ├── TooManyRequests                429 rate_limit_error      the queue is full
     ├── Unavailable                    503 service_unavailable_error  try again later
     │   ├── StartFailed                503 model_start_failed    with the engine's last lines
@@ -123,6 +124,18 @@ class NoModelForRole(NotFound):
 
     type = "invalid_request_error"
     code = "no_model_for_role"
+
+
+class NotImplementedByEngine(RolecallError):
+    """The model's engine has no such endpoint; the message says what to use."""
+
+    status = 501
+    type = "invalid_request_error"
+    code = "not_supported"
+
+    def headers(self) -> dict[str, str]:
+        """Return the header by which OpenAI's SDKs know that no retry mends it."""
+        return super().headers() | {"x-should-retry": "false"}
 
 
 class TooManyRequests(RolecallError):

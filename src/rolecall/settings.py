@@ -45,6 +45,7 @@ class RoleTable(TypedDict, total=False):
 
     policy: Policy
     quality_tolerance: Points
+    fallback: list[str]
 
 
 class Settings(BaseSettings):
@@ -93,9 +94,12 @@ class Settings(BaseSettings):
         0, description="Priority points a loaded model may be worse by and still be taken instead of a swap."
     )
     roles: dict[str, RoleTable] = Field(
-        {}, description="Tables [roles.NAME] with policy (adaptive, priority) and quality_tolerance (0-100) of a role."
+        {},
+        description="Tables [roles.NAME] with policy (adaptive, priority), quality_tolerance (0-100) and fallback "
+        "(names and role:NAME to try when no model of the role can serve) of a role.",
     )
     max_body_bytes: Positive = Field(64 * 2**20, description="Largest request body; a larger one is answered with 413.")
+    max_upload_bytes: Positive = Field(2**30, description="Largest upload to /v1/audio; it is kept on the disk.")
     max_image_bytes: Positive = Field(9_000_000, description="Largest image, decoded from base64.")
     include_non_installed: bool = Field(default=False, description="List models whose files are absent as well.")
     demo_models: bool = Field(

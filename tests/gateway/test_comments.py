@@ -72,7 +72,7 @@ def test_comments_are_one_line_each(outlook: Outlook | None, comment: bytes) -> 
 async def test_quick_work_is_not_commented() -> None:
     """Work that is done before the head is due leaves the reply untouched."""
     client = Client()
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, {}, Pace(60, 60, 60))
+    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, Pace(60, 60, 60))
     assert await commentary.over(done()) == "done"
     assert client.messages == []
 
@@ -81,7 +81,7 @@ async def test_a_wait_is_commented_at_once_and_again() -> None:
     """The head comes with the first comment; then comments go on, and change with the outlook."""
     client, ready = Client(), asyncio.Event()
     outlooks: Iterator[Outlook | None] = iter([WAITING, Outlook("m", State.STARTING, 0, 0.1, 1), None])
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: next(outlooks, None), {"x-a": "b"}, FAST)
+    commentary = Commentary(Reply(client.send, "id", 1), lambda: next(outlooks, None), lambda: {"x-a": "b"}, FAST)
     work = asyncio.create_task(commentary.over(ready.wait()))
     await client.has(5)
     ready.set()
@@ -101,7 +101,7 @@ async def test_an_engine_that_takes_its_time_is_commented_later() -> None:
     def outlook() -> None:
         looks.append(len(client.messages))
 
-    work = asyncio.create_task(Commentary(Reply(client.send, "id", 1), outlook, {}, FAST).over(ready.wait()))
+    work = asyncio.create_task(Commentary(Reply(client.send, "id", 1), outlook, dict, FAST).over(ready.wait()))
     await client.has(2)
     ready.set()
     await work
@@ -112,7 +112,7 @@ async def test_an_engine_that_takes_its_time_is_commented_later() -> None:
 async def test_the_pace_goes_on_from_one_work_to_the_next() -> None:
     """Several short works that follow each other are one wait."""
     client = Client()
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, {}, FAST)
+    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, FAST)
     deadline = asyncio.get_running_loop().time() + 10
     while not client.messages:
         await commentary.over(asyncio.sleep(0.005))
@@ -129,7 +129,7 @@ async def test_work_that_fails_while_it_is_commented() -> None:
         raise UpstreamError("kaputt")
 
     with pytest.raises(UpstreamError, match="kaputt"):
-        await Commentary(Reply(client.send, "id", 1), lambda: WAITING, {}, FAST).over(fails())
+        await Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, FAST).over(fails())
 
 
 @pytest.mark.parametrize("leaves", ["by closing", "by not reading"])
@@ -146,7 +146,7 @@ async def test_a_client_that_leaves_ends_the_work(leaves: str) -> None:
             ended.append("work")
 
     reply = Reply(client.send, "id", 0.05)
-    task = asyncio.create_task(Commentary(reply, lambda: WAITING, {}, FAST).over(works()))
+    task = asyncio.create_task(Commentary(reply, lambda: WAITING, dict, FAST).over(works()))
     await client.has(2)
     if leaves == "by closing":
         task.cancel()
@@ -191,7 +191,7 @@ def test_an_engines_error_keeps_its_fields(said: object, error: dict[str, object
     assert engine_error(418, said) == {"error": {**filled, **error}}
 
 
-@pytest.mark.parametrize("said", [None, [], "text", {}, {"choices": None}, {"choices": ["a"]}, {"data": []}])
+@pytest.mark.parametrize("said", [None, [], "text", dict, {"choices": None}, {"choices": ["a"]}, {"data": []}])
 def test_what_is_no_chat_answer_becomes_no_stream(said: object) -> None:
     """Nothing is made up for an answer that is not understood."""
     assert as_stream(said) is None

@@ -16,9 +16,9 @@ from fakes import FakeBackend, FakeLauncher, FakeProbe, FakeTransport
 from harness import CONFIGS, Rolecall, eventually, fake_entry, prompt, upstream_entry
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
-from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.leftovers import EngineRoll

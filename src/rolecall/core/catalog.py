@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rolecall.core.models import ModelEntry
 from rolecall.errors import ModelNotFound
@@ -15,10 +15,14 @@ _MOST_NAMES = 20
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a name stands for: one model, or all the models that play ``role``."""
+    """What a name stands for: one model, or all the models that play ``role``.
+
+    ``profile`` is the one by whose rules the choice is made, None for the one in force.
+    """
 
     entries: tuple[ModelEntry, ...]
     role: str | None = None
+    profile: str | None = None
 
 
 class Catalog:
@@ -45,14 +49,17 @@ class Catalog:
         return entry
 
     def resolve(self, name: str) -> Target:
-        """Return what ``name``, an alias or ``role:x`` stands for; raises ``ModelNotFound``."""
+        """Return what ``name``, an alias, ``role:x`` or ``role:x@profile`` stands for; raises ``ModelNotFound``."""
         if name in self._by_id or name[: len(ROLE_PREFIX)].lower() != ROLE_PREFIX:
             return Target((self.get(name),))
-        return self.role(name[len(ROLE_PREFIX) :])
+        role, at, profile = name[len(ROLE_PREFIX) :].rpartition("@")
+        if not at or role_name(f"{role}@{profile}") in self.roles:
+            return self.role(role + at + profile)
+        return replace(self.role(role), profile=profile.strip())
 
     def role(self, role: str) -> Target:
         """Return all entries that play ``role``, installed or not; raises ``ModelNotFound`` if none does."""
-        wanted = role.strip().lower()
+        wanted = role_name(role)
         entries = tuple(entry for entry in self.entries if wanted in entry.priorities)
         if not entries:
             known = f" Known roles: {', '.join(self.roles)}." if self.roles else " The registry has no roles."
@@ -64,3 +71,8 @@ class Catalog:
         names = {each.lower(): each for entry in self.listed() for each in entry.ids}
         names |= {ROLE_PREFIX + role: ROLE_PREFIX + role for role in self.roles}
         return [names[near] for near in difflib.get_close_matches(id_.lower()[:200], names, n=3, cutoff=0.5)]
+
+
+def role_name(word: str) -> str:
+    """Return a role as it stands in the entries: roles are asked for in any case."""
+    return word.strip().lower()

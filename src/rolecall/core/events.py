@@ -174,7 +174,7 @@ class Configured:
     """The registry or the profile is new.
 
     ``budget_mb`` and ``max_models`` hold over all devices together; ``sleep_mb`` is the host RAM that sleeping engines
-    may take.
+    may take. ``profiles`` are the rules of the other profiles, for demands that name one.
     """
 
     specs: tuple[Spec, ...]
@@ -184,6 +184,7 @@ class Configured:
     max_models: int
     groups: tuple[Group, ...] = ()
     sleep_mb: int = 0
+    profiles: Mapping[str, Rules] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

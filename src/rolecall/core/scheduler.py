@@ -86,6 +86,7 @@ class Scheduler:
     ledger: Ledger = field(default_factory=Ledger, init=False)
     _slots: dict[str, Slot] = field(default_factory=dict, init=False)
     _waiters: dict[int, Waiter] = field(default_factory=dict, init=False)
+    _profiles: Mapping[str, Rules] = field(default_factory=dict, init=False)
     _groups: tuple[Group, ...] = field(default=(), init=False)
     _sleep_mb: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
@@ -309,6 +310,7 @@ class Scheduler:
 
     def _configured(self, event: Configured) -> Iterator[Effect]:
         self.rules, self._groups, self._sleep_mb = event.rules, event.groups, event.sleep_mb
+        self._profiles = event.profiles
         self.ledger.configure(event.devices, event.budget_mb, event.max_models)
         self._places.clear()
         specs = {spec.name: spec for spec in event.specs}
@@ -724,17 +726,23 @@ class Scheduler:
 
     def _choose_anew(self, demand: Demand, names: Iterable[str]) -> Selection:
         slots = [self._slots[name] for name in names if name in self._slots]
-        selection = select(demand, [self._candidate(slot) for slot in slots], self.rules)
+        rules = self._rules(demand)
+        selection = select(demand, [self._candidate(slot) for slot in slots], rules)
         selection.best()  # raises the refusal if none could ever serve it
         free = [slot for slot in slots if not self._is_barred(slot)]
         if len(free) < len(slots):
             able = [candidate.name for candidate in selection.ranked]
-            selection = select(demand, [self._candidate(slot) for slot in free], self.rules)
+            selection = select(demand, [self._candidate(slot) for slot in free], rules)
             if not selection.ranked:
                 raise self._all_barred([self._slots[name] for name in able])
             if better := able[: able.index(selection.best().name)]:
                 selection = replace(selection, reason=f"{selection.reason}; {', '.join(better)} cannot start now")
         return selection
+
+    def _rules(self, demand: Demand) -> Rules:
+        """Return the rules of the profile that was asked for; no machine can hold more than it has, though."""
+        asked = self._profiles.get(demand.profile or "")
+        return self.rules if asked is None else replace(asked, limit_mb=min(asked.limit_mb, self.rules.limit_mb))
 
     def _all_barred(self, slots: list[Slot]) -> RolecallError:
         backing_off = [slot for slot in slots if slot.is_backing_off(self._now)]

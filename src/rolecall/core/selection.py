@@ -19,12 +19,16 @@ _Order = tuple[float, int, float, str]
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is asked for: a role, or the one model that was named (``role`` is then None)."""
+    """What is asked for: a role, or the one model that was named (``role`` is then None).
+
+    ``profile`` is the one by whose rules a role chooses, None for the one in force.
+    """
 
     role: str | None = None
     needs: frozenset[str] = frozenset()
     exclude: frozenset[str] = frozenset()
     include_non_installed: bool = False
+    profile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,15 @@ from rolecall.runtime.lease import Lease
 
 
 class Account:
-    """Gathers one request's line; ``answer`` is what its answer says of itself. Prompts are kept only if asked for."""
+    """Gathers one request's line; ``answer`` is what its answer says of itself, ``lease`` the last one it was given.
+
+    Prompts are kept only if asked for.
+    """
 
     def __init__(self, scope: Scope, request_id: str, *, keeps_prompts: bool) -> None:
         self.started_at = time.monotonic()
         self.answer = Answer(keeps_text=keeps_prompts)
+        self.lease: Lease | None = None
         self.line = RequestLine(request_id=request_id, endpoint=scope["path"], client=_client(scope))
         self._headers = scope["headers"]
         self._keeps_prompts = keeps_prompts
@@ -45,7 +49,7 @@ class Account:
 
     def note_lease(self, lease: Lease) -> None:
         """Take in who serves it, and how long it waited for that; the waits for a second engine are added."""
-        line = self.line
+        line, self.lease = self.line, lease
         line.model, line.backend = lease.entry.name, lease.entry.backend
         line.queue_ms = round((line.queue_ms or 0) + lease.queue_ms, 3)
         line.load_ms = round((line.load_ms or 0) + lease.load_ms, 3)

@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rolecall.errors import MethodNotAllowed, RolecallError
-from rolecall.gateway.exchange import Services, new_request_id
+from rolecall.gateway.exchange import new_request_id
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.routes import Json, not_found, routes
+from rolecall.gateway.services import Services
 
 log = logging.getLogger(__name__)
 

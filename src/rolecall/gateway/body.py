@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import anyio
@@ -51,6 +51,16 @@ async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         parts.append(chunk)
         if not message.get("more_body"):
             return b"".join(parts) if len(parts) > 1 else parts[0]
+
+
+async def receive_chunks(receive: Receive) -> AsyncIterator[bytes]:
+    """Yield the parts of a body as they come; raises ``ClientGone`` if the client leaves before the end."""
+    while True:
+        message = await _next(receive)
+        if chunk := message.get("body", b""):
+            yield chunk
+        if not message.get("more_body"):
+            return
 
 
 async def _next(receive: Receive) -> Message:

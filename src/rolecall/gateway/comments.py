@@ -38,21 +38,21 @@ class Pace:
 class Commentary:
     """Comments on the work that a stream's client waits for.
 
-    ``outlook`` tells what is waited for, None while the engine has the request. ``headers`` go along with the head
-    that is sent early.
+    ``outlook`` tells what is waited for, None while the engine has the request. ``headers`` are asked
+    for what goes along with a head that is sent early.
     """
 
     def __init__(
         self,
         reply: Reply,
         outlook: Callable[[], Outlook | None],
-        headers: Mapping[str, str],
+        headers: Callable[[], Mapping[str, str]],
         pace: Pace | None = None,
     ) -> None:
         self._pace = pace or Pace()
         self._reply = reply
         self._outlook = outlook
-        self._headers = {**_HEAD, **headers}
+        self._headers = headers
         self._has_looked = False
         self._due_at = time.monotonic() + self._pace.head_after_s
 
@@ -79,7 +79,7 @@ class Commentary:
         was_quick, self._has_looked = outlook is None and not self._has_looked, True
         if not was_quick:
             if not self._reply.has_head:
-                await self._reply.promise(self._headers)
+                await self._reply.promise({**_HEAD, **self._headers()})
             await self._reply.body(comment_on(outlook))
         return self._pace.processing_every_s if outlook is None else self._pace.waiting_every_s
 

@@ -6,7 +6,8 @@ import asyncio
 
 from starlette.types import Receive, Scope, Send
 
-from rolecall.gateway.exchange import LAST_WORDS_S, Exchange, Services
+from rolecall.gateway.exchange import LAST_WORDS_S, Exchange
+from rolecall.gateway.services import Services
 
 
 class Inference:

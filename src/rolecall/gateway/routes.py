@@ -18,8 +18,8 @@ from rolecall.core.selection import Demand
 from rolecall.core.slot import ModelStatus
 from rolecall.errors import BadRequest, ConfigurationError, NotFound
 from rolecall.gateway import views
-from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.services import Services
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import choose, explain
 from rolecall.runtime.supervisor import EngineStatus
@@ -31,6 +31,10 @@ INFERENCE_PATHS = (
     "/v1/responses",
     "/v1/rerank",
     "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/audio/speech",
     "/tokenize",
     "/detokenize",
 )
@@ -89,11 +93,12 @@ class _Api:
 
     async def model(self, request: Request) -> Json:
         id_ = request.path_params["id"]
-        target = self._services.roster.catalog.resolve(id_)
+        target = self._services.roster.resolve(id_)
         if target.role is None:
             card = self._card(target.entries[0].name)
         else:
-            selection = choose(self._services.roster, self._services.supervisor.candidates(), target.role)
+            candidates = self._services.supervisor.candidates()
+            selection = choose(self._services.roster, candidates, target.role, profile=target.profile)
             card = self._card(selection.best().name)
         return Json(card if card["id"] == id_ else {**card, "id": id_, "resolves_to": card["id"]})
 
@@ -146,14 +151,14 @@ class _Api:
         return Json(views.settings_view(self._services.settings))
 
     async def load(self, request: Request) -> Json:
-        target = self._services.roster.catalog.resolve(request.path_params["id"])
+        target = self._services.roster.resolve(request.path_params["id"])
         supervisor = self._services.supervisor
-        lease = await supervisor.acquire(target.entries, Demand(role=target.role), autostart=True)
+        lease = await supervisor.acquire(target.entries, Demand(target.role, profile=target.profile), autostart=True)
         lease.release()
         return await self._row(lease.entry)
 
     async def unload(self, request: Request) -> Json:
-        target = self._services.roster.catalog.resolve(request.path_params["id"])
+        target = self._services.roster.resolve(request.path_params["id"])
         if target.role is not None:
             names = ", ".join(entry.name for entry in target.entries)
             raise BadRequest(f"Unload takes a model's name; the role {target.role!r} is played by {names}.", param="id")

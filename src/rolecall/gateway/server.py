@@ -17,9 +17,9 @@ import uvicorn
 
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
-from rolecall.gateway.exchange import Services
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import HttpxTransport
 from rolecall.runtime.decision_log import DecisionLog
 from rolecall.runtime.engine import EngineMaker

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -36,7 +36,7 @@ class Transport(Protocol):
     """Sends requests to engines."""
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, head_timeout_s: float
+        self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
     ) -> UpstreamResponse:
         """Send a request and wait for the head; raises ``UpstreamError`` or ``UpstreamTimeout``."""
         ...
@@ -56,7 +56,7 @@ class HttpxTransport:
         self._client = httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False, trust_env=False)
 
     async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, head_timeout_s: float
+        self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
     ) -> UpstreamResponse:
         """Send a request and wait for the head."""
         try:

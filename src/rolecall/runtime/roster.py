@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import psutil
 
 from rolecall.backends.base import Backend, RemoteLoad
-from rolecall.core.catalog import Catalog
+from rolecall.core.catalog import ROLE_PREFIX, Catalog, Target
 from rolecall.core.events import Configured, Group, SleepCost, Spec
 from rolecall.core.groups import AllocationError, ModelGroup, Need, allocate, resolve
 from rolecall.core.learning import Footprint
@@ -22,7 +24,7 @@ from rolecall.core.profiles import ActiveProfile, Profile, activate, parse_profi
 from rolecall.core.registry import Registry, RegistryError
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
 from rolecall.core.vram import HOST
-from rolecall.errors import ConfigurationError
+from rolecall.errors import ConfigurationError, ModelNotFound
 from rolecall.runtime.daemons import Daemons
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.footprints import Footprints, asked_share, cards
@@ -137,6 +139,29 @@ class Roster:
         """Ask the driver for the memory that is free now; takes milliseconds, call it off the event loop."""
         return self.probe.report()
 
+    def resolve(self, name: str) -> Target:
+        """Return what a name in a request stands for; raises ``ModelNotFound``, for an unknown profile as well."""
+        target = self.catalog.resolve(name)
+        if target.profile is not None and target.profile not in self.profiles:
+            near = difflib.get_close_matches(target.profile[:200], self.profiles, n=1)
+            raise ModelNotFound(
+                f"There is no profile {target.profile[:200]!r}. Known profiles: {', '.join(self.profiles)}.",
+                nearest=[f"{ROLE_PREFIX}{target.role}@{profile}" for profile in near],
+            )
+        return target
+
+    def fallbacks(self, target: Target) -> list[Target]:
+        """Return what a role falls back to, in order, as its table in the settings says; what is unknown is left out.
+
+        That was warned about when the registry was read.
+        """
+        table = self.settings.roles.get(target.role or "", {})
+        found = []
+        for name in table.get("fallback", ()):
+            with suppress(ModelNotFound):
+                found.append(self.resolve(name))
+        return found
+
     def backend(self, entry: ModelEntry) -> Backend:
         """Return what drives the entry's engine."""
         return self._backend_for(entry.backend)
@@ -152,6 +177,7 @@ class Roster:
             self.active.profile.max_concurrent_models,
             tuple(Group(group.name, group.models, group.startup) for group in groups),
             self._sleep_mb(),
+            {name: self.rules(name) for name in self.profiles},
         )
 
     def rules(self, profile: str | None = None) -> Rules:
@@ -183,6 +209,12 @@ class Roster:
         self.problem = None
         for warning in (*registry.warnings, *self._groups(registry)[1]):
             log.warning("registry: %s", warning)
+        for role, table in self.settings.roles.items():
+            for name in table.get("fallback", ()):
+                try:
+                    self.resolve(name)
+                except ModelNotFound as error:
+                    log.warning("roles.%s.fallback: %s", role, error.message)
         for entry in registry.entries:
             key = entry.backend_config.api_key_env
             if key and not os.environ.get(key):

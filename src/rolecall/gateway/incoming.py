@@ -1,0 +1,49 @@
+"""What the gateway needs to know of a request, whether it came as JSON or as an upload."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from rolecall.core.catalog import Target
+from rolecall.core.transforms import RequestFacts
+from rolecall.runtime.lease import Lease
+
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """A body for an engine. What is no ``bytes`` can be iterated more than once: a request may be sent again."""
+
+    data: bytes | AsyncIterable[bytes]
+    size: int
+    content_type: str = JSON
+
+
+class Incoming(Protocol):
+    """A request that was received whole."""
+
+    facts: RequestFacts
+
+    @property
+    def changes(self) -> Mapping[str, str]:
+        """Return headers that tell the client what was changed in its request so far."""
+        ...
+
+    async def settle(self, target: Target) -> None:
+        """Do what needs no engine, before one is waited for; raises any ``RolecallError``."""
+        ...
+
+    async def payload(self, lease: Lease) -> Payload:
+        """Return the body for the engine of a lease; raises any ``RolecallError``."""
+        ...
+
+    async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
+        """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
+        ...
+
+    def let_go(self) -> None:
+        """Give back what the request holds: it is not sent again."""
+        ...

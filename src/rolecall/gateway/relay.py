@@ -1,0 +1,121 @@
+"""From the head of an engine's answer to the last byte that the client gets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from rolecall.core.sse import StreamWatch
+from rolecall.core.transforms import GENERATING, RequestFacts
+from rolecall.errors import UpstreamError
+from rolecall.gateway.account import Account
+from rolecall.gateway.body import parse_answer
+from rolecall.gateway.reply import Reply, as_stream, engine_error
+from rolecall.gateway.upstream import UpstreamResponse
+from rolecall.runtime.lease import Lease
+from rolecall.settings import Settings
+
+_CUT = (None, "abort")
+"""Finish reasons of an answer that its engine cut, though it ended the stream as if nothing were wrong (vLLM does)."""
+
+_PASSED_HEADERS = ("content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms")
+
+
+class Relay:
+    """Passes one answer on; ``is_delivered`` once the client has all that matters of it.
+
+    ``waiting`` does what the client has to wait for. ``headers`` are rolecall's own, as they are known in the end.
+    """
+
+    def __init__(  # noqa: PLR0913 - the parts of one exchange
+        self,
+        settings: Settings,
+        reply: Reply,
+        account: Account,
+        facts: RequestFacts,
+        *,
+        waiting: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
+        headers: Callable[[], Mapping[str, str]],
+    ) -> None:
+        self._settings = settings
+        self._reply = reply
+        self._account = account
+        self._answer, self._line = account.answer, account.line
+        self._facts = facts
+        self._waiting = waiting
+        self._headers = headers
+        self.is_delivered = False
+
+    async def run(self, response: UpstreamResponse, lease: Lease) -> None:
+        """Pass the answer on; raises ``UpstreamError`` for what is none, or ends too early."""
+        if not (200 <= response.status < 300 or 400 <= response.status < 600):
+            raise UpstreamError(f"The engine answered with the status {response.status}, which is no answer.")
+        # An engine that compresses although it was asked not to: its answer passes unread, and therefore whole.
+        is_plain = response.headers.get("content-encoding", "identity") == "identity"
+        if is_plain and response.headers.get("content-type", "").startswith("text/event-stream"):
+            await self._stream(response, lease)
+        else:
+            await self._whole(response, lease, is_plain=is_plain)
+
+    async def _stream(self, response: UpstreamResponse, lease: Lease) -> None:
+        """Pass the events on as they come."""
+        watch = StreamWatch(self._answer, hide_usage=self._facts.hides_usage)
+        self._line.status = response.status
+        await self._reply.start(response.status, self._response_headers(response))
+        chunks = response.chunks(self._settings.stream_idle_timeout_ms / 1000)
+        chunk = await self._waiting(_next(chunks))
+        while chunk is not None:
+            lease.touch()
+            passed = watch.feed(chunk)
+            self._account.note_output()
+            if passed:
+                await self._reply.body(passed)
+            # Many clients close at the last mark, without waiting for the end of the HTTP answer.
+            self.is_delivered = self._answer.is_complete
+            chunk = None if watch.is_done else await _next(chunks)
+        rest = watch.close()
+        if self._facts.endpoint in GENERATING and not self._answer.is_complete:
+            raise UpstreamError("The engine ended its answer without finishing it.")
+        if self._facts.endpoint in GENERATING and not self._answer.error and self._answer.finish_reason in _CUT:
+            self._line.error = "engine_error: the engine ended its answer without finishing it"
+        await self._reply.body(rest, more=False)
+
+    async def _whole(self, response: UpstreamResponse, lease: Lease, *, is_plain: bool) -> None:
+        """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""
+        body = await self._waiting(self._read(response, lease))
+        said = parse_answer(response.status, body) if is_plain else None
+        self._answer.read(said)
+        self._line.status = response.status
+        if self._reply.has_head:
+            await self._pass_into_stream(response.status, said)
+        else:
+            await self._reply.whole(response.status, self._response_headers(response), body)
+        self.is_delivered = True
+
+    async def _read(self, response: UpstreamResponse, lease: Lease) -> bytes:
+        parts = []
+        async for chunk in response.chunks(self._settings.backend_timeout_ms / 1000):
+            lease.touch()
+            parts.append(chunk)
+        return b"".join(parts)
+
+    async def _pass_into_stream(self, status: int, said: Any) -> None:
+        """Pass a whole answer on to a client whose stream has begun while it waited."""
+        if status >= 400 and said is not None:
+            message = engine_error(status, said)
+            self._answer.read(message)
+            await self._reply.break_off(message)
+            return
+        chunk = as_stream(said) if self._facts.endpoint in GENERATING else None
+        if chunk is None:
+            raise UpstreamError("The engine gave a whole answer that fits into no stream, though one was asked for.")
+        await self._reply.start(status, {})
+        await self._reply.body(chunk, more=False)
+
+    def _response_headers(self, response: UpstreamResponse) -> dict[str, str]:
+        passed = {name: response.headers[name] for name in _PASSED_HEADERS if name in response.headers}
+        return {**passed, **self._headers()}
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(chunks, None)

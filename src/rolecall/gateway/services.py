@@ -1,0 +1,22 @@
+"""What serves requests: made once, when rolecall starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.upstream import Transport
+from rolecall.runtime.roster import Roster
+from rolecall.runtime.supervisor import Supervisor
+from rolecall.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What an exchange works with."""
+
+    settings: Settings
+    roster: Roster
+    supervisor: Supervisor
+    transport: Transport
+    recorder: Recorder

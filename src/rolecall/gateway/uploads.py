@@ -1,0 +1,247 @@
+"""Uploads (``multipart/form-data``): read as they come, kept on the disk, passed on with the engine's model name.
+
+A recording may be hundreds of megabytes, and its ``model`` field may stand behind it. So files go into a temporary file
+without a name, fields into memory, and the engine is sent the same parts in the same order.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+import anyio.to_thread
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from rolecall.core.catalog import Target
+from rolecall.core.transforms import RequestFacts
+from rolecall.errors import BadRequest, BodyTooLarge
+from rolecall.gateway.incoming import Payload
+from rolecall.runtime.lease import Lease
+
+MULTIPART = "multipart/form-data"
+MAX_PARTS = 100
+MAX_FIELD_BYTES = 2**20
+MAX_PART_HEAD_BYTES = 2**14
+_WRITE_BYTES = 2**20
+"""What is collected before it is written: a switch to a thread for each 64 KB would cost more than the writing."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One part: its own headers as they came, and its content, in memory or at ``start`` of the file."""
+
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    name: str = ""
+    is_file: bool = False
+    content: bytearray = field(default_factory=bytearray)
+    start: int = 0
+    size: int = 0
+
+    def head(self, boundary: bytes) -> bytes:
+        """Return what stands before its content."""
+        lines = (name + b": " + value + b"\r\n" for name, value in self.headers)
+        return b"--" + boundary + b"\r\n" + b"".join(lines) + b"\r\n"
+
+
+class Form:
+    """A multipart body on its way in: ``feed`` it, then ``close`` it. Raises ``BadRequest`` for one that is none."""
+
+    def __init__(self, content_type: bytes, file: IO[bytes]) -> None:
+        kind, options = parse_options_header(content_type)
+        self.boundary = options.get(b"boundary", b"")
+        if kind.decode("latin-1") != MULTIPART or not self.boundary:
+            raise BadRequest("The content-type of an upload must be multipart/form-data with a boundary.")
+        self.parts: list[Part] = []
+        self._file = file
+        self._unwritten = bytearray()
+        self._end = 0
+        self._head_bytes = 0
+        self._name = self._value = b""
+        self._is_complete = False
+        self._parser = MultipartParser(
+            self.boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._header_name,
+                "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": self._data,
+                "on_end": self._finish,
+            },
+        )
+
+    async def feed(self, data: bytes) -> None:
+        """Take in the next bytes."""
+        try:
+            self._parser.write(data)
+        except MultipartParseError as error:
+            raise BadRequest(f"The upload is not valid multipart/form-data: {error}.") from None
+        if len(self._unwritten) >= _WRITE_BYTES:
+            await self._write()
+
+    async def close(self) -> None:
+        """Take in the end; raises ``BadRequest`` if it came too early."""
+        if not self._is_complete:
+            raise BadRequest("The upload ends within a part: its last boundary is missing.")
+        await self._write()
+
+    def text(self, name: str) -> str | None:
+        """Return a field; None if it is not there, the first of several."""
+        found = next((part for part in self.parts if part.name == name and not part.is_file), None)
+        return None if found is None else found.content.decode("utf-8", "replace").strip()
+
+    async def _write(self) -> None:
+        data, self._unwritten = self._unwritten, bytearray()
+        await anyio.to_thread.run_sync(self._file.write, data)
+
+    def _begin(self) -> None:
+        if len(self.parts) == MAX_PARTS:
+            raise BadRequest(f"The upload has more than {MAX_PARTS} parts.")
+        self._head_bytes = 0
+        self.parts.append(Part(start=self._end))
+
+    def _header_name(self, data: bytes, start: int, end: int) -> None:
+        self._name += self._head(data[start:end])
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += self._head(data[start:end])
+
+    def _head(self, data: bytes) -> bytes:
+        self._head_bytes += len(data)
+        if self._head_bytes > MAX_PART_HEAD_BYTES:
+            raise BadRequest(f"The head of part {len(self.parts)} of the upload is over {MAX_PART_HEAD_BYTES} bytes.")
+        return data
+
+    def _header_end(self) -> None:
+        self.parts[-1].headers.append((self._name, self._value))
+        self._name = self._value = b""
+
+    def _headers_end(self) -> None:
+        part = self.parts[-1]
+        found = (value for name, value in part.headers if name.lower() == b"content-disposition")
+        _, options = parse_options_header(next(found, b""))
+        part.name = options.get(b"name", b"").decode("utf-8", "replace")
+        part.is_file = b"filename" in options or part.name == "file"
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        part = self.parts[-1]
+        part.size += end - start
+        if part.is_file:
+            self._unwritten += data[start:end]
+            self._end += end - start
+            return
+        if part.size > MAX_FIELD_BYTES:
+            raise BadRequest(f"The field {part.name[:100]!r} of the upload is over {MAX_FIELD_BYTES} bytes.")
+        part.content += data[start:end]
+
+    def _finish(self) -> None:
+        self._is_complete = True
+
+
+class Upload:
+    """A multipart request, received whole."""
+
+    def __init__(self, form: Form, file: IO[bytes], facts: RequestFacts) -> None:
+        self.facts = facts
+        self._form = form
+        self._file = file
+
+    @property
+    def changes(self) -> Mapping[str, str]:
+        """Nothing is changed but the model's name."""
+        return {}
+
+    async def settle(self, target: Target) -> None:
+        """Nothing is left to do."""
+
+    async def payload(self, lease: Lease) -> Payload:
+        """Return the parts, with the engine's name for the model."""
+        body = _Parts(self._form, self._file, lease.backend.served_id(lease.entry).encode())
+        return Payload(body, body.size, f"{MULTIPART}; boundary={self._form.boundary.decode('latin-1')}")
+
+    async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
+        """A recording cannot be made smaller."""
+
+    def let_go(self) -> None:
+        """Give the disk space back."""
+        self._file.close()
+
+
+class _Parts:
+    """The body for the engine; ``size`` in bytes."""
+
+    def __init__(self, form: Form, file: IO[bytes], model: bytes) -> None:
+        self._file = file
+        self._pieces: list[bytes | Part] = []
+        for part in form.parts:
+            self._pieces.append(part.head(form.boundary))
+            is_model = part.name == "model" and not part.is_file
+            self._pieces.append(part if part.is_file else model if is_model else bytes(part.content))
+            self._pieces.append(b"\r\n")
+        self._pieces.append(b"--" + form.boundary + b"--\r\n")
+        self.size = sum(piece.size if isinstance(piece, Part) else len(piece) for piece in self._pieces)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            if isinstance(piece, bytes):
+                yield piece
+                continue
+            for start in range(piece.start, piece.start + piece.size, _WRITE_BYTES):
+                size = min(_WRITE_BYTES, piece.start + piece.size - start)
+                yield await anyio.to_thread.run_sync(_read, self._file, start, size)
+
+
+def _read(file: IO[bytes], start: int, size: int) -> bytes:
+    file.seek(start)
+    return file.read(size)
+
+
+def is_upload(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether a request says that it is a multipart one."""
+    return headers.get(b"content-type", b"").split(b";")[0].strip().lower() == MULTIPART.encode()
+
+
+async def read_upload(
+    chunks: AsyncIterator[bytes], content_type: bytes, endpoint: str, limit: int, folder: Path
+) -> Upload:
+    """Receive an upload into a nameless file in ``folder``.
+
+    Raises ``BadRequest`` for what is no multipart body or names no model, ``BodyTooLarge`` above ``limit`` bytes.
+    """
+    file = await anyio.to_thread.run_sync(_nameless, folder)
+    try:
+        form = Form(content_type, file)
+        async for chunk in _limited(chunks, limit):
+            await form.feed(chunk)
+        await form.close()
+        return Upload(form, file, _facts(form, endpoint))
+    except BaseException:
+        file.close()
+        raise
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=folder)
+
+
+async def _limited(chunks: AsyncIterator[bytes], limit: int) -> AsyncIterator[bytes]:
+    size = 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise BodyTooLarge(f"The upload has more than {limit} bytes (setting max_upload_bytes).")
+        yield chunk
+
+
+def _facts(form: Form, endpoint: str) -> RequestFacts:
+    model = form.text("model")
+    if not model:
+        raise BadRequest(
+            "The field 'model' of the upload is missing; it takes a model's name, an alias or role:NAME.", param="model"
+        )
+    return RequestFacts(endpoint=endpoint, model=model, stream=form.text("stream") in ("true", "1", "True"))
