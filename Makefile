@@ -31,6 +31,11 @@ test-vllm: install-dev ## the vLLM driver with a real vLLM, in an environment of
 	@PYTHON="$(PYTHON)" sh tests/vllm/install.sh $(VENV)-vllm
 	@ROLECALL_TEST_VLLM="$(CURDIR)/$(VENV)-vllm/bin/vllm" $(BIN)/python -m pytest tests/vllm $(ARGS)
 
+.PHONY: test-clients
+test-clients: install-dev ## real clients of OpenAI's API, in an environment of their own (.venv-clients/, 700 MB)
+	@PYTHON="$(PYTHON)" sh tests/clients/install.sh $(VENV)-clients
+	@ROLECALL_TEST_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV)-clients/bin/python -m pytest -o pythonpath="tests src" tests/clients $(ARGS)
+
 coverage: install-dev ## branch coverage of core/, which must be 100 %
 	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 $(ARGS)
 

@@ -43,6 +43,9 @@ idle_unload_s = 3600
 """
 """A profile under which no test disturbs another by eviction."""
 
+PYTHON_VARIABLE = "ROLECALL_TEST_PYTHON"
+"""Names the interpreter that runs rolecall, where the tests themselves run in an environment without it."""
+
 _AGENTS = itertools.count()
 _SETTINGS_VARIABLES = ("CHAT_PROXY_", "IMAGEWORKS_")
 
@@ -320,7 +323,7 @@ class Rolecall:
         options = {"--port": "0", "--config-dir": self.config_dir, "--state-dir": self.state}
         options |= {} if "log_path" in self.settings else {"--log-path": self.log_path}
         words = [str(word) for option in options.items() for word in option]
-        return [sys.executable, "-m", "rolecall", "serve", *words, *self.arguments]
+        return [os.environ.get(PYTHON_VARIABLE, sys.executable), "-m", "rolecall", "serve", *words, *self.arguments]
 
     @property
     def environment(self) -> dict[str, str]:

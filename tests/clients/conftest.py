@@ -1,0 +1,32 @@
+"""One rolecall for all clients: the demo models on the real engine, and fake engines for what must go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from clients.entries import FAKES, REAL
+from harness import CONFIGS, PYTHON_VARIABLE, Rolecall
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
+    """Run rolecall with the shipped registry on a fresh state folder, and the entries of these tests."""
+    if PYTHON_VARIABLE not in os.environ:
+        for package in ("xllamacpp", "gguf"):
+            pytest.importorskip(package, reason="the real engine needs an extra: rolecall[llama]")
+    shipped: list[dict[str, Any]] = json.loads((CONFIGS / "model_registry.curated.json").read_text())
+    folder = tmp_path_factory.mktemp("clients")
+    with Rolecall(folder, [*shipped, *REAL, *FAKES], settings={"llama_server": "embedded"}) as running:
+        yield running
+        assert "Traceback" not in running.words()
+
+
+@pytest.fixture
+def base_url(server: Rolecall) -> str:
+    """What a client is configured with."""
+    return f"{server.base_url}/v1"

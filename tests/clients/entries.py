@@ -1,0 +1,58 @@
+"""The models that the clients meet, what the demo models say, and what is asked of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import Rolecall, fake_entry
+from rolecall.demo.script import Script
+
+ANSWER, CAPTION, THOUGHT = Script().answer, Script().caption, Script().thought
+HELLO: Any = [{"role": "user", "content": "Hello?"}]
+WEATHER_PARAMETERS: dict[str, Any] = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}},
+    "required": ["city"],
+}
+WEATHER: Any = {
+    "type": "function",
+    "function": {"name": "get_weather", "description": "The weather now.", "parameters": WEATHER_PARAMETERS},
+}
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR42mNoAAAAggCB2kUIOwAAAABJRU5ErkJggg=="
+)
+PICTURE: Any = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
+
+ODD_NAMES = ("org/model:Q4_K_M", "name_(FP8)", "with space", "ünïcode-名", "a%2Fb")
+"""Ids that clients put into paths in different ways."""
+
+
+RETRIED, REFUSED = (408, 409, 429, 500, 503), (400, 404, 422)
+"""Statuses that OpenAI's clients send again after, and some that they don't."""
+
+
+def demo_entry(name: str, *flags: str, **fields: Any) -> dict[str, Any]:
+    """Return an entry that runs the demo chat model on the real engine."""
+    config = {"model_path": "${STATE_DIR}/demo/demo-chat.gguf", "extra_args": ["--threads", "1", *flags]}
+    return {"name": name, "backend": "llama_cpp", "backend_config": config, "vram_estimate_mb": 100, **fields}
+
+
+REAL = (
+    demo_entry("demo-embed", "--embeddings", "--pooling", "mean", capabilities=["embedding"]),
+    demo_entry("small", context_length=256, max_parallel=1, model_aliases=["org/s:Q4"]),
+    *(demo_entry(name) for name in ODD_NAMES),
+)
+FAKES = (
+    fake_entry("fake"),
+    fake_entry("fake-embed", "--embeddings", capabilities=["embedding"]),
+    fake_entry("never-ready", "--never-ready", load_timeout_s=600),
+    *(fake_entry(f"fails-{status}", "--error-status", str(status), "--error-times", "1") for status in RETRIED),
+    *(fake_entry(f"refuses-{status}", "--error-status", str(status)) for status in REFUSED),
+)
+
+
+def statuses(server: Rolecall, model: str, last_id: str | None) -> list[int]:
+    """Return the statuses of all requests for a model, in order; ``last_id`` is the id of the last one's answer."""
+    assert last_id
+    server.line(last_id)  # lines are written in order
+    return [line["status"] for line in server.log_lines() if line["requested_model"] == model]
