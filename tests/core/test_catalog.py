@@ -32,6 +32,16 @@ def test_resolve(name: str, names: list[str], role: str | None) -> None:
     assert target.role == role
 
 
+def test_a_role_may_name_a_profile() -> None:
+    """What stands behind the last @ is the profile, unless that is a role's own name."""
+    target = CATALOG.resolve("role:Caption@ small ")
+    assert (target.role, target.profile) == ("caption", "small")
+    assert target.entries == CATALOG.resolve("role:caption").entries
+    odd = Catalog([entry("a", roles=["x@y"])])
+    assert (odd.resolve("role:x@y").role, odd.resolve("role:x@y").profile) == ("x@y", None)
+    assert odd.resolve("role:x@y@z").profile == "z"
+
+
 def test_a_model_may_be_called_like_a_role() -> None:
     """A name that exists wins over the role that it looks like."""
     odd = entry("role:caption", roles=["chat"])

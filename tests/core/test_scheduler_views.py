@@ -22,7 +22,7 @@ from rolecall.core.events import (
     UnloadRequested,
 )
 from rolecall.core.scheduler import Scheduler
-from rolecall.core.selection import Demand
+from rolecall.core.selection import Demand, Rules
 
 
 class Bench:
@@ -111,3 +111,16 @@ def test_a_set_beside_a_large_integer_is_written() -> None:
         event = Arrived(waiter, Demand(needs=frozenset({"vision", "tools"})), ("a",))
         line = json.loads(encode(event, 1.0, ()))
         assert line["event"]["demand"]["needs"] == ["tools", "vision"]
+
+
+def test_a_role_is_chosen_by_the_rules_of_the_profile_that_was_asked_for() -> None:
+    """Quantizations go by the demand's profile, the most that a model may hold by the machine as well."""
+    rules = Rules(limit_mb=500, preferred_quantizations=("q4",))
+    other = Rules(limit_mb=9000, preferred_quantizations=("bf16", "q4"))
+    fields: Any = {"role_priority": {"chat": 50}}
+    small, large = spec("small", 400, quantization="q4", **fields), spec("large", 450, quantization="bf16", **fields)
+    huge = spec("huge", 600, quantization="bf16", **fields)
+    bench = Bench(small, large, huge, budget_mb=1000, rules=rules, profiles={"other": other})
+    names = ("small", "large", "huge")
+    bench.post(Arrived(1, Demand("chat"), names), Arrived(2, Demand("chat", profile="other"), names))
+    assert [bench.scheduler.waits_for(waiter) for waiter in (1, 2)] == [("small", 0), ("large", 0)]

@@ -20,6 +20,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import email
+import email.message
+import hashlib
 import os
 import resource
 import signal
@@ -206,6 +209,9 @@ class Engine:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async def _post(self, request: Request, reply: Reply) -> None:
+        if request.path.startswith("/v1/audio/") and "multipart" in request.headers.get("content-type", ""):
+            await reply.json(heard(request))
+            return
         body = request.json()
         try:
             knobs = dataclasses.replace(self.knobs, **body.get("fake", {}))
@@ -350,6 +356,26 @@ class Engine:
             seconds -= knobs.comment_every_s
         if seconds or reply.streaming:
             await asyncio.sleep(seconds)
+
+
+def heard(request: Request) -> dict[str, Any]:
+    """A transcription that tells the fields of the form, and size and SHA-256 of its files."""
+    head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
+    shown: dict[str, Any] = {}
+    for part in email.message_from_bytes(head + request.body).get_payload():
+        assert isinstance(part, email.message.Message)
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        name = str(part.get_param("name", header="content-disposition"))
+        if part.get_filename() is None:
+            shown[name] = content.decode()
+        else:
+            shown[name] = {
+                "name": part.get_filename(),
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
+    return {"text": "heard", "form": shown}
 
 
 def log(text: str) -> None:

@@ -25,7 +25,6 @@ from rolecall.runtime.lease import Lease
 MULTIPART = "multipart/form-data"
 MAX_PARTS = 100
 MAX_FIELD_BYTES = 2**20
-MAX_PART_HEAD_BYTES = 2**14
 _WRITE_BYTES = 2**20
 """What is collected before it is written: a switch to a thread for each 64 KB would cost more than the writing."""
 
@@ -59,7 +58,6 @@ class Form:
         self._file = file
         self._unwritten = bytearray()
         self._end = 0
-        self._head_bytes = 0
         self._name = self._value = b""
         self._is_complete = False
         self._parser = MultipartParser(
@@ -102,20 +100,13 @@ class Form:
     def _begin(self) -> None:
         if len(self.parts) == MAX_PARTS:
             raise BadRequest(f"The upload has more than {MAX_PARTS} parts.")
-        self._head_bytes = 0
         self.parts.append(Part(start=self._end))
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += self._head(data[start:end])
+        self._name += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += self._head(data[start:end])
-
-    def _head(self, data: bytes) -> bytes:
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_PART_HEAD_BYTES:
-            raise BadRequest(f"The head of part {len(self.parts)} of the upload is over {MAX_PART_HEAD_BYTES} bytes.")
-        return data
+        self._value += data[start:end]
 
     def _header_end(self) -> None:
         self.parts[-1].headers.append((self._name, self._value))
