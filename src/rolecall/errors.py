@@ -3,6 +3,11 @@
     RolecallError                      500 server_error
     ├── BadRequest                     400 invalid_request_error
     │   ├── BodyTooLarge               413
+    │   │   └── ImageTooLarge          413 image_too_large       one image above max_image_bytes
+    │   ├── TooManyImages              400 too_many_images       more than max_images
+    │   ├── InvalidImage               400 invalid_image         it is cut off, none, or unpacks to too much
+    │   ├── InvalidImageUrl            400 invalid_image_url     it may not be fetched, or could not
+    │   ├── InvalidMediaUrl            400 invalid_media_url     audio, video or a file by its address
     │   ├── UnsupportedInput           400 unsupported_input     an image for a model that reads text only
     │   ├── ModelTooLarge              400 model_too_large       never fits this machine's budget
     │   └── MethodNotAllowed           405
@@ -79,6 +84,36 @@ class BodyTooLarge(BadRequest):
 
     status = 413
     code = "body_too_large"
+
+
+class ImageTooLarge(BodyTooLarge):
+    """An image is over the limit of bytes."""
+
+    code = "image_too_large"
+
+
+class TooManyImages(BadRequest):
+    """More images than a request may have."""
+
+    code = "too_many_images"
+
+
+class InvalidImage(BadRequest):
+    """An image that has to be scaled down cannot be read, or would fill the memory."""
+
+    code = "invalid_image"
+
+
+class InvalidImageUrl(BadRequest):
+    """The image of an address may not be fetched, or could not."""
+
+    code = "invalid_image_url"
+
+
+class InvalidMediaUrl(BadRequest):
+    """Nothing but images is fetched, and engines may not fetch by themselves."""
+
+    code = "invalid_media_url"
 
 
 class UnsupportedInput(BadRequest):

@@ -101,6 +101,7 @@ class Settings(BaseSettings):
     max_body_bytes: Positive = Field(64 * 2**20, description="Largest request body; a larger one is answered with 413.")
     max_upload_bytes: Positive = Field(2**30, description="Largest upload to /v1/audio; it is kept on the disk.")
     max_image_bytes: Positive = Field(9_000_000, description="Largest image, decoded from base64.")
+    max_images: NotNegative = Field(500, description="Most images of a request.")
     include_non_installed: bool = Field(default=False, description="List models whose files are absent as well.")
     demo_models: bool = Field(
         default=True, description="Make the demo models on first start if the registry names them."

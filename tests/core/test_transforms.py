@@ -163,8 +163,8 @@ def test_picture_over_the_limit_is_refused_by_number(size: int, scheme: str) -> 
     body = chat(said(picture(5)), HELLO, said(picture(5), picture(size, scheme=scheme)))
     with pytest.raises(BodyTooLarge) as caught:
         facts(body)
-    assert caught.value.message == f"Image 3 has {size} bytes; the limit is {LIMIT} (setting max_image_bytes)."
-    assert caught.value.param == "messages"
+    assert caught.value.message.startswith(f"Image 2 at messages[2].content[1] has {size} bytes; the limit is {LIMIT} ")
+    assert caught.value.param == "messages[2].content[1]"
     assert caught.value.status == 413
 
 
@@ -182,3 +182,19 @@ def test_pictures_without_a_size_are_counted(part: dict[str, Any]) -> None:
     """A picture that is an address, or that lacks one, has no size here; it is a picture all the same."""
     assert facts(chat(said(part, {"type": "image_url", "image_url": "data:"}))).images == 2
     assert read_facts(chat(said(part)), CHAT, max_image_bytes=0).images == 1
+
+
+def test_more_pictures_than_the_limit_are_refused() -> None:
+    """The limit of pictures is for the whole request."""
+    body = chat(said(picture(5)), said(picture(5), picture(5)))
+    assert read_facts(body, CHAT, max_image_bytes=LIMIT, max_images=3).images == 3
+    with pytest.raises(BadRequest, match="has 3 images; the limit is 2"):
+        read_facts(body, CHAT, max_image_bytes=LIMIT, max_images=2)
+
+
+def test_what_would_have_to_be_fetched_is_counted() -> None:
+    """Media that are named by their address count, whatever they are; a data URI is none."""
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
+    sound = {"type": "audio_url", "audio_url": {"url": "file:///x"}}
+    read = facts(chat(said(picture(3), part, sound), said(part)))
+    assert (read.images, read.addresses) == (3, 3)

@@ -175,7 +175,8 @@ def test_an_image_above_the_limit_is_a_413(server: Rolecall, scheme: str) -> Non
     too_large = {"role": "user", "content": [picture(4004, scheme)]}
     assert server.http.post(CHAT, json={"model": "seeing", "messages": [fits]}).status_code == 200
     error = problem(server.http.post(CHAT, json={"model": "seeing", "messages": [fits, too_large]}), 413)
-    assert "Image 2 has 3003 bytes; the limit is 3000 (setting max_image_bytes)" in error["message"]
+    assert "has 3003 bytes; the limit is 3000 (setting max_image_bytes)" in error["message"]
+    assert "Image 1 at " in error["message"]
 
 
 @pytest.mark.parametrize(
