@@ -10,6 +10,7 @@
     │   ├── InvalidMediaUrl            400 invalid_media_url     audio, video or a file by its address
     │   ├── UnsupportedInput           400 unsupported_input     an image for a model that reads text only
     │   ├── ModelTooLarge              400 model_too_large       never fits this machine's budget
+    │   ├── ContextLengthExceeded      400 context_length_exceeded  even without its history, too long for the model
     │   └── MethodNotAllowed           405
     ├── NotFound                       404 not_found_error
     │   ├── ModelNotFound              404 model_not_found       no such name, alias or role
@@ -126,6 +127,21 @@ class ModelTooLarge(BadRequest):
     """The model's footprint is over what the profile allows at all."""
 
     code = "model_too_large"
+
+
+class ContextLengthExceeded(BadRequest):
+    """The conversation is longer than the model's context, and nothing more of it may be left out; OpenAI's code."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, needed_tokens: int, context_tokens: int, way_out: str) -> None:
+        super().__init__(
+            f"This model's maximum context length is {context_tokens} tokens. However, your messages need "
+            f"{needed_tokens} tokens. {way_out}",
+            param="messages",
+        )
+        self.needed_tokens = needed_tokens
+        self.context_tokens = context_tokens
 
 
 class NotFound(RolecallError):

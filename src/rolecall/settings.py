@@ -117,12 +117,23 @@ class Settings(BaseSettings):
     llama_server: str = Field(
         "auto", description="llama.cpp engine: auto (the PATH, else embedded), embedded, or the path of a llama-server."
     )
-    vision_truncate_history: bool = Field(default=True, description="Reserved for history truncation.")
-    vision_keep_system: bool = Field(default=True, description="Reserved for history truncation.")
-    vision_keep_last_n_turns: NotNegative = Field(0, description="Reserved for history truncation.")
-    reasoning_truncate_history: bool = Field(default=False, description="Reserved for history truncation.")
-    reasoning_keep_system: bool = Field(default=True, description="Reserved for history truncation.")
-    reasoning_keep_last_n_turns: NotNegative = Field(1, description="Reserved for history truncation.")
+    vision_truncate_history: bool = Field(
+        default=True, description="Drop earlier turns when the current one holds an image."
+    )
+    vision_keep_system: bool = Field(default=True, description="Keep system messages when images make turns go.")
+    vision_keep_last_n_turns: NotNegative = Field(
+        0, description="Turns before the current one that stay when images make turns go."
+    )
+    reasoning_truncate_history: bool = Field(
+        default=False, description="Drop the reasoning of past turns that have any, and older turns."
+    )
+    reasoning_keep_system: bool = Field(default=True, description="Keep system messages when reasoning makes turns go.")
+    reasoning_keep_last_n_turns: NotNegative = Field(
+        1, description="Turns before the current one that stay when reasoning makes turns go."
+    )
+    history_fit: Literal["off", "vision", "all"] = Field(
+        "vision", description="Which conversations are cut to the model's context: off, vision (with images), all."
+    )
     vllm_command: str = Field("vllm", description="vLLM's program: a name on the PATH, or a path.")
     vllm_start_timeout_s: SecondsAboveZero = Field(
         180, description="Longest wait for vLLM to become ready; load_timeout_s of an entry goes first."

@@ -185,6 +185,18 @@ class RequestRules(_Record):
     set: dict[str, Any] = Field(default_factory=dict)
 
 
+class HistoryRules(_Record):
+    """What this model's conversations may lose, where it differs from the settings of the same names."""
+
+    vision_truncate_history: bool | None = None
+    vision_keep_system: bool | None = None
+    vision_keep_last_n_turns: Annotated[int, Field(ge=0)] | None = None
+    reasoning_truncate_history: bool | None = None
+    reasoning_keep_system: bool | None = None
+    reasoning_keep_last_n_turns: Annotated[int, Field(ge=0)] | None = None
+    history_fit: Literal["off", "vision", "all"] | None = None
+
+
 class ModelEntry(_Record):
     """One model of the registry (design §2). Only ``name`` and ``backend`` are required."""
 
@@ -210,6 +222,7 @@ class ModelEntry(_Record):
     context_length: Annotated[int, Field(gt=0, le=2**40)] | None = Field(None, description="Tokens.")
     generation_defaults: dict[str, Any] = Field(default_factory=dict, description="Applied where a request is silent.")
     request: RequestRules = Field(default_factory=RequestRules)
+    history: HistoryRules = Field(default_factory=HistoryRules)
     idle_unload_s: NotNegative | None = Field(None, description="0 keeps it loaded; null: the profile's.")
     pinned: bool = False
     preload: bool = False

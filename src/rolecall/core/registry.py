@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rolecall.core.models import CAPABILITIES, BackendConfig, ModelEntry, RequestRules
+from rolecall.core.models import CAPABILITIES, BackendConfig, HistoryRules, ModelEntry, RequestRules
 from rolecall.errors import ConfigurationError
 
 
@@ -166,7 +166,12 @@ def _short(value: Any) -> str:
     return shown[:80] + "…" if len(shown) > 80 else shown
 
 
-_PARTS: dict[str, type[BaseModel]] = {"": ModelEntry, "backend_config": BackendConfig, "request": RequestRules}
+_PARTS: dict[str, type[BaseModel]] = {
+    "": ModelEntry,
+    "backend_config": BackendConfig,
+    "request": RequestRules,
+    "history": HistoryRules,
+}
 
 
 def _unknown_keys(unknown: Counter[tuple[str, str]]) -> list[str]:
