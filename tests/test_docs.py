@@ -23,7 +23,7 @@ from rolecall import __version__
 from rolecall.cli import app as command_line
 from rolecall.core.catalog import Catalog
 from rolecall.core.lifecycle import State, diagram
-from rolecall.core.models import BackendConfig, ModelEntry, RequestRules
+from rolecall.core.models import BackendConfig, HistoryRules, ModelEntry, RequestRules
 from rolecall.core.profiles import Profile, parse_profiles
 from rolecall.core.registry import read_registry
 from rolecall.core.transforms import read_facts
@@ -170,18 +170,12 @@ def _default(name: str) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test_reserved_settings_are_said_to_have_no_effect() -> None:
-    """A setting that is reserved in the code is marked so in the table, and no other one."""
-    rows = table(page("configuration.md"), "setting", "environment variable")
-    marked = [row[0] for row in rows if row[-1] == "Reserved: accepted, no effect yet."]
-    assert marked == [name for name, f in Settings.model_fields.items() if (f.description or "").startswith("Reserved")]
-
-
 def test_every_registry_field_is_documented() -> None:
-    """The tables of registry fields have each field of an entry, of backend_config and of request."""
+    """The tables of registry fields have each field of an entry and of its parts."""
     documented = column(table(page("configuration.md"), "field", "meaning"))
     profile = [name for name in Profile.model_fields if name != "name"]
-    entry = [*ModelEntry.model_fields, *_names("request", RequestRules), *_names("backend_config", BackendConfig)]
+    parts = {"backend_config": BackendConfig, "request": RequestRules, "history": HistoryRules}
+    entry = [*ModelEntry.model_fields, *(name for part, model in parts.items() for name in _names(part, model))]
     assert sorted(documented) == sorted([*profile, *entry])
 
 

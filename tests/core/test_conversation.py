@@ -59,7 +59,7 @@ def test_turns(words: str, system: list[int], past: list[list[int]], current: li
 
 def test_pictures_are_found_wherever_they_are() -> None:
     """Each type of picture part counts, in messages of users and of tools; the newest one is the last of all."""
-    content = [{"type": "text", "text": "two"}, PICTURE, {"type": "input_image"}, "image", {"type": ["image"]}, None]
+    content = [{"type": "text", "text": "two"}, PICTURE, {"image_url": "x"}, "image", {"type": ["image"]}, None]
     messages = [
         {"role": "user", "content": content},
         *chat("call:1"),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
+IMAGE_PARTS = frozenset({"image_url", "input_image", "image", "image_pil", "image_embeds"})
 """The types of content parts that hold a picture."""
 
 _SYSTEM = ("system", "developer")
@@ -99,9 +99,11 @@ def parts(message: Any) -> list[Any]:
 
 
 def is_image(part: Any) -> bool:
-    """Whether a part of a content holds a picture."""
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    return isinstance(kind, str) and kind in IMAGE_PARTS
+    """Whether a part of a content holds a picture; vLLM takes ``image_url`` in a part of any type."""
+    if not isinstance(part, Mapping):
+        return False
+    kind = part.get("type")
+    return (isinstance(kind, str) and kind in IMAGE_PARTS) or "image_url" in part
 
 
 def image_positions(message: Any) -> tuple[int, ...]:
