@@ -30,6 +30,7 @@ SYNONYMS = {
     "text": ["text", "Chat", "completion", "instruct", "LLM", "text-generation", "conversational"],
     "vision": ["vision", "image", "images", "VL", "vlm", "visual", "multimodal", "Image-Text-to-Text", "image input"],
     "embedding": ["embedding", "embed", "embeddings", "feature-extraction", "sentence-similarity", "text embedding"],
+    "rerank": ["rerank", "Reranker", "re-ranking", "text-ranking", "cross-encoder"],
     "audio": ["audio", "speech", "ASR", "stt", "tts", "transcription", "automatic-speech-recognition"],
     "reasoning": ["reasoning", "thinking", "think", "CoT", "chain of thought", "reasoner"],
     "tools": ["tools", "tool", "tool_use", "tool-calling", "functions", "function calling", "function_call"],
@@ -119,7 +120,7 @@ def test_capability_synonyms_fold(synonym: str, capability: str) -> None:
 
 
 def test_forty_synonyms_in_one_entry() -> None:
-    """All synonyms together are the six capabilities, and nothing to warn about."""
+    """All synonyms together are the seven capabilities, and nothing to warn about."""
     everything = [synonym for synonyms in SYNONYMS.values() for synonym in synonyms]
     assert len(everything) >= 40
     registry = read_registry([row(capabilities=everything)])
@@ -130,9 +131,9 @@ def test_forty_synonyms_in_one_entry() -> None:
 def test_unknown_capability_is_kept_and_warned_about() -> None:
     """A capability nobody knows is no error."""
     registry = read_registry([row("m", capabilities=["telepathy"])])
-    assert registry.entries[0].all_capabilities == {"telepathy"}
+    assert registry.entries[0].all_capabilities == {"telepathy", "text"}
     assert registry.warnings == (
-        "'m': unknown capability 'telepathy', kept; known are text, vision, embedding, audio, reasoning, tools",
+        "'m': unknown capability 'telepathy', kept; known are text, vision, embedding, rerank, audio, reasoning, tools",
     )
 
 
@@ -141,12 +142,16 @@ def test_unknown_capability_is_kept_and_warned_about() -> None:
     [
         ({}, {"text"}),
         ({"capabilities": ["embed"]}, {"embedding"}),
+        ({"capabilities": ["audio"]}, {"audio"}),
+        ({"capabilities": ["reranker", "embed"]}, {"embedding", "rerank"}),
+        ({"capabilities": ["embed", "tools"]}, {"embedding", "tools", "text"}),
+        ({"capabilities": ["vision"]}, {"vision", "text"}),
         ({"backend_config": {"mmproj_path": "mmproj.gguf"}}, {"text", "vision"}),
         ({"backend_config": {"mmproj_id": "mmproj.gguf"}, "capabilities": ["tools"]}, {"text", "vision", "tools"}),
     ],
 )
 def test_all_capabilities(fields: dict[str, Any], capabilities: set[str]) -> None:
-    """A model reads text unless something else is listed, and images if it has a projector."""
+    """A model writes text unless all that is listed does without, and sees images if it has a projector."""
     assert entry(**fields).all_capabilities == capabilities
 
 

@@ -628,6 +628,7 @@ def test_removed_model_drains_and_is_forgotten() -> None:
         {"context_length": 4096},
         {"generation_defaults": {"context_window": 4096}},
         {"max_parallel": 4},
+        {"capabilities": ["text", "embedding"]},
     ],
 )
 def test_model_that_would_start_otherwise_is_restarted(change: dict[str, Any]) -> None:
@@ -643,7 +644,9 @@ def test_model_that_changed_its_manners_only_stays() -> None:
     """Roles, defaults and estimates may change under a running engine."""
     bench = Bench(spec("a"))
     bench.ready("a")
-    calmer = spec("a", 900, roles=["r"], generation_defaults={"temperature": 0}, idle_unload_s=5)
+    calmer = spec(
+        "a", 900, roles=["r"], capabilities=["tools"], generation_defaults={"temperature": 0}, idle_unload_s=5
+    )
     assert bench.post(configured(calmer)) == []
     assert bench.post(role(1, "a")) == ["grant 1 a"]
     assert bench.scheduler.ledger.used_mb == 1000

@@ -289,6 +289,18 @@ def test_each_rejection_has_its_reason() -> None:
 
 SEES = Demand(role="caption", needs=frozenset({"vision"}))
 NAMED = Demand(needs=frozenset({"vision"}))
+EMBEDS = Demand(needs=frozenset({"embedding"}))
+
+
+@pytest.mark.parametrize(
+    ("needs", "param"), [({"vision"}, "messages"), ({"embedding"}, "model"), ({"vision", "embedding"}, "model")]
+)
+@pytest.mark.parametrize("role", [None, "caption"])
+def test_which_field_is_at_fault(role: str | None, needs: set[str], param: str) -> None:
+    """Images are too much in the messages; where a model does something else altogether, another one must be named."""
+    with pytest.raises(UnsupportedInput) as caught:
+        select(Demand(role, frozenset(needs)), [candidate()], rules()).best()
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
@@ -296,6 +308,15 @@ NAMED = Demand(needs=frozenset({"vision"}))
     [
         (NAMED, [], ModelNotFound, "The model does not exist."),
         (NAMED, [candidate()], UnsupportedInput, "The model 'alpha' cannot serve this request: lacks vision."),
+        (
+            EMBEDS,
+            [candidate()],
+            UnsupportedInput,
+            (
+                "The model 'alpha' cannot serve this request: lacks embedding. "
+                "GET /v1/models lists what each model can do."
+            ),
+        ),
         (
             Demand(),
             [candidate(mb=LIMIT_MB + 500)],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import os.path
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,18 +62,28 @@ class Launch:
     ``term_grace_s`` (from SIGTERM to SIGKILL) are None where nothing special is known. ``killed_last`` is a part of the
     command line by which the processes are known that must outlive the rest of their group, to clean up after it.
     ``sleeps`` are the ways in which the engine can sleep. ``listens_itself`` says that the process that is started, or
-    a child of it, listens on the port: whoever else answers there is a stranger.
+    a child of it, listens on the port: whoever else answers there is a stranger. ``key_variable`` is the variable by
+    which the engine takes a key that all its clients must then show; None for one that takes none, or has one already.
+    ``key`` is that key: the entry's own, or the one that was made for this start.
     """
 
     argv: tuple[str, ...]
     base_url: str
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
     health_path: str = "/health"
     load_timeout_s: float | None = None
     term_grace_s: float | None = None
     killed_last: str | None = None
     sleeps: tuple[SleepCalls, ...] = ()
     listens_itself: bool = False
+    key_variable: str | None = None
+    key: str | None = field(default=None, repr=False)
+
+    def keyed(self, key: str) -> Launch:
+        """Return the launch with a key given to the engine, unless it takes none or has one."""
+        if self.key_variable is None or not key:
+            return self
+        return replace(self, env={**self.env, self.key_variable: key}, key=key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +107,19 @@ class RemoteLoad:
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """Where requests go. ``base_url`` has no trailing slash and ends before ``/chat/completions``."""
+    """Where requests go. ``base_url`` has no trailing slash and ends before ``/chat/completions``.
+
+    Its key stands in the variable ``api_key_env``, or is ``key``, that of an engine of ours, which is shown to nobody.
+    """
 
     base_url: str
     api_key_env: str | None = None
+    key: str | None = field(default=None, repr=False)
+
+    def authorization(self) -> str | None:
+        """Return what the header ``Authorization`` of a request says; None for a server without a key."""
+        key = self.key or os.environ.get(self.api_key_env or "", "").strip()
+        return f"Bearer {key}" if key else None
 
     def url(self, endpoint: str) -> str:
         """Return the address of an endpoint such as ``/v1/chat/completions`` or ``/tokenize``."""

@@ -59,6 +59,7 @@ class Spec:
             "backend_config",
             "download_location",
             "served_model_id",
+            "started_for",
             "context_tokens",
             "sizes",
             "sleep_level",

@@ -21,7 +21,11 @@ from pydantic import (
 DEFAULT_ROLE_PRIORITY = 50
 """A role that is listed without a priority stands in the middle: above the demo models, below a considered choice."""
 
-CAPABILITIES = ("text", "vision", "embedding", "audio", "reasoning", "tools")
+CAPABILITIES = ("text", "vision", "embedding", "rerank", "audio", "reasoning", "tools")
+
+_WITHOUT_TEXT = frozenset({"embedding", "rerank", "audio"})
+"""What a model may do that writes no text; whatever else it can do, it writes."""
+_STARTED_FOR = frozenset({"text", "embedding", "rerank"})
 
 _SYNONYMS: dict[str, str] = {
     synonym: capability
@@ -31,6 +35,7 @@ _SYNONYMS: dict[str, str] = {
         "vision": "image images img vl vlm visual multimodal mm image_input image_text_to_text "
         "visual_question_answering image_to_text image_captioning captioning vision_language ocr picture pictures",
         "embedding": "embed embeddings embedder text_embedding feature_extraction sentence_similarity vector vectors",
+        "rerank": "reranker reranking re_rank re_ranker re_ranking ranking text_ranking cross_encoder",
         "audio": "speech asr stt tts voice sound transcription audio_input automatic_speech_recognition",
         "reasoning": "thinking think reason reasoner cot chain_of_thought",
         "tools": "tool tool_use tool_call tool_calls tool_calling function functions function_call function_calling",
@@ -237,6 +242,10 @@ class ModelEntry(_Record):
     deprecated: bool = False
     metadata: dict[str, Any] = Field(default_factory=dict)
     chat_template: Any = None
+    developer_role: bool | None = Field(
+        None,
+        description="Whether it knows the role `developer`, which otherwise becomes `system`. Null: its template says.",
+    )
     backend_alternatives: Any = None
 
     @field_validator("backend")
@@ -252,11 +261,18 @@ class ModelEntry(_Record):
 
     @property
     def all_capabilities(self) -> frozenset[str]:
-        """What it can do: as listed, ``vision`` where there is a projector, ``text`` where nothing is said."""
+        """What it can do: as listed, ``vision`` where there is a projector, ``text`` unless it only does without."""
         listed = set(self.capabilities)
         if self.backend_config.mmproj_path or self.backend_config.mmproj_id:
-            listed |= {"text", "vision"}
-        return frozenset(listed or {"text"})
+            listed.add("vision")
+        if not listed or not listed <= _WITHOUT_TEXT:
+            listed.add("text")
+        return frozenset(listed)
+
+    @property
+    def started_for(self) -> frozenset[str]:
+        """The capabilities by which an engine is started in one way or another."""
+        return self.all_capabilities & _STARTED_FOR
 
     @property
     def priorities(self) -> dict[str, float]:

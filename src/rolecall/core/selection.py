@@ -86,11 +86,12 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A candidate that cannot be taken, and why, in words."""
+    """A candidate that cannot be taken, and why, in words; ``missing`` are the capabilities that it lacks."""
 
     name: str
     why: Why
     reason: str
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def select(demand: Demand, candidates: Iterable[Candidate], rules: Rules) -> Sel
         if priority is None:
             rejected.append(Rejected(candidate.name, "other_role", f"does not play the role {role!r}"))
         elif problem := _problem(demand, candidate, rules.limit_mb):
-            rejected.append(Rejected(candidate.name, *problem))
+            rejected.append(problem)
         else:
             usable.append((_order(candidate, priority, rules.bias, places), candidate))
     usable.sort(key=itemgetter(0))
@@ -132,16 +133,17 @@ def select(demand: Demand, candidates: Iterable[Candidate], rules: Rules) -> Sel
     return Selection(demand, tuple(ranked), tuple(rejected), reason)
 
 
-def _problem(demand: Demand, candidate: Candidate, limit_mb: int) -> tuple[Why, str] | None:
-    entry, mb = candidate.entry, candidate.footprint_mb
+def _problem(demand: Demand, candidate: Candidate, limit_mb: int) -> Rejected | None:
+    entry, mb, name = candidate.entry, candidate.footprint_mb, candidate.name
     if demand.exclude and not demand.exclude.isdisjoint(entry.ids):
-        return "excluded", "excluded by the request"
+        return Rejected(name, "excluded", "excluded by the request")
     if candidate.unavailable is not None and not demand.include_non_installed:
-        return "unavailable", candidate.unavailable
-    if demand.needs and (missing := sorted(demand.needs - entry.all_capabilities)):
-        return "capability", f"lacks {', '.join(missing)}"
+        return Rejected(name, "unavailable", candidate.unavailable)
+    if demand.needs and (missing := tuple(sorted(demand.needs - entry.all_capabilities))):
+        return Rejected(name, "capability", f"lacks {', '.join(missing)}", missing)
     if mb is not None and mb > limit_mb:
-        return "too_large", f"needs {mb} MB, {mb - limit_mb} MB more than the {limit_mb} MB it may use"
+        more = f"needs {mb} MB, {mb - limit_mb} MB more than the {limit_mb} MB it may use"
+        return Rejected(name, "too_large", more)
     return None
 
 
@@ -202,7 +204,7 @@ def _refusal(selection: Selection) -> RolecallError:
     named = rejected[0]
     message = f"The model {named.name!r} cannot serve this request: {named.reason}."
     if named.why == "capability":
-        return UnsupportedInput(message, param="messages")
+        return _unsupported(message, named.missing)
     if named.why == "too_large":
         return ModelTooLarge(message, param="model")
     return ModelNotFound(message)
@@ -212,5 +214,12 @@ def _role_refusal(role: str, rejected: Sequence[Rejected]) -> RolecallError:
     reasons = "; ".join(f"{r.name}: {r.reason}" for r in rejected) or "No model plays it"
     message = f"No model of the role {role!r} can serve this request. {reasons}."
     if {r.why for r in rejected if r.why != "unavailable"} == {"capability"}:
-        return UnsupportedInput(message, param="messages")
+        return _unsupported(message, [word for r in rejected for word in r.missing])
     return NoModelForRole(message, param="model")
+
+
+def _unsupported(message: str, missing: Sequence[str]) -> UnsupportedInput:
+    """Images are the fault of the messages; whatever else is missing, another model has it."""
+    if set(missing) == {"vision"}:
+        return UnsupportedInput(message, param="messages")
+    return UnsupportedInput(f"{message} GET /v1/models lists what each model can do.", param="model")

@@ -27,7 +27,10 @@ from rolecall.runtime.remote import RemoteInstance
 log = logging.getLogger(__name__)
 
 _DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "sleep_level", "max_parallel", "gpus")
-"""Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``."""
+"""Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``.
+
+What it is started for (text, embeddings) stands in the command line.
+"""
 
 
 @dataclass(slots=True)
