@@ -174,7 +174,11 @@ def test_every_registry_field_is_documented() -> None:
     """The tables of registry fields have each field of an entry and of its parts."""
     documented = column(table(page("configuration.md"), "field", "meaning"))
     profile = [name for name in Profile.model_fields if name != "name"]
-    parts = {"backend_config": BackendConfig, "request": RequestRules, "history": HistoryRules}
+    parts: dict[str, type[BaseModel]] = {
+        "backend_config": BackendConfig,
+        "request": RequestRules,
+        "history": HistoryRules,
+    }
     entry = [*ModelEntry.model_fields, *(name for part, model in parts.items() for name in _names(part, model))]
     assert sorted(documented) == sorted([*profile, *entry])
 
