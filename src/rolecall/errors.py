@@ -8,6 +8,9 @@
     │   ├── InvalidImage               400 invalid_image         it is cut off, none, or unpacks to too much
     │   ├── InvalidImageUrl            400 invalid_image_url     it may not be fetched, or could not
     │   ├── InvalidMediaUrl            400 invalid_media_url     audio, video or a file by its address
+    │   ├── HeadersTooLarge            431 headers_too_large
+    │   ├── UnsupportedMediaType       415 unsupported_media_type  the body is not called JSON, or is compressed
+    │   ├── RequestTimeout             408 request_timeout       head or body came too slowly
     │   ├── UnsupportedInput           400 unsupported_input     an image for a model that reads text only
     │   ├── ModelTooLarge              400 model_too_large       never fits this machine's budget
     │   ├── ContextLengthExceeded      400 context_length_exceeded  even without its history, too long for the model
@@ -21,6 +24,7 @@
     │   ├── StartFailed                503 model_start_failed    with the engine's last lines
     │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
     │   ├── NotLoaded                  503 model_not_loaded      autostart is off
+    │   ├── TooManyConnections         503 too_many_connections
     │   └── ShuttingDown               503 shutting_down
     └── UpstreamError                  502 engine_error          the engine broke off or answered rubbish
         ├── UpstreamUnreachable        502                       nobody listens: nothing was sent
@@ -115,6 +119,27 @@ class InvalidMediaUrl(BadRequest):
     """Nothing but images is fetched, and engines may not fetch by themselves."""
 
     code = "invalid_media_url"
+
+
+class HeadersTooLarge(BadRequest):
+    """The head is over a limit."""
+
+    status = 431
+    code = "headers_too_large"
+
+
+class UnsupportedMediaType(BadRequest):
+    """The headers do not say that the body is plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class RequestTimeout(BadRequest):
+    """The client sends too slowly; unlike other client errors it may be better the next time."""
+
+    status = 408
+    code = "request_timeout"
 
 
 class UnsupportedInput(BadRequest):
@@ -221,6 +246,12 @@ class NotLoaded(Unavailable):
     """The model is not running and autostart is off."""
 
     code = "model_not_loaded"
+
+
+class TooManyConnections(Unavailable):
+    """No more connections are taken for now."""
+
+    code = "too_many_connections"
 
 
 class ShuttingDown(Unavailable):

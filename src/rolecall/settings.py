@@ -100,6 +100,15 @@ class Settings(BaseSettings):
     )
     max_body_bytes: Positive = Field(64 * 2**20, description="Largest request body; a larger one is answered with 413.")
     max_upload_bytes: Positive = Field(2**30, description="Largest upload to /v1/audio; it is kept on the disk.")
+    body_timeout_ms: Positive = Field(60_000, description="Longest pause between two parts of a body; then 408.")
+    min_body_bytes_per_s: NotNegative = Field(
+        500, description="Lowest average rate of a body that takes longer than body_timeout_ms; 0: any."
+    )
+    max_header_bytes: Positive = Field(2**16, description="Largest head of a request; a larger one: 431.")
+    max_headers: Positive = Field(200, description="Most headers of a request; one more is answered with 431.")
+    header_timeout_ms: Positive = Field(10_000, description="Longest time for the head of a request; then 408.")
+    max_connections: Positive = Field(2000, description="Connections at the same time; one more is answered with 503.")
+    max_messages: Positive = Field(10_000, description="Most messages of a request, or inputs; one more: 400.")
     max_image_bytes: Positive = Field(9_000_000, description="Largest image, decoded from base64.")
     max_images: NotNegative = Field(500, description="Most images of a request.")
     include_non_installed: bool = Field(default=False, description="List models whose files are absent as well.")

@@ -395,7 +395,8 @@ def test_one_connection_serves_many_requests(server: Rolecall) -> None:
 def test_a_body_may_come_in_pieces_and_chunked(server: Rolecall) -> None:
     """A request that arrives byte by byte, or with chunked encoding, is served as any other."""
     data = json.dumps(prompt("plain", "ECHO pieces")).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
     with server.raw() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for byte in head + b"".join(b"1\r\n%c\r\n" % byte for byte in data) + b"0\r\n\r\n":

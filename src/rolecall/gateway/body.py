@@ -9,13 +9,21 @@ import anyio
 import orjson
 from starlette.types import Message, Receive, Scope
 
-from rolecall.errors import BadRequest, BodyTooLarge, UpstreamError
+from rolecall.errors import BadRequest, BodyTooLarge, UnsupportedMediaType, UpstreamError
 
 _DISCARD_LIMIT_BYTES = 2**30
 _DISCARD_LIMIT_S = 30.0
 _QUOTED_BYTES = 300
 MAX_JSON_VALUES = 1_000_000
-"""More would hold up every other request for seconds while they are read. Text and images of any size are one value."""
+MAX_JSON_TEXTS = 400_000
+MAX_JSON_CONTAINERS = 100_000
+"""More would hold up every other request while they are read: a list or an object costs forty times what a number does.
+
+Text and images of any size are one value. Names of fields are texts.
+"""
+MAX_JSON_DEPTH = 250
+"""orjson reads 1024 levels and writes 254; some of them are left for what is put around a body."""
+_BOM = b"\xef\xbb\xbf"
 
 
 class ClientGone(Exception):
@@ -26,7 +34,10 @@ class ClientGone(Exception):
 
 
 async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """Return the whole body; raises ``BodyTooLarge`` above ``limit`` bytes, ``ClientGone`` if the client leaves.
+    """Return the whole body, which is called plain JSON.
+
+    Raises ``BodyTooLarge`` above ``limit`` bytes, ``UnsupportedMediaType`` if it is called something else,
+    ``ClientGone`` if the client leaves.
 
     A body that is too large is read to its end all the same, up to 1 GiB or 30 s: most clients look for an answer only
     after they have sent everything. One that asked ``Expect: 100-continue`` is answered at once.
@@ -50,6 +61,8 @@ async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
             raise _too_large(size, limit)
         parts.append(chunk)
         if not message.get("more_body"):
+            check_is_plain(headers)
+            check_is_json(headers)
             return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
@@ -61,6 +74,35 @@ async def receive_chunks(receive: Receive) -> AsyncIterator[bytes]:
             yield chunk
         if not message.get("more_body"):
             return
+
+
+def check_is_plain(headers: Mapping[bytes, bytes]) -> None:
+    """Raise ``UnsupportedMediaType`` for a compressed body: a small one may become a huge one."""
+    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in {b"identity", b""}:
+        raise UnsupportedMediaType(
+            f"The body has the content-encoding {_quoted(coding)}; rolecall reads bodies that are not compressed."
+        )
+
+
+def check_is_json(headers: Mapping[bytes, bytes]) -> None:
+    """Raise ``UnsupportedMediaType`` unless the body is called JSON.
+
+    What is not called so a web page may send from any site without asking: browsers ask first (CORS) for
+    ``application/json`` alone. That holds for a body without a type, too.
+    """
+    given = headers.get(b"content-type", b"")
+    kind = given.partition(b";")[0].strip().lower()
+    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        problem = f"is {_quoted(given)}" if given else "is missing"
+        raise UnsupportedMediaType(
+            f"The header content-type {problem}; it must be application/json "
+            "(with curl: -H 'content-type: application/json')."
+        )
+
+
+def _quoted(value: bytes) -> str:
+    return repr(value[:_QUOTED_BYTES].decode("latin-1"))
 
 
 async def _next(receive: Receive) -> Message:
@@ -85,15 +127,54 @@ def _too_large(size: int, limit: int) -> BodyTooLarge:
 
 
 def parse_json(body: bytes) -> Any:
-    """Return the parsed body; raises ``BadRequest`` saying what is wrong, also for one nested too deeply."""
+    """Return the parsed body; raises ``BadRequest`` saying what is wrong, also for one nested too deeply.
+
+    Of fields that are there twice the last one counts, for the engine too. A whole number beyond 64 bits becomes the
+    nearest float.
+    """
+    body = body.removeprefix(_BOM)
     if not body:
         raise BadRequest("The body is empty; it must be a JSON object.")
-    if len(body) > MAX_JSON_VALUES and body.count(b",") + body.count(b":") > MAX_JSON_VALUES:
-        raise BadRequest(f"The body holds too many values; {MAX_JSON_VALUES} can be read.")
+    _check_counts(body)
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if "depth limit" in str(error):
+            raise _too_deep() from None
         raise BadRequest(f"The body is not valid JSON: {error}.") from None
+    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise _too_deep()
+    return value
+
+
+def _check_counts(body: bytes) -> None:
+    """Raise ``BadRequest`` for a body that takes too long to read."""
+    if len(body) <= MAX_JSON_CONTAINERS:
+        return
+    kinds = (
+        ("values", b",:", MAX_JSON_VALUES),
+        ("texts", b'"', 2 * MAX_JSON_TEXTS),
+        ("lists and objects", b"[{", MAX_JSON_CONTAINERS),
+    )
+    for what, marks, limit in kinds:
+        if sum(body.count(mark) for mark in marks) > limit:
+            most = limit // 2 if marks == b'"' else limit
+            raise BadRequest(f"The body holds too many {what}; {most} can be read.")
+
+
+def _is_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects lie in each other more than ``limit`` deep."""
+    level = [value]
+    for _ in range(limit):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [each for values in inner for each in values if isinstance(each, dict | list)]
+        if not level:
+            return False
+    return True
+
+
+def _too_deep() -> BadRequest:
+    return BadRequest(f"The body is nested too deeply; {MAX_JSON_DEPTH} levels can be passed on.")
 
 
 def dump_json(body: Mapping[str, Any]) -> bytes:
@@ -101,7 +182,7 @@ def dump_json(body: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(body)
     except orjson.JSONEncodeError:
-        raise BadRequest("The body is nested too deeply; 250 levels can be passed on.") from None
+        raise _too_deep() from None
 
 
 def parse_answer(status: int, body: bytes) -> Any:

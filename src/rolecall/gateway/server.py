@@ -17,6 +17,7 @@ import uvicorn
 
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
+from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
@@ -222,7 +223,8 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
         app = create_app(gateway.services, gateway.inference, gateway.reload)
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=edge_protocol(EdgeLimits.of(settings)),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -1,0 +1,403 @@
+"""The connections: what uvicorn's HTTP/1.1 leaves open, limited; what is no request, answered in OpenAI's shape.
+
+A connection is in one of four phases, each with its own limit of time:
+
+    idle     nothing of a request yet     uvicorn's keep-alive; ``header_s`` on a fresh connection
+    head     its first bytes are there    ``header_s`` to the last of its headers
+    body     the head is complete         ``body_s`` between two parts, and a lowest rate on average
+    answer   the request is complete      the application's own limits
+
+Requests that are sent before the last one was answered (pipelining) wait, up to ``_PIPELINED`` of them. Who sends more
+has their answers, and then the end of the connection, as RFC 9112 allows (9.3.2): thousands of small requests in one
+packet would otherwise all be held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import httptools
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from rolecall.errors import BadRequest, HeadersTooLarge, RequestTimeout, RolecallError, TooManyConnections
+from rolecall.gateway.exchange import new_request_id
+from rolecall.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_LINGER_S = 2.0
+"""How long a refused client may go on sending: bytes that nobody reads reset the connection, and the error is lost."""
+_FLUSH_S = 30.0
+"""How long a client may take nothing of an answer whose connection is to be closed."""
+_LINGERING = 100
+"""Connections above the limit that are told so; more are dropped without a word."""
+_PIPELINED = 8
+_UNREAD_BYTES = 64 * 2**20
+"""What a client may send of a body that nobody reads, once it has its answer."""
+_RETRY_S = 2
+_NOT_FORWARDED = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_TLS_HANDSHAKE = 0x16
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What a connection may do. ``header_s`` and ``body_s`` are seconds, ``body_rate`` bytes per second (0: any)."""
+
+    connections: int
+    header_bytes: int
+    headers: int
+    header_s: float
+    body_s: float
+    body_rate: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> EdgeLimits:
+        """Return the limits that the settings name."""
+        return cls(
+            connections=settings.max_connections,
+            header_bytes=settings.max_header_bytes,
+            headers=settings.max_headers,
+            header_s=settings.header_timeout_ms / 1000,
+            body_s=settings.body_timeout_ms / 1000,
+            body_rate=settings.min_body_bytes_per_s,
+        )
+
+
+@dataclass(slots=True)
+class _BodyClock:
+    """When parts of a body came, on the loop's clock."""
+
+    since: float
+    at: float
+    received: int = 0
+
+    def due(self, limits: EdgeLimits) -> float:
+        """Return when the body will have been too slow, unless more of it comes.
+
+        The average is that of Apache's mod_reqtimeout: ``body_s``, and a second more for every ``body_rate`` bytes.
+        """
+        pause = self.at + limits.body_s
+        if not limits.body_rate:
+            return pause
+        return min(pause, self.since + limits.body_s + self.received / limits.body_rate)
+
+    def restart(self, now: float) -> None:
+        """Forget what was: the waiting was ours."""
+        self.since = self.at = now
+        self.received = 0
+
+
+def edge_protocol(limits: EdgeLimits) -> type[HttpToolsProtocol]:
+    """Return the class that uvicorn makes one object of for each connection (``uvicorn.Config(http=...)``)."""
+    return type("EdgeProtocol", (_EdgeProtocol,), {"limits": limits})
+
+
+class _EdgeProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits. A refused connection is deaf: what still comes is thrown away."""
+
+    limits: ClassVar[EdgeLimits]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._is_deaf = False
+        self._head_since: float | None = None
+        self._head_bytes = 0  # of what is complete
+        self._head_fed = 0  # of all but the last part, as it came
+        self._body: _BodyClock | None = None
+        self._clock: asyncio.TimerHandle | None = None
+        self._farewell: asyncio.TimerHandle | None = None
+        self._has_spoken = False
+        self._sheds_upgrade = False
+        self._answering: RequestResponseCycle | None = None  # ``cycle`` is the last one that came
+        self._broken: tuple[RequestResponseCycle, RolecallError] | None = None
+
+    # -- a connection comes and goes
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection, or say that there are too many."""
+        super().connection_made(transport)
+        excess = len(self.connections) - self.limits.connections
+        if excess > _LINGERING:
+            transport.abort()
+        elif excess > 0:
+            self._refuse(_too_many(self.limits.connections))
+        else:
+            self._head_since = self.loop.time()
+            self._wind_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything."""
+        self._is_deaf = True
+        self._unset_keepalive_if_required()  # uvicorn keeps it where the connection broke
+        for timer in (self._clock, self._farewell):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+        waiting = [cycle for cycle, _ in self.pipeline]
+        for cycle in [self._answering, *waiting] if self._answering is not None else waiting:
+            cycle.disconnected = True  # uvicorn tells the last one alone
+            cycle.message_event.set()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in some bytes of any number of phases."""
+        if self._is_deaf:
+            return
+        self._unset_keepalive_if_required()
+        self._has_spoken = True
+        if self._is_idle:
+            self._head_since = self.loop.time()
+        try:
+            self._feed(data)
+            if self._head_since is not None:
+                self._head_fed += len(data)
+                self._check_head()
+        except httptools.HttpParserError as error:
+            self._refuse(_reason(error, data))
+        except RolecallError as error:
+            self._refuse(error)
+        if not self._is_deaf:
+            self._wind_clock()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._sheds_upgrade:
+                self._start_over(data[upgrade.args[0] :])
+
+    def _start_over(self, rest: bytes) -> None:
+        """Read the head again without its wish for another protocol; the parser would take the body for that one.
+
+        Java's HTTP client asks for HTTP/2 (h2c) with each first request, those with a body included.
+        """
+        self._sheds_upgrade = False
+        kept = [pair for pair in self.headers if pair[0] not in _NOT_FORWARDED]
+        start = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [start, *(b"%s: %s" % pair for pair in kept)]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
+        self._feed(rest)
+
+    # -- what the parser finds; an error raised here comes out of ``feed_data`` as the context of the parser's own
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        if len(self.pipeline) == _PIPELINED:
+            raise BadRequest(f"Only {_PIPELINED} requests may wait on a connection.")
+        if self._head_since is None:
+            self._head_since = self.loop.time()
+        self._head_bytes = self._head_fed = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Take in a part of the target."""
+        self._head_bytes += len(url)
+        self._check_head()
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take in a header; those that follow a chunked body are counted and dropped."""
+        self._head_bytes += len(name) + len(value) + 4
+        self._check_head()
+        if self._body is None:
+            if len(self.headers) >= self.limits.headers:
+                raise HeadersTooLarge(f"The request has more than {self.limits.headers} headers (setting max_headers).")
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve the request."""
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise BadRequest("rolecall is no proxy for other servers: CONNECT is not served.")
+            self._sheds_upgrade = True
+            return
+        _check_framing(self.parser.get_http_version(), self.headers)
+        super().on_headers_complete()
+        if self.pipeline:  # uvicorn reads no more then, and nobody would notice that the client leaves
+            self.flow.resume_reading()
+        now = self.loop.time()
+        self._head_since = None
+        self._body = _BodyClock(now, now)
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a part of the body."""
+        if self._body is not None:
+            self._body.received += len(body)
+            self._body.at = self.loop.time()
+            if self._body.received > _UNREAD_BYTES and self.cycle.response_complete:
+                raise BadRequest("The body goes on though its answer was given.")
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there as a whole."""
+        if not self._sheds_upgrade:
+            self._body = None
+            super().on_message_complete()
+
+    def _check_head(self) -> None:
+        limit = self.limits.header_bytes
+        if self._head_bytes > limit or self._head_fed > limit:
+            raise HeadersTooLarge(f"The request's head has more than {limit} bytes (setting max_header_bytes).")
+
+    # -- time
+
+    @property
+    def _is_answering(self) -> bool:
+        return self._answering is not None and not self._answering.response_complete
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._head_since is None and self._body is None and not self._is_answering
+
+    def _wind_clock(self) -> None:
+        """See to it that somebody looks when the present phase has lasted too long."""
+        due = self._due()
+        if due is None:
+            if self._clock is not None:
+                self._clock.cancel()
+                self._clock = None
+        elif self._clock is None:  # a phase that goes on later is looked at again
+            self._clock = self.loop.call_at(due, self._look)
+
+    def _due(self) -> float | None:
+        if self._head_since is not None:
+            return self._head_since + self.limits.header_s
+        return None if self._body is None else self._body.due(self.limits)
+
+    def _look(self) -> None:
+        self._clock = None
+        now = self.loop.time()
+        if self._body is not None and (self.flow.read_paused or self.cycle.waiting_for_100_continue):
+            self._body.restart(now)  # it is for the application to go on
+        due = self._due()
+        if due is None or self._is_deaf:
+            return
+        if due > now:
+            self._wind_clock()
+        elif self._body is not None:
+            self._refuse(_slow_body(self._body, self.limits))
+        elif self._has_spoken:
+            limit = f"{self.limits.header_s:g} s (setting header_timeout_ms)"
+            self._refuse(RequestTimeout(f"The request's head did not come within {limit}."))
+        else:  # a connection in stock; nobody waits for an answer
+            self.transport.close()
+
+    # -- refusing
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; uvicorn's own answer is plain text."""
+        self._refuse(BadRequest(msg))
+
+    def _refuse(self, error: RolecallError) -> None:
+        """End the connection with an error, or after the answers that are on their way."""
+        log.debug("refused a request from %s: %s", self.client, error.message)
+        self._is_deaf = True
+        self._head_since = None
+        if not self._is_answering:
+            if self._body is None:
+                self._say(error)
+            else:  # it has its answer
+                self.transport.close()
+            return
+        self.cycle.keep_alive = False
+        self.flow.resume_reading()  # what comes is thrown away, but the end is to be noticed
+        if self._body is not None:
+            self._body = None
+            self._broken = self.cycle, error
+            self.cycle.message_event.set()
+
+    def _say(self, error: RolecallError) -> None:
+        if self.transport.is_closing():
+            return
+        content = orjson.dumps(error.body())
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            "x-request-id": new_request_id(),
+            "connection": "close",
+            **error.headers(),
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
+        self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + content)
+        self.transport.write_eof()
+        self._farewell = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
+        """Serve; an application that waits for a body that was refused gets the reason as an exception."""
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            async def receive_or_raise() -> Message:
+                message = await receive()
+                if self._broken is not None and self._broken[0] is cycle and message["type"] == "http.request":
+                    raise self._broken[1]
+                return message
+
+            await app(scope, receive_or_raise, send)
+
+        self._answering = cycle
+        super()._start_asgi_task(cycle, serve)  # type: ignore[arg-type]
+
+    # -- the end of an answer
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the client to take the rest of the answer."""
+        super().on_response_complete()
+        self._await_flush()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close a connection on which nothing came."""
+        super().timeout_keep_alive_handler()
+        self._await_flush()
+
+    def _await_flush(self, before: int | None = None) -> None:
+        """Drop a closing connection whose client takes nothing; it would stay for as long as the client likes."""
+        left = self.transport.get_write_buffer_size() if self.transport.is_closing() else 0
+        if left and left == before:
+            self.transport.abort()
+        elif left:
+            self._farewell = self.loop.call_later(_FLUSH_S, self._await_flush, left)
+
+
+def _check_framing(version: str, headers: list[tuple[bytes, bytes]]) -> None:
+    """Raise ``BadRequest`` for a head of which two servers could think differently."""
+    hosts = sum(name == b"host" for name, _ in headers)
+    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+    if version not in {"1.0", "1.1"}:
+        raise BadRequest(f"rolecall speaks HTTP/1.1, not HTTP/{version}.")
+    if hosts > 1 or (not hosts and version == "1.1"):
+        raise BadRequest(f"The request has {hosts} Host headers; HTTP/1.1 wants one.")
+    if codings and (codings != [b"chunked"] or version == "1.0"):
+        raise BadRequest("The only Transfer-Encoding that rolecall reads is chunked, in HTTP/1.1.")
+
+
+def _reason(error: httptools.HttpParserError, data: bytes) -> RolecallError:
+    """Return what was wrong in words: our own, or the parser's."""
+    ours = error.__context__
+    if isinstance(ours, RolecallError):
+        return ours
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and data[0] == _TLS_HANDSHAKE:
+        return BadRequest("This port speaks plain HTTP: use http://, not https://.")
+    if "PRI/Upgrade" in str(error):
+        return BadRequest("rolecall speaks HTTP/1.1, not HTTP/2.")
+    if isinstance(error, httptools.HttpParserCallbackError):
+        return BadRequest("The request's target is not a path.")
+    return BadRequest(f"This is not an HTTP request that rolecall can read: {str(error).rstrip('.')}.")
+
+
+def _slow_body(clock: _BodyClock, limits: EdgeLimits) -> RequestTimeout:
+    came = f"after {clock.received} bytes"
+    if clock.at + limits.body_s <= clock.due(limits):
+        return RequestTimeout(f"The body stopped for {limits.body_s:g} s {came} (setting body_timeout_ms).")
+    least = f"{limits.body_rate} bytes a second (setting min_body_bytes_per_s)"
+    return RequestTimeout(f"The body is slower than {least} on average, {came}.")
+
+
+def _too_many(limit: int) -> TooManyConnections:
+    return TooManyConnections(
+        f"{limit} connections are open already (setting max_connections).", retry_after_s=_RETRY_S
+    )
