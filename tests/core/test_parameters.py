@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import entry
+from rolecall.core.endpoints import CHAT
 from rolecall.core.models import SIZE_DEFAULTS
 from rolecall.core.parameters import adapt
-from rolecall.core.transforms import CHAT, GENERATING, read_facts
+from rolecall.core.transforms import GENERATING, read_facts
 
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rolecall.core.transforms import CHAT, RequestFacts, read_facts
+from rolecall.core.endpoints import CHAT
+from rolecall.core.transforms import RequestFacts, read_facts
 from rolecall.errors import BadRequest, BodyTooLarge
 
 COMPLETIONS = "/v1/completions"
@@ -41,7 +42,7 @@ def test_facts_of_a_small_request() -> None:
     """A request that says nothing special is a whole answer to words."""
     read = facts(chat())
     assert read == RequestFacts(endpoint=CHAT, model="m", messages=1)
-    assert read.needs == frozenset()
+    assert read.needs == {"text"}
     assert not read.hides_usage
 
 
@@ -65,7 +66,7 @@ def test_facts_of_a_rich_request() -> None:
         prompt_id="7",
         prompt_version="v" * 200,
     )
-    assert facts(body).needs == {"vision"}
+    assert facts(body).needs == {"text", "vision"}
 
 
 def test_nulls_are_silence() -> None:
@@ -147,7 +148,7 @@ def test_picture_at_the_limit_passes(size: int, *, flat: bool) -> None:
 def test_pictures_of_the_other_endpoints_count(endpoint: str, body: dict[str, Any]) -> None:
     """A picture asks for a model that can see, in whichever form of the API it comes."""
     assert facts(body, endpoint).images == 1
-    assert facts(body, endpoint).needs == {"vision"}
+    assert facts(body, endpoint).needs == {"text", "vision"}
 
 
 @pytest.mark.parametrize("said_by_client", ["a text", 7, None])

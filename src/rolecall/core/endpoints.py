@@ -17,6 +17,8 @@ TOKENIZE = "/tokenize"
 DETOKENIZE = "/detokenize"
 
 WRITING = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS)
+UPLOADS = frozenset({TRANSCRIPTIONS, TRANSLATIONS})
+"""The endpoints that take files, as ``multipart/form-data``."""
 HEARING = (TRANSCRIPTIONS, TRANSLATIONS, SPEECH)
 RANKING = (RERANK, SCORE)
 

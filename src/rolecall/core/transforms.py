@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rolecall.core.endpoints import CHAT, COMPLETIONS, needs_of
 from rolecall.core.media import check_images, find_media
 from rolecall.errors import BadRequest
 
-CHAT = "/v1/chat/completions"
-GENERATING = frozenset({CHAT, "/v1/completions"})
+GENERATING = frozenset({CHAT, COMPLETIONS})
 """The endpoints that take sampling parameters and stream with ``stream_options``."""
 
 
@@ -34,7 +34,8 @@ class RequestFacts:
     @property
     def needs(self) -> frozenset[str]:
         """The capabilities that a model must have to answer."""
-        return frozenset({"vision"}) if self.images else frozenset()
+        needs = needs_of(self.endpoint)
+        return needs | {"vision"} if self.images else needs
 
     @property
     def hides_usage(self) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -177,8 +176,8 @@ class Dispatch:
             "accept-encoding": "identity",
             "x-request-id": self._account.line.request_id or "",
         }
-        key = os.environ.get(lease.upstream.api_key_env or "", "").strip()
-        return headers | {"authorization": f"Bearer {key}"} if key else headers
+        authorization = lease.upstream.authorization()
+        return headers | {"authorization": authorization} if authorization else headers
 
 
 @dataclass(slots=True)

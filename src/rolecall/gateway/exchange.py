@@ -14,6 +14,7 @@ import anyio
 from starlette.types import Receive, Scope, Send
 
 from rolecall.core.catalog import Target
+from rolecall.core.endpoints import MESSAGES, RESPONSES, UPLOADS
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown
 from rolecall.gateway.account import Account
@@ -39,10 +40,7 @@ CLIENT_GONE = 499
 LAST_WORDS_S = 1.0
 """How long an answer that is ended at shutdown waits for its client to take the error."""
 
-UPLOADS = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})
-"""The endpoints that take files, as ``multipart/form-data``."""
-
-_STREAMING = GENERATING | UPLOADS | {"/v1/responses", "/v1/messages"}
+_STREAMING = GENERATING | UPLOADS | {RESPONSES, MESSAGES}
 """The endpoints that answer ``stream: true`` with server-sent events."""
 
 
