@@ -126,14 +126,14 @@ def test_the_smallest_form_is_returned_if_even_that_is_too_large() -> None:
     """System messages, the newest picture and the current turn are never given up; the error has the numbers."""
     result = fit(QUESTION, ALL, costs(QUESTION), 1)
     assert result.cut.messages == [QUESTION[0], QUESTION[5], say("assistant", ANSWER_NOTE), QUESTION[7]]
-    error = too_long(result, 100)
+    error = too_long(result.costs, 100)
     assert (error.status, error.code) == (400, "context_length_exceeded")
     assert (error.needed_tokens, error.context_tokens) == (137, 100)
     assert "100 tokens" in error.message
     assert "137 tokens" in error.message
     assert "1 image (100 tokens)" in error.message
     assert "larger context" in error.message
-    assert "image (" not in too_long(fit([say("user")], ALL, costs([say("user")]), 1), 10).message
+    assert "image (" not in too_long(costs([say("user")]), 10).message
 
 
 def test_a_turn_whose_picture_came_late_stays_whole() -> None:

@@ -130,11 +130,11 @@ def fit(messages: Sequence[Any], policy: HistoryPolicy, costs: Costs, budget: fl
     return _Fitting(split(messages), costs, budget).result()
 
 
-def too_long(fitted: Fitted, context_tokens: int) -> ContextLengthExceeded:
-    """Return the error for a conversation that does not fit even as small as it may become."""
-    images = sum(map(len, fitted.costs.images))
-    pictures = f" with {images} image{'s' * (images > 1)} ({ceil(fitted.costs.images_total)} tokens)" if images else ""
-    return ContextLengthExceeded(ceil(fitted.costs.total), context_tokens, _WAY_OUT.format(images=pictures))
+def too_long(smallest: Costs, context_tokens: int, counted: int | None = None) -> ContextLengthExceeded:
+    """Return the error for what is too long even as small as it may become; ``counted`` is the engine's number."""
+    images = sum(map(len, smallest.images))
+    pictures = f" with {images} image{'s' * (images > 1)} ({ceil(smallest.images_total)} tokens)" if images else ""
+    return ContextLengthExceeded(counted or ceil(smallest.total), context_tokens, _WAY_OUT.format(images=pictures))
 
 
 class _Fitting:
