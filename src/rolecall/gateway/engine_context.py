@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +15,6 @@ from rolecall.runtime.lease import Lease
 
 log = logging.getLogger(__name__)
 
-_WITHIN_S = 5.0
-
 
 class EngineContexts:
     """The contexts of engines; each engine is asked once.
@@ -26,8 +23,9 @@ class EngineContexts:
     started with less. What an engine said in an error goes before both.
     """
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, *, within_s: float = 5) -> None:
         self._http = http
+        self._within_s = within_s
         # By the event of its end, which each engine has one of: what is known of an engine goes with it.
         self._known: WeakKeyDictionary[asyncio.Event, int | None] = WeakKeyDictionary()
 
@@ -56,10 +54,11 @@ class EngineContexts:
 
     async def _get(self, upstream: Upstream, path: str) -> Any:
         """Return the JSON of a page; None if there is none."""
-        key = os.environ.get(upstream.api_key_env or "", "").strip()
-        headers = {"connection": "close"} | ({"authorization": f"Bearer {key}"} if key else {})
+        headers = {"connection": "close"}
+        if (authorization := upstream.authorization()) is not None:
+            headers["authorization"] = authorization
         try:
-            with anyio.fail_after(_WITHIN_S):
+            with anyio.fail_after(self._within_s):
                 response = await self._http.get(upstream.url(path), headers=headers, timeout=None)
             return response.json() if response.status_code == httpx.codes.OK else None
         except (TimeoutError, httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
