@@ -14,12 +14,17 @@
     │   ├── UnsupportedInput           400 unsupported_input     an image for a model that reads text only
     │   ├── ModelTooLarge              400 model_too_large       never fits this machine's budget
     │   ├── ContextLengthExceeded      400 context_length_exceeded  even without its history, too long for the model
+    │   ├── InvalidApiKey              401 invalid_api_key       no key, a wrong one, or one too many
+    │   ├── HostNotAllowed             421 host_not_allowed      a Host header that is not ours
     │   └── MethodNotAllowed           405
+    ├── Forbidden                      403 permission_error      the key is right, but not for this
+    │   └── OriginNotAllowed           403 origin_not_allowed    a web page that is not listed
     ├── NotFound                       404 not_found_error
     │   ├── ModelNotFound              404 model_not_found       no such name, alias or role
     │   └── NoModelForRole             404 no_model_for_role     the role exists, no model of it can serve
     ├── NotImplementedByEngine         501 not_supported         the engine has no such endpoint
     ├── TooManyRequests                429 rate_limit_error      the queue is full
+    │   └── RateLimited                429 rate_limit_exceeded   the key has used what it may
     ├── Unavailable                    503 service_unavailable_error  try again later
     │   ├── StartFailed                503 model_start_failed    with the engine's last lines
     │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
@@ -169,6 +174,38 @@ class ContextLengthExceeded(BadRequest):
         self.context_tokens = context_tokens
 
 
+class InvalidApiKey(BadRequest):
+    """Nobody knows who is calling."""
+
+    status = 401
+    code = "invalid_api_key"
+
+    def headers(self) -> dict[str, str]:
+        """Return the scheme to use, which every 401 has to name (RFC 9110, 15.5.2)."""
+        return {**super().headers(), "www-authenticate": "Bearer"}
+
+
+class HostNotAllowed(BadRequest):
+    """The request was meant for another host (421 Misdirected Request)."""
+
+    status = 421
+    code = "host_not_allowed"
+
+
+class Forbidden(RolecallError):
+    """It is known who is calling, and that it may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class OriginNotAllowed(Forbidden):
+    """A web page sent this that nobody allowed to."""
+
+    code = "origin_not_allowed"
+
+
 class NotFound(RolecallError):
     """There is no such thing at this address."""
 
@@ -220,6 +257,22 @@ class TooManyRequests(RolecallError):
     status = 429
     type = "rate_limit_error"
     code = "queue_full"
+
+
+class RateLimited(TooManyRequests):
+    """The caller has used what its key allows. A wait longer than clients wait (``retry_after_s``) is not to be tried.
+
+    OpenAI's SDKs would otherwise try twice more within seconds: they ignore a Retry-After above 120 s, and obey
+    ``x-should-retry``.
+    """
+
+    code = "rate_limit_exceeded"
+
+    def headers(self) -> dict[str, str]:
+        """Return ``retry-after``, or ``x-should-retry: false`` where nobody would wait that long."""
+        if self.retry_after_s is not None and self.retry_after_s > MAX_RETRY_AFTER_S:
+            return {"x-should-retry": "false"}
+        return super().headers()
 
 
 class Unavailable(RolecallError):

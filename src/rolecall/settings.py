@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from typing_extensions import TypedDict
 
+from rolecall.core.hosts import host_rule, origin_rule
 from rolecall.core.selection import Policy, RolePolicy
 from rolecall.errors import ConfigurationError
 
@@ -57,6 +58,15 @@ class Settings(BaseSettings):
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     config_dir: Path = Field(Path("configs"), description="Folder of rolecall.toml, profiles.toml and the registry.")
     state_dir: Path = Field(Path(), description="Folder of engine logs, process ids and the demo models.")
+    api_keys_file: Path | None = Field(
+        None, description="File of API keys, which every caller then needs; relative to the config folder. Empty: none."
+    )
+    allowed_hosts: list[str] = Field(
+        [], description="Names by which this server is called in Host, beside loopback's; *.name stands for all below."
+    )
+    allowed_origins: list[str] = Field(
+        [], description="Web pages that may send requests and read the answers, as https://chat.example.org."
+    )
     log_path: Path = Field(Path("logs/chat_proxy.jsonl"), description="The JSONL log, one line per request.")
     max_log_bytes: Positive = Field(25_000_000, description="Size at which the log is rotated.")
     log_backups: NotNegative = Field(5, description="Rotated log files that are kept.")
@@ -175,7 +185,16 @@ class Settings(BaseSettings):
             for role, table in self.roles.items()
         }
 
-    @field_validator("state_dir", "log_path", "record_decisions", "host", "llama_server", "vllm_command", mode="before")
+    @field_validator(
+        "state_dir",
+        "log_path",
+        "record_decisions",
+        "api_keys_file",
+        "host",
+        "llama_server",
+        "vllm_command",
+        mode="before",
+    )
     @classmethod
     def _no_null(cls, value: Any) -> Any:
         if "\0" in str(value):
@@ -187,15 +206,36 @@ class Settings(BaseSettings):
     def _whole_path(cls, value: Path) -> Path:
         return _absolute(value)
 
-    @field_validator("record_decisions", mode="before")
+    @field_validator("record_decisions", "api_keys_file", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _in_config_dir(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        folder: Path = info.data.get("config_dir", Path())  # absent if it is wrong itself
+        return value and folder / os.path.expanduser(value)  # noqa: PTH111 - as in _absolute
 
     @field_validator("log_path", "record_decisions")
     @classmethod
     def _at_home(cls, value: Path | None) -> Path | None:
         return value and Path(os.path.expanduser(value))  # noqa: PTH111 - as in _absolute
+
+    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @classmethod
+    def _from_commas(cls, value: Any) -> Any:
+        return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: list[str]) -> list[str]:
+        return [host_rule(name) for name in value]
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins_of_pages(cls, value: list[str]) -> list[str]:
+        return [origin_rule(origin) for origin in value]
 
     @field_validator("roles", mode="before")
     @classmethod

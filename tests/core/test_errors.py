@@ -10,8 +10,10 @@ import pytest
 from rolecall import errors
 from rolecall.errors import (
     BadRequest,
+    InvalidApiKey,
     ModelNotFound,
     NoModelForRole,
+    RateLimited,
     RequestTimeout,
     RolecallError,
     ShuttingDown,
@@ -92,6 +94,20 @@ def test_model_not_found_names_the_nearest() -> None:
     assert ModelNotFound("No 'x'.", nearest=["y", "role:z"]).message == "No 'x'. Did you mean 'y' or 'role:z'?"
     assert ModelNotFound("No 'x'.").message == "No 'x'."
     assert ModelNotFound("No 'x'.").param == "model"
+
+
+def test_a_caller_without_a_key_is_told_the_scheme() -> None:
+    """Every 401 names how to say who one is."""
+    assert InvalidApiKey("x").headers() == {"www-authenticate": "Bearer"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "headers"),
+    [(2.5, {"retry-after": "3"}), (120, {"retry-after": "120"}), (121, {"x-should-retry": "false"}), (None, {})],
+)
+def test_a_wait_that_is_too_long_is_not_to_be_tried(seconds: float | None, headers: dict[str, str]) -> None:
+    """Clients are told to come back only where that makes sense."""
+    assert RateLimited("x", retry_after_s=seconds).headers() == headers
 
 
 def test_shutdown_asks_to_come_back() -> None:

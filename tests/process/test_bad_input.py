@@ -270,7 +270,7 @@ class TestHugeBodies:
 
     def test_a_client_that_asks_first_sends_nothing(self, server: Rolecall) -> None:
         """With Expect: 100-continue the 413 comes in place of the permission, and the connection ends."""
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {BIG}\r\nExpect: 100-continue\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BIG}\r\nExpect: 100-continue\r\n\r\n"
         with server.raw(head.encode()) as connection:
             answer = read_to_end(connection)
         self.check(int(answer[9:12]), answer.partition(b"\r\n\r\n")[2])
@@ -279,7 +279,9 @@ class TestHugeBodies:
         """What is above the limit is not kept."""
         process = psutil.Process(server.process.pid)
         before = process.memory_info().rss
-        with server.raw(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {BIG}\r\n\r\n".encode()) as connection:
+        with server.raw(
+            f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {BIG}\r\n\r\n".encode()
+        ) as connection:
             peak = before
             for _ in range(BIG // MB):
                 connection.sendall(b"x" * MB)
@@ -296,7 +298,7 @@ class TestHugeBodies:
     def test_a_client_that_gives_up_sending_leaves_a_line(self, server: Rolecall) -> None:
         """A body that is too large and never comes to its end is a 499, not a hanging request."""
         agent = new_agent()
-        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\nContent-Length: {BIG}\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\nContent-Length: {BIG}\r\n\r\n"
         with server.raw(head.encode() + b"x" * MB):
             pass
         assert server.line_by(agent)["status"] == 499
@@ -373,11 +375,11 @@ def test_the_host_header_never_changes_the_route(server: Rolecall, host: str) ->
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 100,
         b"hello\r\n\r\n",
         b"GET /health HTTP/9.9\r\n\r\n",
-        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
-        b"POST /health HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nBad Header\r\n\r\n",
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nBad Header\r\n\r\n",
     ],
 )  # fmt: skip
 def test_what_is_no_http_is_a_400_or_a_closed_connection(server: Rolecall, data: bytes) -> None:
@@ -392,7 +394,7 @@ def test_what_is_no_http_is_a_400_or_a_closed_connection(server: Rolecall, data:
 @pytest.mark.parametrize("target", ["http://evil.example/health", "/health?x=/v1/models#y", "//evil.example/health"])
 def test_odd_targets(server: Rolecall, target: str) -> None:
     """A target in absolute form or with a query is answered by its path."""
-    status, _, body = server.exchange(f"GET {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    status, _, body = server.exchange(f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
     expected = 404 if target.startswith("//") else 200
     assert status == expected
     assert b"evil" not in body or status == 404
@@ -401,7 +403,7 @@ def test_odd_targets(server: Rolecall, target: str) -> None:
 def test_an_upgrade_is_not_granted(server: Rolecall) -> None:
     """A request for a WebSocket on any path is answered by HTTP, or refused."""
     upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAA\r\n"
-    with server.raw(f"GET /v1/models HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n".encode()) as connection:
+    with server.raw(f"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n{upgrade}\r\n".encode()) as connection:
         assert not connection.recv(65536).startswith(b"HTTP/1.1 101")
     assert server.get("/health")["status"] == "ok"
 

@@ -16,7 +16,7 @@ from harness import CHAT, Rolecall, eventually, fake_entry, http_request, new_ag
 HEAD_S, BODY_S, RATE = 0.5, 0.5, 1000
 HEAD_LIMIT, HEADERS = 4096, 20
 JSON = "Content-Type: application/json\r\n"
-GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
 def head_of(length: int | str, path: str = CHAT, agent: str = "x", more: str = "") -> bytes:
     """Return the head of a POST whose body has that length, or is sent in chunks."""
     size = f"Content-Length: {length}" if isinstance(length, int) else "Transfer-Encoding: chunked"
-    return f"POST {path} HTTP/1.1\r\nHost: x\r\nUser-Agent: {agent}\r\n{JSON}{more}{size}\r\n\r\n".encode()
+    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\n{JSON}{more}{size}\r\n\r\n".encode()
 
 
 def answers(data: bytes) -> list[tuple[int, dict[str, str], bytes]]:
@@ -308,7 +308,7 @@ SMUGGLED = {
 @pytest.mark.parametrize("kind", SMUGGLED)
 def test_a_head_that_can_be_read_in_two_ways_is_a_400(server: Rolecall, kind: str) -> None:
     """What another server could take for a different request is refused, and its connection ends."""
-    data = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\n{JSON}{SMUGGLED[kind]}\r\n"
+    data = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{JSON}{SMUGGLED[kind]}\r\n"
     refusal(said(server, data.encode() + b"0\r\n\r\n" + GET + b"\r\n"), 400)
 
 
@@ -335,11 +335,11 @@ NO_HTTP = {
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1, not HTTP/2"),
     "HTTP/0.9": (b"GET /health\r\n\r\n", "HTTP/1.1, not HTTP/0.9"),
     "words": (b"hello\r\n\r\n", "not an HTTP request"),
-    "small letters": (b"get /health HTTP/1.1\r\nHost: x\r\n\r\n", "not an HTTP request"),
+    "small letters": (b"get /health HTTP/1.1\r\nHost: localhost\r\n\r\n", "not an HTTP request"),
     "bare line feeds": (b"GET /health HTTP/1.1\nHost: x\n\n", "not an HTTP request"),
-    "CONNECT": (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: x\r\n\r\n", "no proxy"),
-    "no path": (b"GET http://evil.example HTTP/1.1\r\nHost: x\r\n\r\n", "target is not a path"),
-    "a broken target": (b"GET http://[::1/ HTTP/1.1\r\nHost: x\r\n\r\n", "target is not a path"),
+    "CONNECT": (b"CONNECT evil.example:443 HTTP/1.1\r\nHost: localhost\r\n\r\n", "no proxy"),
+    "no path": (b"GET http://evil.example HTTP/1.1\r\nHost: localhost\r\n\r\n", "target is not a path"),
+    "a broken target": (b"GET http://[::1/ HTTP/1.1\r\nHost: localhost\r\n\r\n", "target is not a path"),
     "no host": (b"GET /health HTTP/1.1\r\n\r\n", "0 Host headers"),
     "chunks in HTTP/1.0": (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "chunked, in HTTP/1.1"),
 }
@@ -361,7 +361,7 @@ def test_http_1_0_is_served(server: Rolecall) -> None:
 
 def test_options_of_the_server_is_a_404(server: Rolecall) -> None:
     """``OPTIONS *`` asks for nothing that there is."""
-    assert answers(said(server, b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))[0][0] == 404
+    assert answers(said(server, b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))[0][0] == 404
 
 
 @pytest.mark.parametrize("other", ["h2c", "websocket"])

@@ -169,7 +169,7 @@ def test_idle_connections_do_not_hold_the_end(tmp_path: Path) -> None:
     """With nothing to finish the end comes at once, whatever keep-alive connections there are."""
     with Rolecall(tmp_path, [fake_entry("m")]) as server:
         assert server.chat("m").status_code == 200
-        with server.raw(), server.raw(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"):
+        with server.raw(), server.raw(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
             started = time.monotonic()
             assert server.stop() == 0
         assert time.monotonic() - started < 2

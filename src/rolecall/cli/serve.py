@@ -16,6 +16,7 @@ from rolecall.cli.common import ConfigDir, StateDir
 from rolecall.demo.gguf import make_demo_models
 from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import serve
+from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings, located, prepare_config_dir, prepare_state_dir, unknown_variables
@@ -53,9 +54,10 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
         log.warning("%s", warning)
     prepare_config_dir(settings)
     roster = load_roster(settings)
+    keys = open_keys(settings)
     try:
         # Before anything is written: a second start leaves no traces.
-        sock = listening_socket(settings.host, settings.port)
+        sock = listening_socket(settings.host, settings.port, has_keys=bool(keys and keys.ring.keys))
     except ConfigurationError as error:
         raise located(settings, error) from None
     prepare_state_dir(settings)
@@ -100,6 +102,4 @@ def _announce(url: str, roster: Roster) -> None:
         log.info("%s", roster.gpus.problem)
     log.info("models: %s", ", ".join(entry.name for entry in listed) or "none is installed; see `rolecall models list`")
     log.info("log: %s", settings.log_path.absolute())
-    if not (settings.host.startswith("127.") or settings.host in ("::1", "localhost")):
-        log.warning("%s can be reached from other machines, and nothing checks who is calling", url)
     log.info("ready at %s/v1 (Ctrl-C ends it)", url)

@@ -5,33 +5,54 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from socket import gethostname
 
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rolecall.core.hosts import AllowedHosts, AllowedOrigins, is_host_rule, is_loopback
 from rolecall.errors import MethodNotAllowed, RolecallError
+from rolecall.gateway.door import Door, Keys
 from rolecall.gateway.exchange import new_request_id
 from rolecall.gateway.inference import Inference
-from rolecall.gateway.routes import Json, not_found, routes
+from rolecall.gateway.routes import Json, needed_scope, not_found, routes
 from rolecall.gateway.services import Services
+from rolecall.settings import Settings
 
 log = logging.getLogger(__name__)
 
 
-def create_app(services: Services, inference: Inference, reload: Callable[[], None]) -> Starlette:
-    """Return the ASGI application. ``reload`` reads the registry again."""
+def create_app(
+    services: Services, inference: Inference, reload: Callable[[], None], keys: Keys | None = None
+) -> Starlette:
+    """Return the ASGI application. ``reload`` reads the registry again; without ``keys`` nobody needs one."""
+    table = routes(
+        services, inference, reload, created=int(time.time()), key_problem=lambda: keys.store.problem if keys else None
+    )
     app = Starlette(
-        routes=routes(services, inference, reload, created=int(time.time())),
-        middleware=[Middleware(RequestId)],
+        routes=table,
         exception_handlers={RolecallError: _answer, HTTPException: _http_error, Exception: _bug},
     )
     # A redirect would be built from the Host header, which is the client's to choose.
     app.router.redirect_slashes = False
+    # Around all of it, Starlette's own answer to a bug included.
+    door = Door(app.build_middleware_stack(), *_allowed(services.settings), needed_scope(table), keys)
+    app.middleware_stack = RequestId(door)
     return app
+
+
+def _allowed(settings: Settings) -> tuple[AllowedHosts, AllowedOrigins]:
+    is_local = is_loopback(settings.host)
+    names = [settings.host, *settings.allowed_hosts] if is_local else [*settings.allowed_hosts, *_own_names(settings)]
+    return AllowedHosts(names, any_address=not is_local), AllowedOrigins(settings.allowed_origins)
+
+
+def _own_names(settings: Settings) -> list[str]:
+    """Return what this machine is called, as far as that can be a host's name."""
+    return [name for name in (settings.host, gethostname(), f"{gethostname()}.local") if is_host_rule(name)]
 
 
 class RequestId:

@@ -10,7 +10,9 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
+from rolecall.core.keys import Scope as ApiKeyScope
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
@@ -18,6 +20,7 @@ from rolecall.core.selection import Demand
 from rolecall.core.slot import ModelStatus
 from rolecall.errors import BadRequest, ConfigurationError, NotFound
 from rolecall.gateway import views
+from rolecall.gateway.caller import caller_of
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.services import Services
 from rolecall.runtime.gpu import GpuReport
@@ -39,6 +42,9 @@ INFERENCE_PATHS = (
     "/detokenize",
 )
 
+FOR_EVERY_KEY = ("/health", "/v1/models", "/v1/models/select_by_role", "/v1/models/{id:path}")
+"""The routes beside inference that a key of any scope may read; `/health` is read without one, too."""
+
 _TRUE, _FALSE = ("1", "true", "yes", "on", ""), ("0", "false", "no", "off")
 
 
@@ -52,9 +58,18 @@ class Json(Response):
         return orjson.dumps(content)
 
 
-def routes(services: Services, inference: Inference, reload: Callable[[], None], created: int) -> list[Route]:
-    """Return all routes. ``created`` is the time (s since the epoch) that model cards show."""
-    api = _Api(services, reload, created)
+def routes(
+    services: Services,
+    inference: Inference,
+    reload: Callable[[], None],
+    created: int,
+    key_problem: Callable[[], str | None] = lambda: None,
+) -> list[Route]:
+    """Return all routes.
+
+    ``created`` is the time (s since the epoch) that model cards show, ``key_problem`` what is wrong with the key file.
+    """
+    api = _Api(services, reload, created, key_problem)
     get: dict[str, Callable[[Request], Awaitable[Json]]] = {
         "/health": api.health,
         "/v1/models": api.models,
@@ -76,15 +91,55 @@ def routes(services: Services, inference: Inference, reload: Callable[[], None],
     ]
 
 
+def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | None]:
+    """Return a function that tells the scope of an API key that a request needs; None where any key will do.
+
+    It looks for the route as the router does, so that both mean the same one. A route that is not known to be for
+    everybody with a key needs ``admin``; what no route answers needs any key.
+    """
+    all_routes = list(routes)
+    plain = {
+        (method, route.path): _scope_of(route)
+        for route in reversed(all_routes)
+        if "{" not in route.path
+        for method in route.methods or ()
+    }
+    patterns = [route for route in all_routes if "{" in route.path]
+
+    def needed(scope: Scope) -> ApiKeyScope | None:
+        method, path = scope["method"], scope["path"]
+        if (method, path) in plain:
+            return plain[method, path]
+        found = (route for route in patterns if method in (route.methods or ()) and route.path_regex.match(path))
+        route = next(found, None)
+        return None if route is None else _scope_of(route)
+
+    return needed
+
+
+def _scope_of(route: Route) -> ApiKeyScope | None:
+    if isinstance(route.endpoint, Inference):
+        return "inference"
+    return None if route.path in FOR_EVERY_KEY else "admin"
+
+
 class _Api:
-    def __init__(self, services: Services, reload: Callable[[], None], created: int) -> None:
+    def __init__(
+        self,
+        services: Services,
+        reload: Callable[[], None],
+        created: int,
+        key_problem: Callable[[], str | None],
+    ) -> None:
         self._services = services
         self._reload = reload
         self._created = created
+        self._key_problem = key_problem
 
-    async def health(self, _request: Request) -> Json:
+    async def health(self, request: Request) -> Json:
         s = self._services
-        return Json(views.health(s.roster, s.supervisor, s.recorder))
+        whole = views.health(s.roster, s.supervisor, s.recorder, self._key_problem())
+        return Json(whole if caller_of(request.scope).may("admin") else views.short_health(whole))
 
     async def models(self, request: Request) -> Json:
         include = _flag(request, "include_non_installed") or self._services.settings.include_non_installed

@@ -17,11 +17,13 @@ import uvicorn
 
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
+from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import HttpxTransport
+from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.decision_log import DecisionLog
 from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.guardian import Guardian
@@ -32,10 +34,14 @@ from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.registry import registry_changes, write_snapshot
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import TICK_S, Supervisor
+from rolecall.runtime.usage import SAVE_EVERY_S, USAGE, UsageBook
+from rolecall.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 2.0
+_KEYS_S = 0.5
+"""How long a key that was revoked may go on to be taken."""
 _KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections, so that none is closed under a request that is on its way."""
 
@@ -46,6 +52,7 @@ class Gateway:
 
     services: Services
     inference: Inference
+    keys: Keys | None = None
 
     def configure(self) -> None:
         """Act on the registry as it was last read, and write the merged one down."""
@@ -66,6 +73,16 @@ class Gateway:
         """Reload whenever a registry file changes."""
         async for _ in registry_changes(self.services.settings.config_dir):
             self._reload_changed()
+
+    async def watch_keys(self) -> None:
+        """Take over a key file that changed. It is looked at, not watched: that finds it behind symbolic links too."""
+        if self.keys is not None:
+            await asyncio.to_thread(self.keys.store.refresh)
+
+    async def write_usage(self) -> None:
+        """Write down what the keys have used."""
+        if self.keys is not None:
+            await self.keys.usage.write()
 
     async def watch_files(self, launcher: EngineLauncher) -> None:
         """Look at the models' files, and at the engines' logs.
@@ -117,7 +134,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         transport = HttpxTransport()
         stack.push_async_callback(transport.aclose)
         services = Services(settings, roster, supervisor, transport, recorder)
-        gateway = Gateway(services, Inference(services))
+        gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)
         await supervisor.adopt()
@@ -125,10 +142,23 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             _go_on(supervisor.tick, TICK_S),
             _go_on(gateway.watch_registry, _REFRESH_S),
             _go_on(lambda: gateway.watch_files(launcher), _REFRESH_S),
+            _go_on(gateway.watch_keys, _KEYS_S),
+            _go_on(gateway.write_usage, SAVE_EVERY_S),
         ):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         supervisor.preload()
         yield gateway
+
+
+def _keys(settings: Settings, stack: contextlib.AsyncExitStack) -> Keys | None:
+    store = open_keys(settings)
+    if store is None:
+        return None
+    if store.problem is not None:
+        log.warning("%s", store.problem)
+    usage = UsageBook(settings.state_dir / USAGE)
+    stack.callback(usage.close)
+    return Keys(store, usage)
 
 
 def _supervisor(roster: Roster, launcher: EngineLauncher, http: httpx.AsyncClient, roll: EngineRoll) -> Supervisor:
@@ -220,7 +250,7 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
     settings = roster.settings
     logging.getLogger("uvicorn.error").addFilter(_CutOnPurpose())
     async with running_gateway(roster) as gateway:
-        app = create_app(gateway.services, gateway.inference, gateway.reload)
+        app = create_app(gateway.services, gateway.inference, gateway.reload, gateway.keys)
         config = uvicorn.Config(
             app,
             http=edge_protocol(EdgeLimits.of(settings)),

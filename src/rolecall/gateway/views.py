@@ -119,11 +119,14 @@ def _is_shown(row: dict[str, Any], catalog: Catalog) -> bool:
     return row["model"] not in catalog.unavailable or row["state"] != State.STOPPED.value
 
 
-def health(roster: Roster, supervisor: Supervisor, recorder: Recorder) -> dict[str, Any]:
+def health(
+    roster: Roster, supervisor: Supervisor, recorder: Recorder, key_problem: str | None = None
+) -> dict[str, Any]:
     """Return the state of rolecall itself: ``ok``, or ``degraded`` with the problems in words."""
     problems = {
         "registry": roster.problem,
         "log": recorder.problem,
+        "api_keys": key_problem,
     }
     named = {name: problem for name, problem in problems.items() if problem}
     ledger = supervisor.scheduler.ledger
@@ -138,6 +141,11 @@ def health(roster: Roster, supervisor: Supervisor, recorder: Recorder) -> dict[s
         "queue": supervisor.scheduler.waiting(),
         "log_lines_dropped": recorder.dropped,
     }
+
+
+def short_health(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what everybody may know of ``health``: that this is a rolecall, and whether all is well."""
+    return {"status": whole["status"], "name": "rolecall"}
 
 
 def profile_view(active: ActiveProfile, gpus: GpuReport) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Collection
 
 import psutil
 
+from rolecall.core.hosts import is_loopback
 from rolecall.errors import ConfigurationError
 
 _BACKLOG = 2048
@@ -62,14 +63,21 @@ def holder(port: int) -> str:
         return "a process that cannot be seen"
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on the address; raises ``ConfigurationError`` naming who holds the port."""
+def listening_socket(host: str, port: int, *, has_keys: bool = False) -> socket.socket:
+    """Return a socket that listens on the address; raises ``ConfigurationError`` naming who holds the port.
+
+    Without keys it is refused to listen where other machines could reach it.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
+        _assert_guarded(host, bound, has_keys=has_keys)
         bound.listen(_BACKLOG)  # at once: two sockets may be bound to one port as long as none listens
+    except ConfigurationError:
+        bound.close()
+        raise
     except socket.gaierror as error:
         bound.close()
         raise ConfigurationError(f"host: {host!r} is not an address of this machine ({error.strerror})") from None
@@ -83,3 +91,14 @@ def listening_socket(host: str, port: int) -> socket.socket:
         message = f"port: {port} is taken by {holder(port)}; stop it, or take another port with --port"
         raise ConfigurationError(message) from None
     return bound
+
+
+def _assert_guarded(host: str, bound: socket.socket, *, has_keys: bool) -> None:
+    """Look at the address itself: what a name stands for is known only now, and nobody can connect yet."""
+    address = bound.getsockname()[0]
+    if not (has_keys or is_loopback(address)):
+        raise ConfigurationError(
+            f"host: {host!r} can be reached by other machines, and without API keys everybody there could use this "
+            "server. Listen on 127.0.0.1, or let callers need a key: name a file by api_keys_file "
+            "(CHAT_PROXY_API_KEYS_FILE) and make a key with `rolecall keys add NAME`"
+        )

@@ -1,0 +1,253 @@
+"""The door: in front of everything else, it decides who comes in.
+
+For each request, in this order: is ``Host`` one of ours; may this web page ask; is it a browser's question beforehand
+(CORS preflight); whose key is it; does the key have the scope. What is refused here has cost next to nothing, and what
+comes in carries its `Caller`. Answers to pages that are allowed say so, errors and streams as well.
+
+Nothing here, and nothing behind it, decides by ``request.url``, which is made from the ``Host`` header: what counts is
+``scope["path"]``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rolecall.core.hosts import AllowedHosts, AllowedOrigins
+from rolecall.core.keys import ApiKey
+from rolecall.core.keys import Scope as KeyScope
+from rolecall.errors import BadRequest, Forbidden, InvalidApiKey, OriginNotAllowed, RolecallError
+from rolecall.gateway.caller import Anyone, Caller, KeyHolder, Stranger, introduce
+from rolecall.runtime.api_keys import KeyStore
+from rolecall.runtime.usage import UsageBook
+
+log = logging.getLogger(__name__)
+
+HEALTH = "/health"
+"""The one path that needs no key, and that a page may ask for: who may not know more learns only that it is up."""
+
+_KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+"""OpenAI's, Anthropic's and Azure's clients use one of these each."""
+_READ = frozenset(
+    {b"host", b"origin", b"sec-fetch-site", *_KEY_HEADERS}
+    | {b"access-control-request-method", b"access-control-request-headers", b"access-control-request-private-network"}
+)
+_LONGEST_KEY = 256
+"""Bytes; what is longer is no key, and is not looked at."""
+_MOST_ASKED_HEADERS = 4096
+_PREFLIGHT_S = 600
+"""How long a browser may remember the answer to a preflight."""
+_SAFE = frozenset({"GET", "HEAD"})
+_EXPOSED = (b"x-request-id", b"retry-after", b"x-should-retry")
+_OURS = b"x-rolecall-"
+_REPORT_EVERY_S = 10.0
+
+Headers = dict[bytes, bytes]
+Needs = Callable[[Scope], KeyScope | None]
+"""The scope that a request needs; None where any key will do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The API keys in force, and what each has used."""
+
+    store: KeyStore
+    usage: UsageBook
+
+
+class Door:
+    """Pure ASGI middleware. Without ``keys`` no key is needed, and every caller may do everything."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        hosts: AllowedHosts,
+        origins: AllowedOrigins,
+        needs: Needs,
+        keys: Keys | None = None,
+    ) -> None:
+        self._app = app
+        self._hosts = hosts
+        self._origins = origins
+        self._needs = needs
+        self._keys = keys
+        self._refusals = Refusals()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008})
+                return
+            await self._app(scope, receive, send)
+            return
+        origin: bytes | None = None
+        try:
+            headers = _headers(scope)
+            self._hosts.check(headers[b"host"])
+            origin = self._page(scope, headers)
+            send = self._told(send, origin) if self._origins else send
+            if origin is not None and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
+                await _answer_preflight(headers, send)
+                return
+            introduce(scope, self._caller(scope, headers))
+        except RolecallError as error:
+            self._refusals.note(scope, error)
+            await _refuse(error, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _page(self, scope: Scope, headers: Headers) -> bytes | None:
+        """Return the origin of a listed page; None for what is no page, or our own; raises ``OriginNotAllowed``."""
+        origin = headers.get(b"origin")
+        if origin is None:
+            if headers.get(b"sec-fetch-site", b"").lower() == b"cross-site" and not _is_health(scope):
+                raise OriginNotAllowed("A web page of another site sent this request, and did not say which page.")
+            return None
+        if self._origins.has(origin):
+            return origin
+        if not (self._origins.is_own(origin, headers[b"host"]) or _is_health(scope)):
+            raise OriginNotAllowed(
+                f"Requests of web pages from {origin[:100].decode('latin-1')!r} are not allowed; who runs this server "
+                "can add it to allowed_origins (CHAT_PROXY_ALLOWED_ORIGINS)."
+            )
+        return None
+
+    def _caller(self, scope: Scope, headers: Headers) -> Caller:
+        if self._keys is None:
+            return Anyone()
+        try:
+            key = _key(self._keys.store, headers)
+        except InvalidApiKey:
+            if _is_health(scope):
+                return Stranger()
+            raise
+        needed = self._needs(scope)
+        if needed is not None and needed not in key.scopes:
+            raise Forbidden(
+                f"The key {key.name!r} has the scope {' and '.join(key.scopes)}; {scope['method']} "
+                f"{scope['path'][:200]} needs {needed}."
+            )
+        return KeyHolder(key, self._keys.usage)
+
+    def _told(self, send: Send, origin: bytes | None) -> Send:
+        """Return ``send`` with the headers that let an allowed page read the answer."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *_cors(message["headers"], origin)]
+            await send(message)
+
+        return send_with_headers
+
+
+class Refusals:
+    """Tells on the terminal who is sent away, without letting them fill it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told_at = -_REPORT_EVERY_S
+        self._untold = 0
+
+    def note(self, scope: Scope, error: RolecallError) -> None:
+        """Count a refusal; tell of the first, and then of the last one every ten seconds at the most."""
+        now = self._clock()
+        if now < self._told_at + _REPORT_EVERY_S:
+            self._untold += 1
+            return
+        more = f", and {self._untold} before it" if self._untold else ""
+        address = (scope.get("client") or ("unknown",))[0]
+        path = f"{scope['method']} {scope['path']}"[:200]
+        log.warning("refused %r from %s%s: %d %s", path, address, more, error.status, error.code)
+        self._told_at, self._untold = now, 0
+
+
+def _headers(scope: Scope) -> Headers:
+    """Return the headers that matter; raises where one that decides is not there, or there twice."""
+    found: Headers = {}
+    for name, value in scope["headers"]:
+        if name in _READ:
+            if name in found:
+                raise _twice(name)
+            found[name] = value
+    if b"host" not in found:
+        raise BadRequest("The request has no Host header; it must name one host, such as localhost:8100.")
+    return found
+
+
+def _twice(name: bytes) -> RolecallError:
+    kind = InvalidApiKey if name in _KEY_HEADERS else BadRequest
+    return kind(f"The request has the header {name.decode()} more than once.")
+
+
+def _is_health(scope: Scope) -> bool:
+    return scope["path"] == HEALTH and scope["method"] in _SAFE
+
+
+def _key(store: KeyStore, headers: Headers) -> ApiKey:
+    """Return the key that a request came with; raises ``InvalidApiKey``, which never repeats what came."""
+    tokens = {_token(name, headers[name]) for name in _KEY_HEADERS if name in headers}
+    if not tokens:
+        raise InvalidApiKey(
+            "This server needs an API key: send it as `Authorization: Bearer KEY`, x-api-key or api-key. "
+            "Who runs the server makes one with `rolecall keys add NAME`."
+        )
+    if len(tokens) > 1:
+        raise InvalidApiKey("The request has several API keys that differ; send one.")
+    (token,) = tokens
+    key = store.ring.find(token) if 0 < len(token) <= _LONGEST_KEY else None
+    if key is None:
+        raise InvalidApiKey("The API key is not one of this server's; it may have been revoked.")
+    if key.is_expired(datetime.now(timezone.utc)):
+        raise InvalidApiKey(f"The API key {key.name!r} has expired.")
+    return key
+
+
+def _token(name: bytes, value: bytes) -> bytes:
+    if name != b"authorization":
+        return value.strip()
+    scheme, _, token = value.strip().partition(b" ")
+    if scheme.lower() != b"bearer":
+        raise InvalidApiKey("The Authorization header must be `Bearer KEY`.")
+    return token.strip()
+
+
+async def _refuse(error: RolecallError, send: Send) -> None:
+    body = orjson.dumps(error.body())
+    pairs = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
+    headers = [(name.encode(), value.encode()) for name, value in pairs.items()]
+    if isinstance(error, OriginNotAllowed):
+        headers.append((b"vary", b"Origin"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _cors(headers: Iterable[tuple[bytes, bytes]], origin: bytes | None) -> list[tuple[bytes, bytes]]:
+    added = [(b"vary", b"Origin")]
+    if origin is not None:
+        ours = (name.lower() for name, _ in headers if name.lower().startswith(_OURS))
+        added.append((b"access-control-allow-origin", origin))
+        added.append((b"access-control-expose-headers", b", ".join([*_EXPOSED, *sorted(set(ours))])))
+    return added
+
+
+async def _answer_preflight(headers: Headers, send: Send) -> None:
+    """Say that an allowed page may send what it wants to; whether that works is for the request itself to find out."""
+    asked = headers.get(b"access-control-request-headers", b"")[:_MOST_ASKED_HEADERS]
+    answer = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-max-age", str(_PREFLIGHT_S).encode()),
+        (b"vary", b"Access-Control-Request-Headers"),
+    ]
+    if asked:
+        answer.append((b"access-control-allow-headers", asked))
+    if headers.get(b"access-control-request-private-network", b"").lower() == b"true":
+        answer.append((b"access-control-allow-private-network", b"true"))
+    await send({"type": "http.response.start", "status": 204, "headers": answer})
+    await send({"type": "http.response.body", "body": b""})

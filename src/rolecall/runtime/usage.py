@@ -1,0 +1,122 @@
+"""What each API key has used, kept from one run to the next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rolecall.core.keys import ApiKey
+from rolecall.core.quota import NOTHING, Usage, admit, day_of, on_day_of, spend
+from rolecall.runtime.private_file import write_privately
+
+log = logging.getLogger(__name__)
+
+USAGE = "usage.json"
+VERSION = 1
+SAVE_EVERY_S = 2.0
+_MOST_BYTES = 8 * 2**20
+
+
+class UsageBook:
+    """Counts requests and tokens of keys, on the event loop; a JSON file keeps them, which is this process' alone.
+
+    It is written every `SAVE_EVERY_S` while something changes, and at the end: what ``kill -9`` loses is what was used
+    in the last seconds. The counts belong to a key, not to its name: a new key of an old name has used nothing.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._used = read_usage(path)
+        self._is_dirty = False
+        self._has_failed = False
+
+    def begin(self, key: ApiKey) -> None:
+        """Count a request; raises ``RateLimited`` if the key allows no more of them."""
+        self._used[_id(key)] = admit(self._used.get(_id(key), NOTHING), key, self._clock())
+        self._is_dirty = True
+
+    def spend(self, key: ApiKey, tokens: int) -> None:
+        """Add the tokens of an answer."""
+        self._used[_id(key)] = spend(self._used.get(_id(key), NOTHING), tokens, self._clock())
+        self._is_dirty = True
+
+    def today(self, key: ApiKey) -> Usage:
+        """Return what a key has used today."""
+        return on_day_of(self._clock(), self._used.get(_id(key), NOTHING))
+
+    async def write(self) -> None:
+        """Write what has changed, without holding up the loop."""
+        if self._is_dirty:
+            await asyncio.to_thread(self._write, self._text())
+
+    def close(self) -> None:
+        """Write what has changed, now."""
+        if self._is_dirty:
+            self._write(self._text())
+
+    def _text(self) -> str:
+        now = self._clock()
+        # Yesterday's are forgotten, unless their bucket is still filling.
+        self._used = {id_: used for id_, used in self._used.items() if used.day >= day_of(now) or used.full_at > now}
+        self._is_dirty = False  # what changes from here on is written the next time
+        return json.dumps({"version": VERSION, "used": {id_: asdict(used) for id_, used in self._used.items()}}) + "\n"
+
+    def _write(self, text: str) -> None:
+        try:
+            write_privately(self._path, text)
+        except OSError as error:
+            self._is_dirty = True
+            if not self._has_failed:  # once, and not every two seconds
+                log.warning("what API keys have used cannot be written to %s: %s", self._path, error)
+            self._has_failed = True
+        else:
+            self._has_failed = False
+
+
+def _id(key: ApiKey) -> str:
+    return key.sha256[:16]
+
+
+def used_today(used: Mapping[str, Usage], key: ApiKey, now: float) -> Usage:
+    """Return what a key has used today, of what `read_usage` returned."""
+    return on_day_of(now, used.get(_id(key), NOTHING))
+
+
+def read_usage(path: Path) -> dict[str, Usage]:
+    """Return what was used by each key; nothing, with a warning, of a file that makes no sense."""
+    try:
+        with path.open("rb") as file:
+            return dict(_rows(json.loads(file.read(_MOST_BYTES))))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        log.warning("what API keys have used cannot be read from %s, counting begins anew: %s", path, error)
+        return {}
+
+
+def _rows(data: Any) -> Iterator[tuple[str, Usage]]:
+    if data["version"] != VERSION:
+        raise ValueError(f"its version is {data['version']!r:.80}")
+    for id_, used in data["used"].items():
+        day, requests, tokens = (_count(used[name]) for name in ("day", "requests", "tokens"))
+        yield str(id_), Usage(day, requests, tokens, _time(used["full_at"]))
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError(f"{value!r:.80} is no count")
+    return value
+
+
+def _time(value: object) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.80} is no time")
+    return float(value)
