@@ -22,15 +22,16 @@ def key(**limits: Any) -> ApiKey:
 
 def admitted(usage: Usage, limits: ApiKey, times: list[float]) -> list[float]:
     """The times at which requests were admitted."""
-    taken = []
+    taken: list[float] = []
+    waits: list[float] = []
     for now in times:
         try:
             usage = admit(usage, limits, now)
         except RateLimited as error:
-            assert error.retry_after_s is not None
-            assert 0 < error.retry_after_s <= 60
+            waits.append(error.retry_after_s or 0)
         else:
             taken.append(now)
+    assert all(0 < wait_s <= 60 for wait_s in waits)
     return taken
 
 

@@ -468,7 +468,7 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
         services = Services(settings, roster, supervisor, transport, recorder)
         app = create_app(services, Inference(services), lambda: None)
         transport_to_app = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport_to_app, base_url="http://rolecall") as client:
+        async with httpx.AsyncClient(transport=transport_to_app, base_url="http://localhost") as client:
             answer = await client.post("/v1/chat/completions", json=prompt("a"))
         row = supervisor.status()[0].model
     recorder.close()

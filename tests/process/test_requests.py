@@ -360,7 +360,7 @@ class TestClientsThatLeave:
     def test_while_sending_the_body(self, server: Rolecall, part: bytes) -> None:
         """A client that leaves in the middle of its own request leaves a line with 499."""
         agent = new_agent()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\nContent-Length: 100\r\n\r\n"
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\nContent-Length: 100\r\n\r\n"
         connection = server.raw(head.encode() + part)
         connection.close()
         line = server.line_by(agent)
@@ -395,7 +395,8 @@ def test_one_connection_serves_many_requests(server: Rolecall) -> None:
 def test_a_body_may_come_in_pieces_and_chunked(server: Rolecall) -> None:
     """A request that arrives byte by byte, or with chunked encoding, is served as any other."""
     data = json.dumps(prompt("plain", "ECHO pieces")).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\n"
     head += b"Transfer-Encoding: chunked\r\n\r\n"
     with server.raw() as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -38,6 +38,8 @@ _READ = frozenset(
     {b"host", b"origin", b"sec-fetch-site", *_KEY_HEADERS}
     | {b"access-control-request-method", b"access-control-request-headers", b"access-control-request-private-network"}
 )
+_SEVERAL = b"\0"
+"""In place of a header that came more than once; no header can hold that."""
 _LONGEST_KEY = 256
 """Bytes; what is longer is no key, and is not looked at."""
 _MOST_ASKED_HEADERS = 4096
@@ -173,17 +175,15 @@ def _headers(scope: Scope) -> Headers:
     found: Headers = {}
     for name, value in scope["headers"]:
         if name in _READ:
-            if name in found:
-                raise _twice(name)
-            found[name] = value
+            if name not in found:
+                found[name] = value
+            elif name in _KEY_HEADERS:
+                found[name] = _SEVERAL  # of interest only where a key is needed
+            else:
+                raise BadRequest(f"The request has the header {name.decode()} more than once.")
     if b"host" not in found:
         raise BadRequest("The request has no Host header; it must name one host, such as localhost:8100.")
     return found
-
-
-def _twice(name: bytes) -> RolecallError:
-    kind = InvalidApiKey if name in _KEY_HEADERS else BadRequest
-    return kind(f"The request has the header {name.decode()} more than once.")
 
 
 def _is_health(scope: Scope) -> bool:
@@ -210,6 +210,8 @@ def _key(store: KeyStore, headers: Headers) -> ApiKey:
 
 
 def _token(name: bytes, value: bytes) -> bytes:
+    if value is _SEVERAL:
+        raise InvalidApiKey(f"The request has the header {name.decode()} more than once; send one.")
     if name != b"authorization":
         return value.strip()
     scheme, _, token = value.strip().partition(b" ")
