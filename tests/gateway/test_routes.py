@@ -426,7 +426,7 @@ def test_the_profile_by_hand(server: Rolecall, nvml_library: Path, tmp_path: Pat
         ("DELETE", "/v1/models/small", 405),
         ("POST", "/v1/models/small", 405),
         ("POST", "/v1/admin/reload", 200),
-        ("POST", "/v1/chat/completions", 400),
+        ("POST", "/v1/chat/completions", 415),
     ],
 )
 def test_every_answer_is_json_with_a_request_id(server: Rolecall, method: str, path: str, status: int | None) -> None:

@@ -92,7 +92,8 @@ class Door:
         origin: bytes | None = None
         try:
             headers = _headers(scope)
-            self._hosts.check(headers[b"host"])
+            if b"host" in headers:
+                self._hosts.check(headers[b"host"])
             origin = self._page(scope, headers)
             send = self._told(send, origin) if self._origins else send
             if origin is not None and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
@@ -114,7 +115,7 @@ class Door:
             return None
         if self._origins.has(origin):
             return origin
-        if not (self._origins.is_own(origin, headers[b"host"]) or _is_health(scope)):
+        if not (self._origins.is_own(origin, headers.get(b"host", b"")) or _is_health(scope)):
             raise OriginNotAllowed(
                 f"Requests of web pages from {origin[:100].decode('latin-1')!r} are not allowed; who runs this server "
                 "can add it to allowed_origins (CHAT_PROXY_ALLOWED_ORIGINS)."
@@ -181,7 +182,8 @@ def _headers(scope: Scope) -> Headers:
                 found[name] = _SEVERAL  # of interest only where a key is needed
             else:
                 raise BadRequest(f"The request has the header {name.decode()} more than once.")
-    if b"host" not in found:
+    # HTTP/1.0 needs none (RFC 9112, 3.2), as some health checks send it, and no browser.
+    if b"host" not in found and scope["http_version"] != "1.0":
         raise BadRequest("The request has no Host header; it must name one host, such as localhost:8100.")
     return found
 
