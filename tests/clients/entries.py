@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from harness import Rolecall, fake_entry
 from rolecall.demo.script import Script
@@ -23,9 +25,28 @@ PIXEL = (
 )
 PICTURE: Any = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": PIXEL}}]
 
+
+class Place(BaseModel):
+    """What structured output is parsed into."""
+
+    city: Literal["Paris"]
+    size: Literal[7]
+
+
+class Weather(BaseModel):
+    """What a tool call is parsed into: the demo model calls this one."""
+
+    model_config = ConfigDict(title="get_weather")
+
+    city: str
+
+
 ODD_NAMES = ("org/model:Q4_K_M", "name_(FP8)", "with space", "ünïcode-名", "a%2Fb")
 """Ids that clients put into paths in different ways."""
 
+
+RETRYING = ("OpenAI", "LangChain", "LlamaIndex", "LiteLLM", "Npm")
+"""The clients that send a failed request again by themselves."""
 
 RETRIED, REFUSED = (408, 409, 429, 500, 503), (400, 404, 422)
 """Statuses that OpenAI's clients send again after, and some that they don't."""
@@ -46,6 +67,10 @@ FAKES = (
     fake_entry("fake"),
     fake_entry("fake-embed", "--embeddings", capabilities=["embedding"]),
     fake_entry("never-ready", "--never-ready", load_timeout_s=600),
+    fake_entry("thinks-long", "--head-delay-s", "60"),
+    fake_entry("talks-long", "--tokens", "1000", "--token-delay-s", "0.05"),
+    fake_entry("breaks-off", "--drop-after-tokens", "3"),
+    *(fake_entry(f"fails {client} once", "--error-status", "500", "--error-times", "1") for client in RETRYING),
     *(fake_entry(f"fails-{status}", "--error-status", str(status), "--error-times", "1") for status in RETRIED),
     *(fake_entry(f"refuses-{status}", "--error-status", str(status)) for status in REFUSED),
 )

@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import openai
 import pytest
 import pytest_asyncio
-from pydantic import BaseModel
 
-from clients.entries import ANSWER, CAPTION, HELLO, ODD_NAMES, PICTURE, THOUGHT, WEATHER, statuses
+from clients.entries import ANSWER, CAPTION, HELLO, ODD_NAMES, PICTURE, THOUGHT, WEATHER, Place, statuses
 from harness import Rolecall
-
-
-class Place(BaseModel):
-    """What structured output is parsed into."""
-
-    city: Literal["Paris"]
-    size: Literal[7]
 
 
 @pytest.fixture
@@ -166,6 +158,13 @@ def test_structured_output(client: openai.OpenAI) -> None:
         model="demo-chat", messages=HELLO, response_format={"type": "json_schema", "json_schema": schema}, max_tokens=60
     )
     assert Place.model_validate_json(answer.choices[0].message.content or "") == Place(city="Paris", size=7)
+
+
+def test_json_of_any_shape(client: openai.OpenAI) -> None:
+    """JSON mode without a schema gives some JSON."""
+    options: Any = {"response_format": {"type": "json_object"}, "max_tokens": 100}
+    answer = client.chat.completions.create(model="demo-chat", messages=HELLO, **options)
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
 
 
 def test_parsed_output(client: openai.OpenAI) -> None:
