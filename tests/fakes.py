@@ -212,6 +212,22 @@ class FakeProbe:
         return GpuReport(self.gpus, self.problem, None)
 
 
+class FakeResolver:
+    """Gives each name the addresses that the test gave it, one answer after the other; the last one stays."""
+
+    def __init__(self, **answers: list[list[str]]) -> None:
+        self.answers = {name.replace("_", "."): list(rows) for name, rows in answers.items()}
+        self.asked: list[str] = []
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Note the question and return the next answer."""
+        self.asked.append(host)
+        if host not in self.answers:
+            raise OSError("no such host")
+        rows = self.answers[host]
+        return rows.pop(0) if len(rows) > 1 else rows[0]
+
+
 class FakeTransport:
     """An upstream that gives every request the answer that ``answer`` makes of its URL and body."""
 

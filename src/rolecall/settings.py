@@ -17,6 +17,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, ValidationErr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from typing_extensions import TypedDict
 
+from rolecall.core.addresses import read_host
 from rolecall.core.hosts import host_rule, origin_rule
 from rolecall.core.selection import Policy, RolePolicy
 from rolecall.errors import ConfigurationError
@@ -121,6 +122,13 @@ class Settings(BaseSettings):
     max_messages: Positive = Field(10_000, description="Most messages of a request, or inputs; one more: 400.")
     max_image_bytes: Positive = Field(9_000_000, description="Largest image, decoded from base64.")
     max_images: NotNegative = Field(500, description="Most images of a request.")
+    image_urls: Literal["fetch", "refuse", "pass"] = Field(
+        "fetch", description="What is done with an image's address: fetch it, refuse it, or pass it to the engine."
+    )
+    image_hosts: list[str] = Field(
+        [], description="Hosts, with or without a port, that images are fetched from although they are not public."
+    )
+    image_fetch_timeout_ms: Positive = Field(10_000, description="Longest time that one image may take to be fetched.")
     include_non_installed: bool = Field(default=False, description="List models whose files are absent as well.")
     demo_models: bool = Field(
         default=True, description="Make the demo models on first start if the registry names them."
@@ -222,7 +230,7 @@ class Settings(BaseSettings):
     def _at_home(cls, value: Path | None) -> Path | None:
         return value and Path(os.path.expanduser(value))  # noqa: PTH111 - as in _absolute
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "image_hosts", mode="before")
     @classmethod
     def _from_commas(cls, value: Any) -> Any:
         return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
@@ -246,6 +254,11 @@ class Settings(BaseSettings):
             return json.loads(value)
         except ValueError as error:
             raise ValueError(f"is no JSON object ({error})") from None
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _image_hosts(cls, value: list[str]) -> list[str]:
+        return [read_host(name) for name in value]
 
     @field_validator("roles")
     @classmethod

@@ -15,6 +15,7 @@ from rolecall.core.addresses import (
     check_port,
     is_allowed,
     is_public,
+    read_host,
     read_image_url,
     redirected,
 )
@@ -178,6 +179,29 @@ def test_redirects_are_read_as_strictly(location: str) -> None:
 def test_hosts_are_allowed_by_name_and_port(url: str, hosts: set[str], *, allowed: bool) -> None:
     """A name alone stands for the ports 80 and 443; names below it are other names."""
     assert is_allowed(read_image_url(url), hosts) is allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("NAS.lan", "nas.lan"),
+        ("nas.lan:80", "nas.lan:80"),
+        ("10.0.0.5:8000", "10.0.0.5:8000"),
+        ("[0:0::1]", "[::1]"),
+        ("[::1]:443", "[::1]:443"),
+    ],
+)
+def test_hosts_of_the_setting_are_understood(text: str, host: str) -> None:
+    """They are brought into the form in which they are looked for."""
+    assert read_host(text) == host
+    assert is_allowed(read_image_url(f"http://{text}/x"), {host})
+
+
+@pytest.mark.parametrize("text", ["", "http://nas.lan", "nas.lan/x", "nas.lan?x", "a#b", "a@b", "::1", "*.lan", "a:b"])
+def test_what_is_no_host_is_told(text: str) -> None:
+    """A host that would never match is a mistake."""
+    with pytest.raises(NotFetchable):
+        read_host(text)
 
 
 def test_other_ports_are_refused() -> None:

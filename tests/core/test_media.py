@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from rolecall.core.media import (
     MAX_DEPTH,
     Medium,
+    Path,
     check_images,
     find_media,
     images,
     inlined,
     shown,
+    shrunk_in_place,
     value_at,
     with_changes,
 )
@@ -288,6 +290,25 @@ def test_a_fetched_image_takes_the_place_of_its_address() -> None:
     ]
     assert body == before
     assert after["messages"][0] is body["messages"][0]
+
+
+def test_a_smaller_image_takes_the_place_of_a_larger() -> None:
+    """In the form in which it came: a data URI, or base64 with its media type where one is said."""
+    body = said(
+        {"type": "image_url", "image_url": DATA},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/webp", "data": RAW}},
+        {"type": "image", "source": {"type": "base64", "data": RAW}},
+        {"type": "image", "images": [RAW]},
+    )
+    changes: dict[Path, Any] = {}
+    for medium in find_media(body):
+        changes.update(shrunk_in_place(body, medium, "image/jpeg", "QUJD"))
+    assert with_changes(body, changes)["messages"][1]["content"] == [
+        {"type": "image_url", "image_url": "data:image/jpeg;base64,QUJD"},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/jpeg", "data": "QUJD"}},
+        {"type": "image", "source": {"type": "base64", "data": "QUJD"}},
+        {"type": "image", "images": ["QUJD"]},
+    ]
 
 
 def test_a_long_path_is_cut() -> None:

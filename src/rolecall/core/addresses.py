@@ -113,6 +113,15 @@ def redirected(url: ImageUrl, location: str) -> ImageUrl:
     return read_image_url(f"{url.scheme}://{url.authority}{urljoin(url.target, location)}")
 
 
+def read_host(text: str) -> str:
+    """Return a host as ``is_allowed`` looks for it, with a port if it has one; raises ``NotFetchable``."""
+    if not set("/?#").isdisjoint(text):
+        raise NotFetchable(f"{text!r} is no host, nor a host with a port")
+    url = read_image_url(f"http://{text}/")
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{host}:{url.port}" if re.search(r":[0-9]+$", text) else host
+
+
 def is_allowed(url: ImageUrl, allowed: Collection[str]) -> bool:
     """Whether ``image_hosts`` names the host: with its port, or alone for the ports 80 and 443."""
     host = f"[{url.host}]" if ":" in url.host else url.host

@@ -190,6 +190,17 @@ def inlined(body: Mapping[str, Any], medium: Medium, media_type: str, base64: st
     return medium.path, f"data:{media_type};base64,{base64}"
 
 
+def shrunk_in_place(body: Mapping[str, Any], image: Medium, media_type: str, base64: str) -> dict[Path, Any]:
+    """Return what is to stand where for an image that was inline already: ``with_changes`` takes it."""
+    if is_data_uri(value_at(body, image.path)):
+        return {image.path: f"data:{media_type};base64,{base64}"}
+    changes: dict[Path, Any] = {image.path: base64}
+    holder = value_at(body, image.path[:-1])
+    if isinstance(holder, dict) and "media_type" in holder:
+        changes[(*image.path[:-1], "media_type")] = media_type
+    return changes
+
+
 def is_data_uri(text: str) -> bool:
     """Whether a string holds its medium itself."""
     return text[:5].lower() == "data:"

@@ -234,6 +234,12 @@ class ModelEntry(_Record):
     gpus: tuple[int | str, ...] = ()
     max_parallel: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="Requests served at once.")
     load_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    max_image_pixels: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Images with more pixels are scaled down before the engine gets them."
+    )
+    image_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
+        90, description="Quality of an image that was scaled down and is a JPEG."
+    )
     source: Any = None
     source_provider: str | None = None
     download_format: str | None = None
