@@ -397,13 +397,14 @@ async def test_a_large_photograph_is_decoded_at_a_fraction(made: Images) -> None
 
 async def test_sizes_are_told_for_each_message(made: Images) -> None:
     """In order; None where it cannot be told; as an engine gets them if they are made smaller for it."""
-    messages: list[dict[str, Any]] = [
+    messages: list[Any] = [
         {"role": "user", "content": "words"},
         *shows(uri(png(7, 5)), "https://example.org/x", uri(SHAPES["webp"][0]))["messages"],
-        {"role": "user", "content": [{"type": "image_url", "image_url": None}]},
+        {"role": "user", "content": [{"type": "image_url", "image_url": None}, "odd", {"image_url": uri(png(3, 2))}]},
+        "odd",
     ]
     sizes = made.sizes()
-    assert await sizes.of(messages) == [[], [(7, 5), None, (400, 300)], [None]]
+    assert await sizes.of(messages) == [[], [(7, 5), None, (400, 300)], [None, (3, 2)], []]
     assert await sizes.of(messages[1:2], 30_000) == [[(7, 5), None, (200, 150)]]
 
 

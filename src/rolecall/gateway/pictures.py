@@ -8,13 +8,14 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import anyio.to_thread
 from PIL import Image, ImageOps
 
+from rolecall.core.conversation import image_positions, parts
 from rolecall.core.image_types import scaled_size
 from rolecall.core.media import find_media, images, is_data_uri, value_at
 
@@ -79,19 +80,20 @@ class ImageSizes:
         self._limiter = limiter
         self._known: dict[int, tuple[str, Size | None]] = {}  # the string is kept, so that its identity stays its own
 
-    async def of(self, messages: Iterable[Mapping[str, Any]], max_pixels: int | None = None) -> list[list[Size | None]]:
-        """Return for each message the sizes of its images, in order, as an engine gets them with ``max_pixels``.
+    async def of(self, messages: Sequence[Any], max_pixels: int | None = None) -> list[list[Size | None]]:
+        """Return for each message the size of each part that ``image_positions`` tells of, as an engine gets it.
 
-        None stands for an image whose size cannot be told: an address, a part without one, or no image at all.
+        With ``max_pixels`` that is what it is scaled down to. None stands for an image whose size cannot be told: an
+        address, a part that holds none, what is no image.
         """
-        texts = [[value_at(message, image.path) for image in images(find_media(message))] for message in list(messages)]
-        new = [text for row in texts for text in row if isinstance(text, str) and id(text) not in self._known]
+        texts = [[_text_of(parts(message)[at]) for at in image_positions(message)] for message in messages]
+        new = [text for row in texts for text in row if text is not None and id(text) not in self._known]
         if new:
             found = await anyio.to_thread.run_sync(_sizes, new, limiter=self._limiter)
             self._known.update((id(text), (text, size)) for text, size in zip(new, found, strict=True))
         return [[self._size(text, max_pixels) for text in row] for row in texts]
 
-    def _size(self, text: Any, max_pixels: int | None) -> Size | None:
+    def _size(self, text: str | None, max_pixels: int | None) -> Size | None:
         _, size = self._known.get(id(text), (None, None))
         return None if size is None else scaled_size(*size, max_pixels)
 
@@ -122,6 +124,13 @@ def as_base64(data: bytes) -> str:
     """Return bytes as base64."""
     pieces = (data[start : start + 3 * _PIECE] for start in range(0, len(data), 3 * _PIECE))
     return "".join(base64.b64encode(piece).decode("ascii") for piece in pieces)
+
+
+def _text_of(part: Mapping[str, Any]) -> str | None:
+    """Return the data URI or base64 of a part's first image; None if it holds none, or its address."""
+    image = next((image for image in images(find_media(part)) if not image.is_address), None)
+    text = None if image is None else value_at(part, image.path)
+    return text if isinstance(text, str) else None
 
 
 def _sizes(texts: Iterable[str]) -> list[Size | None]:
