@@ -33,6 +33,7 @@ class FakePricing:
     image: float = 100
     counts: bool = True
     counted: list[int] = field(default_factory=list)
+    learnt: list[tuple[int, int]] = field(default_factory=list)
 
     async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
         """Return estimates."""
@@ -44,6 +45,10 @@ class FakePricing:
         """Return the true number."""
         self.counted.append(len(body["messages"]))
         return sum(map(characters, body["messages"])) if self.counts else None
+
+    def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
+        """Note the number of messages and what they are said to take."""
+        self.learnt.append((len(body["messages"]), tokens))
 
 
 def characters(message: Any) -> int:
@@ -85,20 +90,22 @@ async def test_what_is_far_from_the_limit_is_not_counted() -> None:
 
 async def test_a_guess_that_is_too_high_drops_nothing() -> None:
     """What only seems to be too long is counted, and sent as it is."""
-    pricing, body = FakePricing(guess=3), chat(8)
+    pricing, body = FakePricing(guess=2), chat(8)
     sent = await fitter(pricing).prepare(body, lease())
     assert sent.body is body
     assert (pricing.counted, sent.is_counted) == ([17], True)
 
 
-@pytest.mark.parametrize("guess", [0.8, 1, 2.5, 7])
-async def test_what_is_too_long_is_cut_by_what_the_engine_counts(guess: float) -> None:
-    """However good the estimate is, as many turns stay as fit: the whole is counted, and what was cut."""
+@pytest.mark.parametrize(
+    ("guess", "counted"), [(0.8, [41, 19]), (1, [19]), (2.5, [7, 19]), (7, [1, 19]), (50, [1, 19])]
+)
+async def test_what_is_too_long_is_cut_by_what_the_engine_counts(guess: float, counted: list[int]) -> None:
+    """However good the estimate is, as many turns stay as fit; what is far too long is counted only in part."""
     pricing = FakePricing(guess=guess)
     sent = await fitter(pricing).prepare(chat(20, max_tokens=148), lease())
     assert len(sent.body["messages"]) == 2 * 9 + 1
     assert sent.cut.summary() == "messages=22 images=0"
-    assert pricing.counted == [41, 19]
+    assert pricing.counted == counted
 
 
 async def test_an_estimate_that_is_wrong_in_parts_is_mended() -> None:
@@ -107,12 +114,12 @@ async def test_an_estimate_that_is_wrong_in_parts_is_mended() -> None:
     class Crooked(FakePricing):
         async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
             made = await super().costs(lease, body)
-            return Costs([each * (3 if number < 20 else 1) for number, each in enumerate(made.text)], made.images)
+            return Costs([each * (2 if number < 10 else 1) for number, each in enumerate(made.text)], made.images)
 
     pricing = Crooked()
-    sent = await fitter(pricing).prepare(chat(20, max_tokens=148), lease())
-    assert sum(map(characters, sent.body["messages"])) <= 1900
-    assert len(pricing.counted) == 3
+    sent = await fitter(pricing).prepare(chat(12, max_tokens=248), lease())
+    assert pricing.counted == [25, 19, 17]
+    assert len(sent.body["messages"]) == 17
 
 
 async def test_without_a_count_the_estimate_is_used_with_caution() -> None:
@@ -238,8 +245,34 @@ async def test_what_cannot_become_smaller() -> None:
         await each.smaller(alone, now, Overflow(2048, 2600))
     with pytest.raises(ContextLengthExceeded, match="is 2048 tokens"):
         await each.smaller(alone, now, Overflow(2048))
-    assert await each.smaller(alone, now, Overflow(2048, 110, answer=8000)) is None
+    assert await each.smaller(alone, now, Overflow(2048, 110, answer=2000)) is None
+    long = await each.prepare(chat(5), now)
+    assert await each.smaller(long, now, Overflow(2048, 1100, answer=8000)) is None
     assert await each.smaller(alone, now, Overflow(2048, 2600), "keep") is None
+
+
+async def test_the_engine_s_number_is_learnt() -> None:
+    """What an engine counted before it refused teaches the estimate, unless it had stopped counting."""
+    pricing, now = FakePricing(), lease()
+    each = fitter(pricing)
+    sent = await each.prepare(chat(4), now)
+    await each.smaller(sent, now, Overflow(2048, 4100))
+    await each.smaller(sent, now, Overflow(2048, 2049, is_floor=True))
+    assert pricing.learnt == [(9, 4100)]
+
+
+async def test_more_stays_if_the_first_cut_was_too_deep() -> None:
+    """A cut that leaves much of the room is tried again with what was learnt; the best one that fits is sent."""
+
+    class Crooked(FakePricing):
+        async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
+            made = await super().costs(lease, body)
+            return Costs([each * (2 if number > 30 else 1) for number, each in enumerate(made.text)], made.images)
+
+    pricing = Crooked(guess=1)
+    sent = await fitter(pricing).prepare(chat(20, max_tokens=148), lease())
+    assert 1400 < sum(map(characters, sent.body["messages"])) <= 1900
+    assert pricing.counted[0] < len(sent.body["messages"])
 
 
 async def test_an_answer_that_was_asked_for_makes_room() -> None:

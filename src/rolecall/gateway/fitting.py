@@ -20,8 +20,14 @@ from rolecall.runtime.lease import Lease
 NEAR = 0.7
 """The share of the room for the prompt at which an estimate is no longer enough."""
 
+_FAR = 2.0
+"""From this multiple of the room on, the whole is not counted: how much of it stays is estimated first."""
+
+_WELL_USED = 0.85
+"""The share of the room from which on a cut is good enough; with less, it may be that more could stay."""
+
 _ROUNDS = 3
-"""How often the engine counts for one request: the whole, what was cut, and once more if that was still too long."""
+"""How often the engine counts for one request: the whole, what was cut, and once more if that was not right yet."""
 
 _CAUTION = 0.95
 """The share of the room that is used where nobody counts exactly."""
@@ -39,6 +45,10 @@ class Pricing(Protocol):
 
     async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
         """Return the tokens of all of a body's text, as the engine counts them; None if it cannot."""
+        ...
+
+    def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
+        """Take in how long the engine says that the prompt of a body is, pictures and all."""
         ...
 
 
@@ -90,38 +100,49 @@ class Fitter:
         messages = sent.cut.messages
         if not is_fitted(messages, policy):
             return None
+        if overflow.prompt is not None and not overflow.is_floor:
+            self._pricing.learn(lease, sent.body, overflow.prompt)
         costs = sent.costs or await self._pricing.costs(lease, sent.body)
         told = _as_told(costs, overflow, text_is_sure=sent.is_counted)
         room = max(room_for_answer(sent.body, overflow.context), overflow.answer)
+        if room >= overflow.context:
+            return None  # it is the answer that finds no room, and the engine says so
         fitted = fit(messages, policy, told, (overflow.context - room) * _CAUTION)
         if fitted.cut.is_cut:
             return _after(sent, fitted)
         if overflow.prompt is None or overflow.prompt >= overflow.context:
             raise too_long(told, overflow.context, overflow.prompt)
-        return None  # it is the answer that finds no room, and the engine says so
+        return None  # the prompt would do, but for its answer
 
     def _policy(self, lease: Lease, wish: str | None) -> HistoryPolicy:
         return self.policy.for_model(lease.entry.history).as_asked(wish)
 
     async def _fit(self, sent: Sent, lease: Lease, policy: HistoryPolicy, context: int) -> Sent:
-        """Cut a request to a context; the engine counts what comes near it, first the whole, then what was cut."""
-        budget = context - room_for_answer(sent.body, context)
+        """Cut a request to a context; where that comes near it, the engine counts what is about to be sent."""
+        messages, budget = sent.cut.messages, context - room_for_answer(sent.body, context)
         costs = await self._pricing.costs(lease, sent.body)
-        now = Fitted(Cut(sent.cut.messages), costs)
         if costs.total <= NEAR * budget:
-            return _after(sent, now)
+            return replace(sent, costs=costs)
+        now = fit(messages, policy, costs, budget) if costs.total > _FAR * budget else Fitted(Cut(messages), costs)
+        best: Fitted | None = None
         for _ in range(_ROUNDS):
             counted = await self._pricing.count_text(lease, _with(sent.body, now.cut.messages))
             if counted is None:
                 break
             ratio = counted / (now.costs.text_total or 1)
             now, costs = replace(now, costs=now.costs.scaled(text=ratio)), costs.scaled(text=ratio)
-            smaller = fit(sent.cut.messages, policy, costs, budget)
-            if now.costs.total <= budget or _is_same(smaller.cut, now.cut):
+            other = fit(messages, policy, costs, budget)
+            if _is_same(other.cut, now.cut):
                 return _after(sent, _possible(now, context), is_counted=True)
-            now = smaller
+            if now.costs.total <= budget:
+                best = now
+                if now.costs.total >= _WELL_USED * budget:
+                    break
+            now = other
+        if best is not None:
+            return _after(sent, best, is_counted=True)
         caution = 1 if costs.total <= budget else _CAUTION
-        return _after(sent, fit(sent.cut.messages, policy, costs, budget * caution))
+        return _after(sent, fit(messages, policy, costs, budget * caution))
 
 
 def _possible(smallest: Fitted, context: int) -> Fitted:
