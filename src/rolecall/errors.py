@@ -30,8 +30,10 @@
     │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
     │   ├── NotLoaded                  503 model_not_loaded      autostart is off
     │   ├── TooManyConnections         503 too_many_connections
+    │   ├── EngineBusy                 503 engine_busy           the engine itself says so
     │   └── ShuttingDown               503 shutting_down
     └── UpstreamError                  502 engine_error          the engine broke off or answered rubbish
+        ├── UpstreamRefused            502 engine_refused        the engine does not know our key, or its model
         ├── UpstreamUnreachable        502                       nobody listens: nothing was sent
         └── UpstreamTimeout            504 engine_timeout
 
@@ -58,13 +60,17 @@ class RolecallError(Exception):
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
-    code: ClassVar[str | None] = "internal_error"
+    code: str | None = "internal_error"
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None, code: str | None = None
+    ) -> None:
+        """``code`` stands before the one of the class: that of an engine that has one of its own."""
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.code = code or self.code
 
     def body(self) -> dict[str, Any]:
         """Return ``{"error": {"message", "type", "param", "code"}}``."""
@@ -160,14 +166,18 @@ class ModelTooLarge(BadRequest):
 
 
 class ContextLengthExceeded(BadRequest):
-    """The conversation is longer than the model's context, and nothing more of it may be left out; OpenAI's code."""
+    """The conversation is longer than the model's context, and nothing more of it may be left out; OpenAI's code.
+
+    An engine may leave the numbers unsaid. Clients know the error by the beginning of its text, too.
+    """
 
     code = "context_length_exceeded"
 
-    def __init__(self, needed_tokens: int, context_tokens: int, way_out: str) -> None:
+    def __init__(self, needed_tokens: int | None, context_tokens: int | None, way_out: str) -> None:
+        limit = f"is {context_tokens} tokens" if context_tokens is not None else "was exceeded"
+        needed = f"{needed_tokens} tokens" if needed_tokens is not None else "more"
         super().__init__(
-            f"This model's maximum context length is {context_tokens} tokens. However, your messages need "
-            f"{needed_tokens} tokens. {way_out}",
+            f"This model's maximum context length {limit}. However, your messages need {needed}. {way_out}",
             param="messages",
         )
         self.needed_tokens = needed_tokens
@@ -307,6 +317,12 @@ class TooManyConnections(Unavailable):
     code = "too_many_connections"
 
 
+class EngineBusy(Unavailable):
+    """The engine has no room for one more request now."""
+
+    code = "engine_busy"
+
+
 class ShuttingDown(Unavailable):
     """rolecall is stopping."""
 
@@ -322,6 +338,16 @@ class UpstreamError(RolecallError):
     status = 502
     type = "upstream_error"
     code = "engine_error"
+
+
+class UpstreamRefused(UpstreamError):
+    """The engine takes no requests of ours as they are; its entry has to be mended."""
+
+    code = "engine_refused"
+
+    def headers(self) -> dict[str, str]:
+        """Return the header by which OpenAI's SDKs know that no retry mends it."""
+        return super().headers() | {"x-should-retry": "false"}
 
 
 class UpstreamUnreachable(UpstreamError):

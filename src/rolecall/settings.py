@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 
 from rolecall.core.addresses import read_host
 from rolecall.core.hosts import host_rule, origin_rule
+from rolecall.core.models import ReasoningField
 from rolecall.core.selection import Policy, RolePolicy
 from rolecall.errors import ConfigurationError
 
@@ -160,6 +161,10 @@ class Settings(BaseSettings):
     )
     history_fit: Literal["off", "vision", "all"] = Field(
         "vision", description="Which conversations are cut to the model's context: off, vision (with images), all."
+    )
+    reasoning_field: ReasoningField = Field(
+        "reasoning_content",
+        description="How the thoughts of models reach clients: reasoning_content, reasoning, think, drop, as_is.",
     )
     vllm_command: str = Field("vllm", description="vLLM's program: a name on the PATH, or a path.")
     vllm_start_timeout_s: SecondsAboveZero = Field(

@@ -156,6 +156,72 @@ def test_huge_event_is_not_kept_in_memory() -> None:
     assert watch.close() != b""
 
 
+# -- rewriting
+
+
+class Shout:
+    """Says what chunks say in capitals, holds back what ends in ``…``, and leaves all else alone."""
+
+    def __init__(self) -> None:
+        self.held: list[str] = []
+
+    def rewrite(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return a chunk in capitals."""
+        text = message.get("text")
+        if not isinstance(text, str) or text.isupper():
+            return message
+        if text.endswith("…"):
+            self.held.append(text)
+        return {**message, "text": text.upper()}
+
+    def flush(self) -> dict[str, Any] | None:
+        """Return what was held back, once."""
+        held, self.held = self.held, []
+        return {"choices": [{"text": "".join(held)}]} if held else None
+
+
+SAYINGS = [{"text": "ja"}, {"text": "JA"}, {"text": "ja…"}, {"type": "ping", "text": "x"}, {"type": "a b", "text": "y"}]
+
+
+def rewritten(*pieces: bytes) -> bytes:
+    watch = StreamWatch(Answer(), hide_usage=False, rewriter=Shout())
+    return b"".join([*map(watch.feed, pieces), watch.close()])
+
+
+@given(messages=st.lists(st.sampled_from(SAYINGS) | chunks, max_size=8), end=ends, at=cuts, done=st.booleans())
+def test_rewriting_does_not_depend_on_splits(messages: list[Any], end: str, at: list[int], *, done: bool) -> None:
+    """Events are rewritten one by one, wherever the stream is cut."""
+    stream = b"".join(event(message, end) for message in messages) + (DONE if done else b"")
+    assert rewritten(*split(stream, at)) == rewritten(stream)
+
+
+def test_only_what_changes_is_written_anew() -> None:
+    """A message that stays what it is passes byte for byte, its event's other lines too; events have their names."""
+    same = b': hm\nevent: x\nid: 7\ndata: {"text":   "JA"}\r\n\r\n'
+    assert rewritten(same) == same
+    assert rewritten(event({"text": "ja"})) == b'data: {"text":"JA"}\n\n'
+    assert rewritten(event({"type": "ping", "text": "x"})) == b'event: ping\ndata: {"type":"ping","text":"X"}\n\n'
+    assert rewritten(event({"type": "a\nb", "text": "x"})) == b'data: {"type":"a\\nb","text":"X"}\n\n'
+    assert rewritten(event([5])) == event([5])
+
+
+@pytest.mark.parametrize("last", [DONE, b""])
+def test_what_was_held_back_comes_before_the_end(last: bytes) -> None:
+    """Before the last mark, or where the stream breaks off, what was held back is let go, once, and read."""
+    watch = StreamWatch(Answer(keeps_text=True), hide_usage=False, rewriter=Shout())
+    held = event({"text": "ja…"})
+    passed = watch.feed(held + last) + watch.close() + watch.close()
+    assert passed == b'data: {"text":"JA\xe2\x80\xa6"}\n\ndata: {"choices":[{"text":"ja\xe2\x80\xa6"}]}\n\n' + last
+    assert watch.answer.text == ["ja…"]
+
+
+def test_usage_is_hidden_from_rewritten_streams_too() -> None:
+    """Both can be asked for."""
+    watch = StreamWatch(Answer(), hide_usage=True, rewriter=Shout())
+    assert watch.feed(event(USAGE_ONLY) + event({"text": "ja"}) + DONE) == b'data: {"text":"JA"}\n\n' + DONE
+    assert watch.answer.prompt_tokens == 7
+
+
 # -- what is read
 
 
@@ -170,6 +236,7 @@ def test_story() -> None:
         finish_reason="stop",
         has_output=True,
         is_complete=True,
+        is_over=True,
         text=["Grüße, ", "世界 🌍"],
     )
 

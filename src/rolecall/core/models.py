@@ -6,7 +6,7 @@ import math
 import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,9 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+
+ReasoningField: TypeAlias = Literal["as_is", "reasoning_content", "reasoning", "think", "drop"]
+"""How thoughts reach the client: as the engine gives them, in one of two fields, in the content, or not at all."""
 
 DEFAULT_ROLE_PRIORITY = 50
 """A role that is listed without a priority stands in the middle: above the demo models, below a considered choice."""
@@ -251,6 +254,9 @@ class ModelEntry(_Record):
     developer_role: bool | None = Field(
         None,
         description="Whether it knows the role `developer`, which otherwise becomes `system`. Null: its template says.",
+    )
+    reasoning_field: ReasoningField | None = Field(
+        None, description="How its thoughts reach clients; null: as the setting of that name says."
     )
     backend_alternatives: Any = None
 

@@ -1,91 +1,62 @@
-"""What an answer says about itself: usage, finish reason, first token, errors; read from a copy as it passes."""
+"""A server-sent event stream as it passes: read, and where somebody wants that, rewritten event by event."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
+from rolecall.core.answer import Answer
+
+__all__ = ["MAX_EVENT_BYTES", "Answer", "Rewriter", "StreamWatch", "encode"]
+
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
-_OUTPUT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal", "audio")
+_NAME = re.compile(r"[\w.]+")
 _OVERLAP = 2
 MAX_EVENT_BYTES = 4 * 2**20
 """A longer event is passed on unread: nothing that is watched for is that long."""
 
 
-@dataclass(slots=True)
-class Answer:
-    """What is known of an answer so far. ``is_complete`` once a finish reason, ``[DONE]`` or an error was seen.
+class Rewriter(Protocol):
+    """Changes the events of one stream."""
 
-    Its text is kept only where ``keeps_text`` says so: prompts and answers stay out of memory and logs by default.
-    """
+    def rewrite(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Return what goes on in place of a message: the same object where it is to pass as it came, byte for byte."""
+        ...
 
-    keeps_text: bool = False
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    finish_reason: str | None = None
-    error: str | None = None
-    has_output: bool = False
-    is_complete: bool = False
-    text: list[str] = field(default_factory=list)
-
-    def read(self, message: Any) -> None:
-        """Take in one JSON object of the answer: a chunk of a stream or a whole completion."""
-        if not isinstance(message, dict):
-            return
-        if message.get("error"):
-            self.error = _error_text(message["error"])
-            self.is_complete = True
-        self._read_usage(message.get("usage"))
-        choices = message.get("choices")
-        for choice in choices if isinstance(choices, list) else ():
-            if isinstance(choice, dict):
-                self._read_choice(choice)
-
-    def _read_choice(self, choice: dict[str, Any]) -> None:
-        if choice.get("finish_reason"):
-            self.finish_reason = str(choice["finish_reason"])
-            self.is_complete = True
-        said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-        if isinstance(said, dict) and any(said.get(key) for key in _OUTPUT_KEYS):
-            self.has_output = True
-            if self.keeps_text and isinstance(said.get("content"), str):
-                self.text.append(said["content"])
-
-    def _read_usage(self, usage: Any) -> None:
-        if not isinstance(usage, dict):
-            return
-        self.prompt_tokens = _count(usage, "prompt_tokens", "input_tokens")
-        self.completion_tokens = _count(usage, "completion_tokens", "output_tokens")
-        details = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
-        self.reasoning_tokens = _count(details, "reasoning_tokens") if isinstance(details, dict) else None
+    def flush(self) -> dict[str, Any] | None:
+        """Return what was held back so far as a message of its own, None if nothing was; the stream is over."""
+        ...
 
 
-def _count(usage: dict[str, Any], *names: str) -> int | None:
-    return next((usage[name] for name in names if isinstance(usage.get(name), int)), None)
-
-
-def _error_text(error: Any) -> str:
-    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
+def encode(message: dict[str, Any]) -> bytes:
+    """Return a message as an event; one that says its ``type`` (Responses, Messages) is named after it."""
+    kind = message.get("type")
+    name = b"event: " + kind.encode() + b"\n" if isinstance(kind, str) and _NAME.fullmatch(kind) else b""
+    return name + b"data: " + orjson.dumps(message) + b"\n\n"
 
 
 class StreamWatch:
     """Reads a server-sent event stream as it passes, wherever it is split.
 
-    With ``hide_usage`` the chunk that holds nothing but the usage is taken out: the client did not ask for it. All
-    other bytes pass unchanged.
+    With ``hide_usage`` the chunk that holds nothing but the usage is taken out: the client did not ask for it. With a
+    ``rewriter`` events go on as it says. All other bytes pass unchanged; where neither is asked for, at once, else by
+    whole events.
     """
 
-    def __init__(self, answer: Answer, *, hide_usage: bool) -> None:
+    def __init__(self, answer: Answer, *, hide_usage: bool, rewriter: Rewriter | None = None) -> None:
         self.answer = answer
         self._hide_usage = hide_usage
+        self._rewriter = rewriter
+        self._is_open = not hide_usage and rewriter is None
         self._pending = b""
         self._skips = False
-        self.is_done = False
-        """Whether the stream's last mark, ``[DONE]``, has passed."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream's last mark, such as ``[DONE]``, has passed."""
+        return self.answer.is_over
 
     def feed(self, data: bytes) -> bytes:
         """Take in what came and return what goes on to the client now."""
@@ -93,39 +64,48 @@ class StreamWatch:
         passed, start = [], 0
         for end in _BLANK_LINE.finditer(pending, max(0, len(self._pending) - _OVERLAP)):
             event, start = pending[start : end.end()], end.end()
-            if self._passes(event):
-                passed.append(event)
+            passed.append(self._pass(event))
         self._pending = pending[start:]
         if len(self._pending) > MAX_EVENT_BYTES:
             self._skips = True
             # what stays may be the first part of the blank line that ends it
             passed.append(self._pending[:-_OVERLAP])
             self._pending = self._pending[-_OVERLAP:]
-        return b"".join(passed) if self._hide_usage else data
+        return data if self._is_open else b"".join(passed)
 
     def close(self) -> bytes:
-        """Read what the end of the stream left without a blank line; return what of it was held back and goes on."""
+        """Read what the end of the stream left without a blank line; return what was held back and goes on."""
         rest, self._pending = self._pending, b""
-        return rest if self._passes(rest) and self._hide_usage else b""
+        passed = self._pass(rest)
+        return b"" if self._is_open else passed + self._flush()
 
-    def _passes(self, event: bytes) -> bool:
-        """Read an event; whether it goes on to the client."""
+    def _pass(self, event: bytes) -> bytes:
+        """Read an event; return what goes on to the client in its place."""
         skipped, self._skips = self._skips or len(event) > MAX_EVENT_BYTES, False
         if skipped:
-            return True
+            return event
         lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
         data = b"\n".join(lines)
         if data == b"[DONE]":
-            self.answer.is_complete = self.is_done = True
-        elif data:
-            return self._read(data)
-        return True
+            self.answer.end()
+            return self._flush() + event
+        return self._read(event, data) if data else event
 
-    def _read(self, data: bytes) -> bool:
+    def _read(self, event: bytes, data: bytes) -> bytes:
         try:
             message = orjson.loads(data)
         except orjson.JSONDecodeError:
-            return True
+            return event
+        if self._rewriter is not None and isinstance(message, dict):
+            message, came = self._rewriter.rewrite(message), message
+            event = event if message is came else encode(message)
         self.answer.read(message)
         only_usage = isinstance(message, dict) and message.get("usage") is not None and message.get("choices") == []
-        return not (self._hide_usage and only_usage)
+        return b"" if self._hide_usage and only_usage else event
+
+    def _flush(self) -> bytes:
+        held = self._rewriter.flush() if self._rewriter is not None else None
+        if held is None:
+            return b""
+        self.answer.read(held)
+        return encode(held)

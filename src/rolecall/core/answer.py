@@ -1,0 +1,159 @@
+"""What an answer says about itself: usage, finish reason, first token, errors; whole or chunk by chunk.
+
+Four forms are read. Chat and completions: chunks and whole answers with ``choices``. OpenAI's Responses: events whose
+``type`` begins with ``response.``, the last of which holds the whole response. Anthropic's Messages: events from
+``message_start`` to ``message_stop``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_OUTPUT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal", "audio")
+_BLOCK_KEYS = ("text", "thinking", "partial_json")
+_RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+"""Anthropic counts them beside ``input_tokens``, OpenAI within."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of an answer so far.
+
+    ``is_complete`` once a finish reason, its last mark or an error was seen, ``is_over`` once its last mark was, which
+    nothing follows. Its text is kept only where ``keeps_text`` says so: prompts and answers stay out of memory and logs
+    by default.
+    """
+
+    keeps_text: bool = False
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    finish_reason: str | None = None
+    error: str | None = None
+    has_output: bool = False
+    is_complete: bool = False
+    is_over: bool = False
+    text: list[str] = field(default_factory=list)
+
+    def read(self, message: Any) -> None:
+        """Take in one JSON object of the answer: a chunk or an event of a stream, or a whole answer."""
+        if not isinstance(message, dict):
+            return
+        if message.get("error"):
+            self._fail(message["error"])
+        self._read_usage(message.get("usage"))
+        for choice in _objects(message.get("choices")):
+            self._read_choice(choice)
+        kind = message.get("type")
+        if isinstance(kind, str):
+            self._read_event(kind, message)
+        elif message.get("object") == "response":
+            self._read_response(message)
+
+    def end(self) -> None:
+        """Take in the last mark of a stream."""
+        self.is_complete = self.is_over = True
+
+    def _fail(self, error: Any) -> None:
+        self.error = _error_text(error)
+        self.is_complete = True
+
+    def _finish(self, reason: Any) -> None:
+        if reason:
+            self.finish_reason = str(reason)
+            self.is_complete = True
+
+    def _say(self, text: Any) -> None:
+        self.has_output = self.has_output or bool(text)
+        if self.keeps_text and isinstance(text, str):
+            self.text.append(text)
+
+    def _read_choice(self, choice: dict[str, Any]) -> None:
+        self._finish(choice.get("finish_reason"))
+        said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
+        if isinstance(said, dict) and any(said.get(key) for key in _OUTPUT_KEYS):
+            self.has_output = True
+            self._say(said.get("content"))
+
+    def _read_event(self, kind: str, event: dict[str, Any]) -> None:
+        if kind in _RESPONSE_ENDS:
+            self._read_response(event.get("response"), is_told=True)
+            self.end()
+        elif kind.startswith("response."):
+            self._read_response_delta(kind, event)
+        elif kind == "message_start":
+            started = event.get("message")
+            self._read_usage(started.get("usage") if isinstance(started, dict) else None)
+        elif kind == "content_block_delta":
+            self._read_block(event.get("delta"))
+        elif kind == "message_delta":
+            delta = event.get("delta")
+            self._finish(delta.get("stop_reason") if isinstance(delta, dict) else None)
+        elif kind == "message_stop":
+            self.end()
+        elif kind == "message":
+            self._finish(event.get("stop_reason"))
+            for block in _objects(event.get("content")):
+                self._read_block(block)
+        elif kind == "error" and not event.get("error"):
+            self._fail(event)
+
+    def _read_block(self, block: Any) -> None:
+        if isinstance(block, dict) and (block.get("type") == "tool_use" or any(block.get(key) for key in _BLOCK_KEYS)):
+            self.has_output = True
+            self._say(block.get("text"))
+
+    def _read_response_delta(self, kind: str, event: dict[str, Any]) -> None:
+        if not kind.endswith(".delta") or not event.get("delta"):
+            return
+        self.has_output = True
+        if kind == "response.output_text.delta":
+            self._say(event["delta"])
+
+    def _read_response(self, response: Any, *, is_told: bool = False) -> None:
+        """Read a whole response; ``is_told`` says that its text has come in parts before."""
+        if not isinstance(response, dict):
+            return
+        if response.get("error"):
+            self._fail(response["error"])
+        self._read_usage(response.get("usage"))
+        details = response.get("incomplete_details")
+        reason = details.get("reason") if isinstance(details, dict) else None
+        self._finish(reason or response.get("status"))
+        for text in () if is_told else _texts(response):
+            self._say(text)
+
+    def _read_usage(self, usage: Any) -> None:
+        """Take in a usage; what an earlier one of the same answer has said stays where this one is silent."""
+        if not isinstance(usage, dict):
+            return
+        prompt = _count(usage, "prompt_tokens", "input_tokens")
+        if prompt is not None:
+            self.prompt_tokens = prompt + sum(_count(usage, name) or 0 for name in _CACHED)
+        written = _count(usage, "completion_tokens", "output_tokens")
+        self.completion_tokens = self.completion_tokens if written is None else written
+        details = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
+        if isinstance(details, dict):
+            self.reasoning_tokens = _count(details, "reasoning_tokens")
+
+
+def _objects(items: Any) -> Iterator[dict[str, Any]]:
+    return (item for item in (items if isinstance(items, list) else ()) if isinstance(item, dict))
+
+
+def _texts(response: dict[str, Any]) -> Iterator[Any]:
+    for item in _objects(response.get("output")):
+        for part in _objects(item.get("content")):
+            if part.get("type") == "output_text":
+                yield part.get("text")
+
+
+def _count(usage: dict[str, Any], *names: str) -> int | None:
+    return next((usage[name] for name in names if isinstance(usage.get(name), int)), None)
+
+
+def _error_text(error: Any) -> str:
+    return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
