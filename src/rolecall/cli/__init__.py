@@ -28,6 +28,7 @@ _COMMANDS = {
     "load": "status:load",
     "unload": "status:unload",
     "logs": "logs:app",
+    "keys": "keys:app",
     "doctor": "doctor:command",
     "simulate": "simulate:command",
     "replay": "replay:command",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +21,16 @@ Url = Annotated[
     typer.Option("--url", help="Address of the running rolecall; else host and port of the settings.", metavar="URL"),
 ]
 
+KEY_VARIABLE = "ROLECALL_API_KEY"
+"""The commands' own API key. No option: command lines can be seen by everybody on the machine."""
+
 _CONNECT_S = 3.0
 _ANSWER_S = 10.0
 _ANY_ADDRESS = MappingProxyType({"0.0.0.0": "127.0.0.1", "::": "::1"})  # noqa: S104 - where it listens, not where we do
+
+
+class KeyNeeded(CommandError):
+    """There is a rolecall, and it does not tell without a key."""
 
 
 class Client:
@@ -35,6 +43,8 @@ class Client:
     def health(self, *, within_s: float = _ANSWER_S) -> dict[str, Any]:
         """Return ``/health``; what answers without a memory budget is some other server."""
         answer = self._ask("GET", "/health", answer_s=within_s)
+        if answer.get("name") == "rolecall":
+            raise KeyNeeded(self._closed())
         if "budget_mb" not in answer:
             raise CommandError(self._foreign())
         return answer
@@ -88,6 +98,10 @@ class Client:
             "`rolecall serve` starts it; --url names another address than host and port of the settings"
         )
 
+    def _closed(self) -> str:
+        given = f"the key in {KEY_VARIABLE} is no such key" if os.environ.get(KEY_VARIABLE) else f"set {KEY_VARIABLE}"
+        return f"the rolecall at {self.url} shows its state to holders of an API key with the scope admin: {given}"
+
     def _foreign(self) -> str:
         return f"what answers at {self.url} is no rolecall; --url names another address"
 
@@ -97,7 +111,9 @@ def connect(url: str | None, config_dir: Path | None) -> Iterator[Client]:
     """Yield the client for ``url``, or for host and port of the settings."""
     address = normal_url(url) if url else default_url(load_settings({"config_dir": config_dir}))
     # Proxies of the environment are for the internet, and rolecall is on this machine or near.
-    with httpx.Client(trust_env=False) as http:
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    headers = {"authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
+    with httpx.Client(trust_env=False, headers=headers) as http:
         yield Client(address, http)
 
 

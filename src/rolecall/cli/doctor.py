@@ -33,6 +33,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "vLLM": machine_checks.vllm,
         "Ollama": machine_checks.ollama,
         "port": machine_checks.port,
+        "door": machine_checks.door,
         "log": machine_checks.log,
         "state folder": machine_checks.state,
         "learnt": machine_checks.learnt,

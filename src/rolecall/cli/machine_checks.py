@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ import psutil
 
 from rolecall.backends.vllm import find_vllm
 from rolecall.cli.checks import Finding, Subject
-from rolecall.cli.client import Client, default_url
+from rolecall.cli.client import KeyNeeded, connect, default_url
 from rolecall.cli.common import CommandError
 from rolecall.core.models import ModelEntry
 from rolecall.errors import ConfigurationError
 from rolecall.runtime import family
+from rolecall.runtime.api_keys import KeyStore, open_keys
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.engines import EMBEDDED, find_llama_engine
 from rolecall.runtime.learnt import VERSION
@@ -196,11 +198,45 @@ def port(subject: Subject) -> Finding:
     settings = subject.settings
     if settings.port == 0:
         return Finding("ok", "a free port is taken at each start")
-    with suppress(CommandError), httpx.Client(trust_env=False) as http:
-        health = Client(default_url(settings), http).health(within_s=_HEALTH_LIMIT_S)
-        return Finding("ok", f"rolecall {health['version']} is running at {default_url(settings)}")
-    listening_socket(settings.host, settings.port).close()
+    url = default_url(settings)
+    with suppress(CommandError), connect(url, None) as client:
+        try:
+            health = client.health(within_s=_HEALTH_LIMIT_S)
+        except KeyNeeded:
+            return Finding("ok", f"a rolecall is running at {url}, which shows no more without an API key")
+        return Finding("ok", f"rolecall {health['version']} is running at {url}")
+    listening_socket(settings.host, settings.port, has_keys=_has_keys(settings)).close()
     return Finding("ok", f"{settings.port} of {settings.host} is free")
+
+
+def _has_keys(settings: Settings) -> bool:
+    keys = open_keys(settings)
+    return keys is not None and bool(keys.ring.keys)
+
+
+def door(subject: Subject) -> Finding:
+    """Report who may come in: the API keys, and what `Host` and `Origin` may be."""
+    settings = subject.settings
+    keys = open_keys(settings)
+    lines = ["no API keys: whoever reaches this server may do everything" if keys is None else _keys_of(keys)]
+    if settings.allowed_hosts:
+        lines.append(f"called {', '.join(settings.allowed_hosts)}, beside loopback's names")
+    if settings.allowed_origins:
+        lines.append(f"web pages of {', '.join(settings.allowed_origins)} may ask")
+    text = "\n".join(lines)
+    if keys is not None and keys.problem:
+        return Finding("warn", text, keys.problem)
+    if keys is not None and keys.path.stat().st_mode & 0o044:
+        return Finding("warn", text, f"others can read the hashes in {keys.path}; chmod 600 it")
+    return Finding("ok", text)
+
+
+def _keys_of(keys: KeyStore) -> str:
+    now = datetime.now(timezone.utc)
+    expired = [key.name for key in keys.ring.keys if key.is_expired(now)]
+    admins = sum("admin" in key.scopes for key in keys.ring.keys)
+    over = f"; expired: {', '.join(expired)}" if expired else ""
+    return f"API keys in {keys.path}: {len(keys.ring.keys)}, {admins} with the scope admin{over}"
 
 
 def log(subject: Subject) -> Finding:
