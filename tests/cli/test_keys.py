@@ -111,7 +111,7 @@ def test_the_list(here: tuple[str, ...], tmp_path: Path) -> None:
     made = [answer("keys", "add", name, "--rpm", "5", *here) for name in ("a", "b")]
     key = load_keys(key_file(tmp_path))[1]
     used = Usage(day_of(datetime.now(timezone.utc).timestamp()), 7, 1234, 0.0)
-    usage = {"version": 1, "used": {key.sha256[:16]: {n: getattr(used, n) for n in Usage.__slots__}}}
+    usage = {"version": 1, "used": {key.sha256[:16]: used._asdict()}}
     (tmp_path / "state" / USAGE).write_text(json.dumps(usage))
     options = (*here, "--state-dir", str(tmp_path / "state"))
     rows = answer("keys", "list", *options)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from builders import entry
 from rolecall.core.catalog import Catalog, Target
-from rolecall.core.keys import ApiKey, KeyRing, allowed, hashed, key_file, read_keys
+from rolecall.core.keys import ApiKey, KeyRing, allowed, hashed, is_visible, key_file, read_keys
 from rolecall.errors import ConfigurationError, Forbidden
 
 TOKEN = b"rc-0123456789abcdef"
@@ -203,6 +203,20 @@ def test_what_a_key_does_not_allow(asked: str, limits: dict[str, Any], words: st
     """The refusal names the key and what it may use."""
     with pytest.raises(Forbidden, match=f"The key 'ci' .*{words}"):
         names(asked, **limits)
+
+
+@pytest.mark.parametrize(
+    ("limits", "seen"),
+    [
+        ({}, ["org/qwen-vl:Q4", "gemma (FP8)", "a[b]c"]),
+        ({"models": ["g*"]}, ["org/qwen-vl:Q4", "gemma (FP8)"]),
+        ({"models": ["gemma*"], "roles": ["chat"]}, ["gemma (FP8)"]),
+        ({"roles": ["chat"]}, ["org/qwen-vl:Q4"]),
+    ],
+)
+def test_what_a_key_sees(limits: dict[str, Any], seen: list[str]) -> None:
+    """What it may name, also by an alias, and what plays a role that it may ask for."""
+    assert [each.name for each in CATALOG.entries if is_visible(key(**limits), each)] == seen
 
 
 def test_the_profile_of_a_target_is_kept() -> None:

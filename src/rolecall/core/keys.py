@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from rolecall.core.catalog import ROLE_PREFIX, Target, role_name
+from rolecall.core.models import ModelEntry
 from rolecall.errors import ConfigurationError, Forbidden
 
 VERSION = 1
@@ -141,6 +142,13 @@ def allowed(key: ApiKey, target: Target) -> Target:
         asked = "that model" if role is None else f"a model of the role {role[:200]!r}"
         raise Forbidden(f"The key {key.name!r} may not use {asked}, only {', '.join(key.models)}.")
     return replace(target, entries=entries)
+
+
+def is_visible(key: ApiKey, entry: ModelEntry) -> bool:
+    """Whether a list of models for this key has the entry: it may name it, or ask for a role that it plays."""
+    if key.models:
+        return any(_matches(key.models, id_) for id_ in entry.ids)
+    return not key.roles or any(_matches(key.roles, role) for role in entry.priorities)
 
 
 def _matches(patterns: Iterable[str], text: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from rolecall.core.keys import ApiKey
 from rolecall.errors import RateLimited
@@ -13,8 +13,7 @@ _ROUNDING_S = 1e-5
 """A time of today as a float is known to 2e-7 s."""
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What a key has used on ``day`` (days since the epoch, UTC), and ``full_at``, when its bucket is full again.
 
     The bucket holds as many requests as a minute allows. That one time says all of it: each request moves it on by what
@@ -53,9 +52,10 @@ def admit(usage: Usage, key: ApiKey, now: float) -> Usage:
             "The next day begins at 00:00 UTC.",
             retry_after_s=(usage.day + 1) * DAY_S - now,
         )
+    full_at = usage.full_at
     if key.requests_per_minute is not None:
-        usage = replace(usage, full_at=_fuller(usage.full_at, key, key.requests_per_minute, now))
-    return replace(usage, requests=usage.requests + 1)
+        full_at = _fuller(full_at, key, key.requests_per_minute, now)
+    return Usage(usage.day, usage.requests + 1, usage.tokens, full_at)
 
 
 def _fuller(full_at: float, key: ApiKey, requests_per_minute: int, now: float) -> float:
@@ -74,4 +74,4 @@ def _fuller(full_at: float, key: ApiKey, requests_per_minute: int, now: float) -
 def spend(usage: Usage, tokens: int, now: float) -> Usage:
     """Add the tokens of an answer to the day on which it ended."""
     usage = on_day_of(now, usage)
-    return replace(usage, tokens=usage.tokens + max(0, tokens))
+    return Usage(usage.day, usage.requests, usage.tokens + max(0, tokens), usage.full_at)

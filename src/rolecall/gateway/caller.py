@@ -8,7 +8,8 @@ from starlette.types import Scope
 
 from rolecall.core import keys
 from rolecall.core.catalog import Target
-from rolecall.core.keys import ApiKey, allowed
+from rolecall.core.keys import ApiKey, allowed, is_visible
+from rolecall.core.models import ModelEntry
 from rolecall.errors import Forbidden
 from rolecall.runtime.usage import UsageBook
 
@@ -29,6 +30,10 @@ class Caller(Protocol):
 
     def check(self, target: Target) -> Target:
         """Return the target with those of its entries that this caller may use; raises ``Forbidden`` if none is."""
+        ...
+
+    def sees(self, entry: ModelEntry) -> bool:
+        """Whether this caller's list of models has the entry."""
         ...
 
     def begin(self) -> None:
@@ -54,6 +59,11 @@ class Anyone:
         """Return it as it is."""
         return target
 
+    def sees(self, entry: ModelEntry) -> bool:
+        """Return True."""
+        del entry
+        return True
+
     def begin(self) -> None:
         """Count nothing."""
 
@@ -75,6 +85,11 @@ class Stranger:
         """Allow nothing."""
         del target
         raise Forbidden("Models need an API key.")
+
+    def sees(self, entry: ModelEntry) -> bool:
+        """Return False."""
+        del entry
+        return False
 
     def begin(self) -> None:
         """Allow nothing."""
@@ -103,6 +118,10 @@ class KeyHolder:
     def check(self, target: Target) -> Target:
         """Return it with the entries that the key allows."""
         return allowed(self._key, target)
+
+    def sees(self, entry: ModelEntry) -> bool:
+        """Whether the key has a use for the entry."""
+        return is_visible(self._key, entry)
 
     def begin(self) -> None:
         """Count a request against the key's limits."""

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
+from rolecall.core.catalog import Target
 from rolecall.core.keys import Scope as ApiKeyScope
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
-from rolecall.core.selection import Demand
+from rolecall.core.selection import Candidate, Demand
 from rolecall.core.slot import ModelStatus
 from rolecall.errors import BadRequest, ConfigurationError, NotFound
 from rolecall.gateway import views
@@ -144,18 +145,23 @@ class _Api:
     async def models(self, request: Request) -> Json:
         include = _flag(request, "include_non_installed") or self._services.settings.include_non_installed
         listed = self._services.roster.catalog.listed(include_non_installed=include)
-        return Json(views.model_list(self._card(entry.name) for entry in listed))
+        caller = caller_of(request.scope)
+        return Json(views.model_list(self._card(entry.name) for entry in listed if caller.sees(entry)))
 
     async def model(self, request: Request) -> Json:
         id_ = request.path_params["id"]
-        target = self._services.roster.resolve(id_)
+        target = caller_of(request.scope).check(self._services.roster.resolve(id_))
         if target.role is None:
             card = self._card(target.entries[0].name)
         else:
-            candidates = self._services.supervisor.candidates()
+            candidates = self._candidates(target)
             selection = choose(self._services.roster, candidates, target.role, profile=target.profile)
             card = self._card(selection.best().name)
         return Json(card if card["id"] == id_ else {**card, "id": id_, "resolves_to": card["id"]})
+
+    def _candidates(self, target: Target) -> list[Candidate]:
+        names = {entry.name for entry in target.entries}
+        return [candidate for candidate in self._services.supervisor.candidates() if candidate.name in names]
 
     def _card(self, name: str) -> dict[str, Any]:
         catalog, supervisor = self._services.roster.catalog, self._services.supervisor
@@ -181,13 +187,14 @@ class _Api:
         role = query.get("role", "").removeprefix("role:")
         if not role:
             raise BadRequest("The query needs a role, as in ?role=caption.", param="role")
+        target = caller_of(request.scope).check(self._services.roster.catalog.role(role))
         profile = query.get("profile") or None
         listed = query.getlist("exclude_models")
         excluded = [name for value in listed for name in (value, *map(str.strip, value.split(",")))]
         try:
             selection = choose(
                 self._services.roster,
-                self._services.supervisor.candidates(),
+                self._candidates(target),
                 role,
                 profile=profile,
                 exclude=excluded,
