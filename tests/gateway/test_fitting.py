@@ -46,7 +46,7 @@ class FakePricing:
         self.counted.append(len(body["messages"]))
         return sum(map(characters, body["messages"])) if self.counts else None
 
-    def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
+    async def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
         """Note the number of messages and what they are said to take."""
         self.learnt.append((len(body["messages"]), tokens))
 
@@ -183,6 +183,12 @@ async def test_what_is_never_cut() -> None:
     assert pricing.counted == []
     with pytest.raises(BadRequest, match="keep, truncate, fit"):
         await fitter(pricing).prepare(body, lease(), "both")
+
+
+async def test_very_many_messages_are_cut_alike() -> None:
+    """Thousands of messages are looked at in a thread, with the same result."""
+    sent = await fitter(FakePricing()).prepare(chat(3000, max_tokens=148), lease())
+    assert len(sent.body["messages"]) == 2 * 9 + 1
 
 
 # -- after an engine's refusal

@@ -7,9 +7,11 @@ and what is sent then goes by that.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+import anyio.to_thread
 
 from rolecall.core.fit import Costs, Fitted, fit, is_fitted, room_for_answer, too_long
 from rolecall.core.history import Cut, HistoryPolicy, truncate
@@ -36,6 +38,12 @@ _BEYOND = 1.2
 """How much longer a prompt is taken to be than what an engine counted that stopped counting."""
 
 
+_MANY = 1000
+"""Messages from which on they are looked at in a thread: more would hold the event loop up for milliseconds."""
+
+T = TypeVar("T")
+
+
 class Pricing(Protocol):
     """What says how many tokens a request for an engine takes."""
 
@@ -47,7 +55,7 @@ class Pricing(Protocol):
         """Return the tokens of all of a body's text, as the engine counts them; None if it cannot."""
         ...
 
-    def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
+    async def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
         """Take in how long the engine says that the prompt of a body is, pictures and all."""
         ...
 
@@ -83,7 +91,7 @@ class Fitter:
         policy = self._policy(lease, wish)
         if not isinstance(messages, list):
             return Sent(body, Cut(()))
-        cut = truncate(messages, policy)
+        cut = await _off_loop(truncate, messages, policy)
         sent = Sent(_with(body, cut.messages), cut)
         if not is_fitted(cut.messages, policy):
             return sent
@@ -101,13 +109,13 @@ class Fitter:
         if not is_fitted(messages, policy):
             return None
         if overflow.prompt is not None and not overflow.is_floor:
-            self._pricing.learn(lease, sent.body, overflow.prompt)
+            await self._pricing.learn(lease, sent.body, overflow.prompt)
         costs = sent.costs or await self._pricing.costs(lease, sent.body)
         told = _as_told(costs, overflow, text_is_sure=sent.is_counted)
         room = max(room_for_answer(sent.body, overflow.context), overflow.answer)
         if room >= overflow.context:
             return None  # it is the answer that finds no room, and the engine says so
-        fitted = fit(messages, policy, told, (overflow.context - room) * _CAUTION)
+        fitted = await _off_loop(fit, messages, policy, told, (overflow.context - room) * _CAUTION)
         if fitted.cut.is_cut:
             return _after(sent, fitted)
         if overflow.prompt is None or overflow.prompt >= overflow.context:
@@ -123,7 +131,9 @@ class Fitter:
         costs = await self._pricing.costs(lease, sent.body)
         if costs.total <= NEAR * budget:
             return replace(sent, costs=costs)
-        now = fit(messages, policy, costs, budget) if costs.total > _FAR * budget else Fitted(Cut(messages), costs)
+        now = Fitted(Cut(messages), costs)
+        if costs.total > _FAR * budget:
+            now = await _off_loop(fit, messages, policy, costs, budget)
         best: Fitted | None = None
         for _ in range(_ROUNDS):
             counted = await self._pricing.count_text(lease, _with(sent.body, now.cut.messages))
@@ -131,7 +141,7 @@ class Fitter:
                 break
             ratio = counted / (now.costs.text_total or 1)
             now, costs = replace(now, costs=now.costs.scaled(text=ratio)), costs.scaled(text=ratio)
-            other = fit(messages, policy, costs, budget)
+            other = await _off_loop(fit, messages, policy, costs, budget)
             if _is_same(other.cut, now.cut):
                 return _after(sent, _possible(now, context), is_counted=True)
             if now.costs.total <= budget:
@@ -142,7 +152,14 @@ class Fitter:
         if best is not None:
             return _after(sent, best, is_counted=True)
         caution = 1 if costs.total <= budget else _CAUTION
-        return _after(sent, fit(messages, policy, costs, budget * caution))
+        return _after(sent, await _off_loop(fit, messages, policy, costs, budget * caution))
+
+
+async def _off_loop(work: Callable[..., T], messages: Sequence[Any], *rest: Any) -> T:
+    """Do what takes long for many messages; a few are done at once."""
+    if len(messages) <= _MANY:
+        return work(messages, *rest)
+    return await anyio.to_thread.run_sync(work, messages, *rest)
 
 
 def _possible(smallest: Fitted, context: int) -> Fitted:

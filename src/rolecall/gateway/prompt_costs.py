@@ -1,0 +1,100 @@
+"""What a request's prompt costs in tokens: texts by what was learnt of the model, pictures by their sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio.to_thread
+
+from rolecall.core.fit import Costs, costs_of
+from rolecall.core.image_tokens import ImageSpec
+from rolecall.core.text_size import TextSize, measure, measure_message, measure_tools
+from rolecall.core.token_estimate import TokenModel, tokens_of_image
+from rolecall.gateway.pictures import Pictures, Size
+from rolecall.runtime.lease import Lease
+
+_UNSEEN: Size = (1024, 1024)
+"""What a picture counts as whose size cannot be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What is known of a lease's model. ``per_image`` is what its entry says that any picture takes, in tokens."""
+
+    model: TokenModel
+    images: ImageSpec | None = None
+    per_image: int | None = None
+
+
+class TextCounter(Protocol):
+    """Asks engines how many tokens a text has."""
+
+    async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
+        """Return the tokens of a body's text, without its pictures; None if the engine cannot tell."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is kept of a prompt until its engine says how long it was; pictures without a formula are ``unknown``."""
+
+    size: TextSize
+    image_tokens: float = 0.0
+    unknown_images: int = 0
+
+
+class PromptCosts:
+    """The costs of prompts, and what is learnt of them."""
+
+    def __init__(self, knowledge: Callable[[Lease], Knowledge], pictures: Pictures, counter: TextCounter) -> None:
+        self._knowledge = knowledge
+        self._pictures = pictures
+        self._counter = counter
+
+    async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
+        """Return what each message takes, as far as that is known without asking the engine."""
+        messages: Sequence[Any] = body["messages"]
+        known = self._knowledge(lease)
+        images = [[each * known.model.image_factor for each in row] for row in await self._images(lease, messages)]
+        return await anyio.to_thread.run_sync(_costs, known.model, body, images)
+
+    async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
+        """Return the tokens of a body's text as the engine counts them; None if it cannot."""
+        return await self._counter.count_text(lease, body)
+
+    async def receipt(self, lease: Lease, body: Mapping[str, Any]) -> Receipt:
+        """Return what is to be kept of a body that is sent, for ``settle`` once its length is known."""
+        messages = body.get("messages")
+        images = await self._images(lease, messages if isinstance(messages, list) else [])
+        size = await anyio.to_thread.run_sync(measure, body)
+        known = self._knowledge(lease)
+        if known.images is None and known.per_image is None:
+            return Receipt(size, 0.0, sum(map(len, images)))
+        return Receipt(size, sum(map(sum, images)))
+
+    def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:
+        """Take in how many tokens the engine counted."""
+        model = self._knowledge(lease).model
+        model.learn(receipt.size, tokens, image_tokens=receipt.image_tokens, unknown_images=receipt.unknown_images)
+
+    async def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
+        """Take in how many tokens the engine counted of a body that it refused."""
+        self.settle(lease, await self.receipt(lease, body), tokens)
+
+    async def _images(self, lease: Lease, messages: Sequence[Any]) -> list[list[float]]:
+        """Return the tokens of each picture of each message, by formula where there is one."""
+        known = self._knowledge(lease)
+        sizes = await self._pictures.sizes().of(messages, lease.entry.max_image_pixels)
+        return [
+            [tokens_of_image(known.model, known.images, known.per_image, *(size or _UNSEEN)) for size in row]
+            for row in sizes
+        ]
+
+
+def _costs(model: TokenModel, body: Mapping[str, Any], images: Sequence[Sequence[float]]) -> Costs:
+    def text_tokens(message: Any) -> float:
+        return model.predict_part(measure_message(message)) if isinstance(message, Mapping) else 0.0
+
+    return costs_of(body["messages"], text_tokens, images, model.predict(measure_tools(body)))
