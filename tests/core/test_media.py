@@ -146,6 +146,7 @@ def test_addresses_of_the_other_endpoints_are_found(body: dict[str, Any], param:
         said({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a: http://b"}}),
         said({"type": "text", "text": "x", "image_caption": "Fig. 1: a cat", "source": "Reuters: a cat"}),
         {"input": [{"type": "image_generation_call", "result": RAW}]},
+        {"documents": [{"title": "x", "text": "y", "url": WEB, "source": "file:///x"}]},
         {"audio": {"voice": "alloy", "format": "wav"}, "modalities": ["text", "audio"], "image_size": "10x10"},
         {"seed": 1, "stop": [WEB], "logit_bias": {"url": 1}, "x": None},
     ],
@@ -169,6 +170,30 @@ def test_words_are_no_media(body: dict[str, Any]) -> None:
 def test_a_part_that_is_an_image_counts_without_one(part: dict[str, Any]) -> None:
     """An image that the part does not hold is an image to the model all the same."""
     assert find_media(said(part)) == [Medium("image", ("messages", 1, "content", 0))]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "tool_use", "input": [{"role": "user", "content": [{"type": "input_image", "image_url": WEB}]}]},
+        {"type": "text", "data": WEB},
+        {"type": "search_result", "url": WEB},
+        said({"type": "image_url", "image_url": {"type": "search_result", "url": WEB}}),
+        said({"type": "image_url", "image_url": {"text": "x", "url": WEB}}),
+        said({"image_url": {"type": "web_search_call", "url": WEB}}),
+        said({"type": "input_audio", "input_audio": {"type": "text", "data": WEB}}),
+        said({"type": "image", "source": {"type": "text", "data": WEB}}),
+        said({"type": "image", "source": {"type": "search_result", "url": WEB}}),
+        said({"type": "video_url", "video_url": {"type": "url_citation", "url": WEB}}),
+        said({"type": "input_file", "file_url": {"type": "search_result", "url": WEB}}),
+        said({"type": "search_result", "source": WEB, "uuid": "1", "image_url": WEB}),
+        said({"text": "x", "url": WEB, "uuid": "1", "image_url": WEB}),
+        said({"type": "tool_use", "uuid": "1", "input": {"url": WEB}, "image_url": {"url": WEB}}),
+    ],
+)
+def test_no_type_hides_an_address(body: dict[str, Any]) -> None:
+    """Engines read the keys of a medium whatever type it says of itself; what exempts a text exempts no medium."""
+    assert only(body).is_address
 
 
 @pytest.mark.parametrize("named", [None, 7, ["image"], {"image": 1}])

@@ -88,8 +88,10 @@ _WORDS = frozenset({"content", "detail", "id", "name", "role", "text", "type"})
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 """Types of parts whose ``input`` is what a model wrote."""
 
+_PASSAGE = "passage"
+"""What a text without a type is called here, such as one of the ``documents`` that an answer is to be based on."""
 _QUOTING = frozenset(
-    {"search_result", "web_search_result", "web_search_call", "web_fetch_result", "url_citation", "mcp_call"}
+    {_PASSAGE, "search_result", "web_search_result", "web_search_call", "web_fetch_result", "url_citation", "mcp_call"}
 )
 _QUOTED = frozenset({"url", "uri", "source", "link"})
 """Keys of the ``_QUOTING`` types that tell where a text came from."""
@@ -208,24 +210,32 @@ def is_data_uri(text: str) -> bool:
 
 def _search_object(node: Mapping[str, Any], path: Path, inherited: Kind | None, found: list[Medium]) -> None:
     _check_depth(path)
-    named = node.get("type")
-    part = named if isinstance(named, str) else ""
+    part = _type_of(node)
+    # What the body itself, or something inside a medium, says of its type is read by nobody, and exempts from nothing.
+    role = part if path and inherited is None else ""
     inherited = _kind_in(part) or inherited
     before = len(found)
     for key, value in node.items():
         kind = type(value)
         if kind is str:
-            if key not in _WORDS and _may_hold_media(key) and not _is_read_as_text(key, part):
+            if key not in _WORDS and _may_hold_media(key) and not _is_read_as_text(key, role):
                 _judge(value, (*path, key), key, inherited, found)
-        elif (kind is list or kind is dict) and not _is_read_as_text(key, part):
+        elif (kind is list or kind is dict) and not _is_read_as_text(key, role):
             _search(value, (*path, key), _modality(node, key, path) or key, inherited, found)
     if part in _IMAGE_PARTS and not any(medium.kind == "image" for medium in found[before:]):
         found.append(Medium("image", path))
 
 
+def _type_of(node: Mapping[str, Any]) -> str:
+    named = node.get("type")
+    if named is None and isinstance(node.get("text"), str):
+        return _PASSAGE
+    return named if isinstance(named, str) else ""
+
+
 def _search(value: Any, path: Path, key: str, inherited: Kind | None, found: list[Medium]) -> None:
     if type(value) is dict:
-        _search_object(value, path, _kind_in(key) or inherited, found)
+        _search_object(value, path, _kind_in(key) or inherited or _SLOTS.get(key), found)
         return
     _check_depth(path)
     holds_media = _may_hold_media(key)
@@ -249,6 +259,7 @@ def _modality(node: Mapping[str, Any], key: str, path: Path) -> Kind | None:
 
 
 def _is_read_as_text(key: str, part: str) -> bool:
+    """Whether no engine looks for media there; ``part`` is the type, where it counts."""
     if key in _OPAQUE:
         return True
     if key == "input":
