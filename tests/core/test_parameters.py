@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import entry
-from rolecall.core.endpoints import CHAT
+from rolecall.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from rolecall.core.models import SIZE_DEFAULTS
-from rolecall.core.parameters import adapt
+from rolecall.core.parameters import adapt, check_counts
+from rolecall.core.traits import Traits
 from rolecall.core.transforms import GENERATING, read_facts
+from rolecall.errors import BadRequest
 
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -24,8 +26,10 @@ def chat(*messages: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "m", "messages": list(messages) or [HELLO], **fields}
 
 
-def adapted(body: dict[str, Any], endpoint: str = CHAT, **fields: Any) -> dict[str, Any]:
-    return adapt(body, read_facts(body, endpoint, max_image_bytes=1000), entry(**fields), "served")
+def adapted(
+    body: dict[str, Any], endpoint: str = CHAT, *, traits: Traits | None = None, **fields: Any
+) -> dict[str, Any]:
+    return adapt(body, read_facts(body, endpoint, max_image_bytes=1000), entry(**fields), "served", traits)
 
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)
@@ -65,6 +69,7 @@ def test_defaults_fill_only_what_is_silent(fields: dict[str, Any], defaults: dic
         ({"temperature": None}, {"max_tokens": 100, "temperature": 0.2}),
         ({"max_tokens": 5}, {"max_tokens": 5, "temperature": 0.2}),
         ({"max_completion_tokens": 5}, {"max_completion_tokens": 5, "temperature": 0.2}),
+        ({"n_predict": 5}, {"n_predict": 5, "temperature": 0.2}),
         (
             {"max_completion_tokens": None},
             {"max_completion_tokens": None, "max_tokens": 100, "temperature": 0.2},
@@ -74,7 +79,8 @@ def test_defaults_fill_only_what_is_silent(fields: dict[str, Any], defaults: dic
 def test_defaults(sent: dict[str, Any], after: dict[str, Any]) -> None:
     """A limit under either of its two names is a limit; sizes of the engine are no request fields."""
     defaults = {"temperature": 0.2, "max_tokens": 100, "context_window": 8192, "num_ctx": 1, "top_p": None}
-    assert adapted(chat(**sent), generation_defaults=defaults) == chat(**after) | {"model": "served"}
+    after = chat(**after) | {"model": "served"}
+    assert adapted(chat(**sent), backend="openai", generation_defaults=defaults) == after
 
 
 def test_default_of_the_newer_name_gives_way_to_the_older() -> None:
@@ -127,3 +133,124 @@ def test_sizes_never_travel_in_a_request() -> None:
     after = adapted(chat(), generation_defaults={**sizes, "top_k": 7})
     assert after["top_k"] == 7
     assert sizes.keys().isdisjoint(after)
+
+
+# -- the limit of an answer under the engine's name for it
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "backend", "sent", "after"),
+    [
+        (CHAT, "llama_cpp", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        (CHAT, "ollama", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        (CHAT, "ollama", {"max_completion_tokens": 5, "max_tokens": 9}, {"max_tokens": 5}),
+        (CHAT, "ollama", {"max_completion_tokens": None, "max_tokens": 9}, {"max_tokens": 9}),
+        (CHAT, "ollama", {"max_tokens": 9}, {"max_tokens": 9}),
+        (CHAT, "vllm", {"max_completion_tokens": 5, "max_tokens": 9}, {"max_completion_tokens": 5, "max_tokens": 9}),
+        (CHAT, "openai", {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        (COMPLETIONS, "vllm", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        (MESSAGES, "vllm", {"max_completion_tokens": 5}, {"max_tokens": 5}),
+        (RESPONSES, "vllm", {"max_tokens": 5}, {"max_output_tokens": 5}),
+        (RESPONSES, "vllm", {"max_tokens": 5, "max_output_tokens": 7}, {"max_tokens": 5, "max_output_tokens": 7}),
+        (RESPONSES, "vllm", {"max_output_tokens": 7}, {"max_output_tokens": 7}),
+        (EMBEDDINGS, "ollama", {"max_completion_tokens": 5}, {"max_completion_tokens": 5}),
+        (CHAT, "ollama", {}, {}),
+    ],
+)
+def test_the_limit_has_the_name_that_the_engine_knows(
+    endpoint: str, backend: str, sent: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """Where an engine knows one name only, that is the one; the newer of OpenAI's two counts where both were sent."""
+    assert adapted(chat(**sent), endpoint, backend=backend) == chat(**after) | {"model": "served"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "after"),
+    [
+        (CHAT, {"max_tokens": 100, "temperature": 0.2}),
+        (COMPLETIONS, {"max_tokens": 100, "temperature": 0.2}),
+        (RESPONSES, {"max_output_tokens": 100, "temperature": 0.2}),
+        (MESSAGES, {"max_tokens": 100, "temperature": 0.2}),
+        (COUNT_TOKENS, {}),
+    ],
+)
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_a_default_limit_has_the_endpoints_name(endpoint: str, name: str, after: dict[str, Any]) -> None:
+    """Whatever the registry calls it, it is the limit of each endpoint that writes."""
+    body = chat()
+    got = adapted(body, endpoint, backend="vllm", generation_defaults={name: 100, "temperature": 0.2})
+    if endpoint == CHAT:
+        after = {name: 100, "temperature": 0.2}
+    assert got == body | after | {"model": "served"}
+
+
+# -- what is not for clients
+
+
+def test_fields_that_act_on_engines_do_not_reach_them() -> None:
+    """What would reload a model, take a slot, run a template or fetch from a host stays out; the rest passes."""
+    body = chat(
+        num_ctx=4096,
+        keep_alive=0,
+        id_slot=3,
+        chat_template="{{ 1 }}",
+        kv_transfer_params={"remote_host": "10.0.0.1"},
+        prompt_embeds="AAAA",
+        options={"num_ctx": 4096, "num_gpu": 1, "temperature": 0.1},
+        chat_template_kwargs={"chat_template": "x", "tokenize": True, "enable_thinking": False},
+        cache_prompt=True,
+        lora=[{"id": 0, "scale": 1}],
+        x_unknown=1,
+    )
+    before = copy.deepcopy(body)
+    assert adapted(body) == chat(
+        options={"temperature": 0.1},
+        chat_template_kwargs={"enable_thinking": False},
+        cache_prompt=True,
+        lora=[{"id": 0, "scale": 1}],
+        x_unknown=1,
+    ) | {"model": "served"}
+    assert body == before
+
+
+def test_the_registry_may_set_what_clients_may_not() -> None:
+    """The rule is for clients: who writes the registry owns the engine."""
+    after = adapted(chat(id_slot=1), request={"set": {"id_slot": 2}}, generation_defaults={"chat_template": "x"})
+    assert (after["id_slot"], after["chat_template"]) == (2, "x")
+
+
+@pytest.mark.parametrize("value", [None, 5, "x", {"temperature": 1}, []])
+def test_options_of_any_form_pass(value: Any) -> None:
+    """What holds nothing of the kind is the very same object."""
+    assert adapted(chat(options=value))["options"] is value
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_discard", -1), ("n", 0), ("max_tokens", -2), ("n_keep", 2**31), ("n_probs", -0.5)]
+)
+def test_counts_that_are_none_are_refused(name: str, value: float) -> None:
+    """A negative or gigantic count is refused with the field and what is allowed: engines have been crashed by them."""
+    with pytest.raises(BadRequest, match=f"'{name}' must be between") as refused:
+        check_counts(chat(**{name: value}))
+    assert refused.value.param == name
+
+
+@given(fields=other_fields)
+def test_other_values_are_left_to_the_engine(fields: dict[str, Any]) -> None:
+    """Counts in range, and what is no number, pass."""
+    check_counts(fields)
+    check_counts(
+        {"max_tokens": -1, "n": None, "n_keep": "x", "logprobs": True, "top_logprobs": 0, "n_predict": 2**31 - 1}
+    )
+
+
+# -- instructions
+
+
+def test_developers_become_systems_where_the_traits_say_so() -> None:
+    """The traits decide; without any, roles are left alone."""
+    body = chat({"role": "developer", "content": "be brief"}, HELLO)
+    assert adapted(body)["messages"] is body["messages"]
+    assert adapted(body, traits=Traits(knows_developer=True))["messages"] is body["messages"]
+    assert adapted(body, traits=Traits())["messages"] == [{"role": "system", "content": "be brief"}, HELLO]
+    assert body["messages"][0]["role"] == "developer"

@@ -5,33 +5,144 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rolecall.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES
+from rolecall.core.instructions import fit_instructions
 from rolecall.core.models import SIZE_DEFAULTS, ModelEntry
-from rolecall.core.transforms import GENERATING, RequestFacts
+from rolecall.core.traits import Traits
+from rolecall.core.transforms import RequestFacts
+from rolecall.errors import BadRequest
 
+_WITH_DEFAULTS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 _REQUEST_NAMES = {"temp": "temperature"}
 """Generation defaults that go by the name of an engine's option, and what a request calls them."""
 
+_NEWER, _OLDER = "max_completion_tokens", "max_tokens"
+_LIMITS = (_NEWER, _OLDER, "max_output_tokens", "n_predict", "num_predict")
+"""What limits an answer, under any of its names; the first two are OpenAI's, and the newer one goes first."""
+_LIMIT_OF_ENDPOINT = {COMPLETIONS: _OLDER, MESSAGES: _OLDER, RESPONSES: "max_output_tokens"}
+_KNOW_THE_OLDER = frozenset({"llama_cpp", "ollama"})
+"""Backends that get ``max_tokens``: Ollama (openai/openai.go) knows no other name, nor does an older llama-server."""
 
-def adapt(body: Mapping[str, Any], facts: RequestFacts, entry: ModelEntry, served_id: str) -> dict[str, Any]:
-    """Return the body for the engine: its model id, the entry's defaults and rules; all else as it came.
+_NOT_FOR_CLIENTS = frozenset(
+    {
+        "num_ctx",  # Ollama loads the model again for another one; so does whoever copies it
+        "keep_alive",  # loading and unloading are rolecall's
+        "id_slot",  # llama.cpp: waits for one slot and throws out what it has cached, whoever's that is
+        "slot_id",
+        "chat_template",  # vLLM: a program that runs in the engine (GHSA-6fvq-23cw-5628); llama.cpp ignores it
+        "kv_transfer_params",  # vLLM: a host to fetch the cache from
+        "ec_transfer_params",
+        "prompt_embeds",  # vLLM: pickled tensors (CVE-2025-62164)
+        "logits_processors",  # vLLM before 0.10: names of Python functions to import
+    }
+)
+"""Fields by which a request would do something to an engine or to other requests. All others pass, known or not."""
+_NOT_IN = {
+    "chat_template_kwargs": frozenset({"chat_template", "tokenize"}),  # vLLM: the same program; CVE-2025-62426
+    "options": frozenset(
+        {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "use_mlock", "num_thread", "low_vram", "numa"}
+    ),  # Ollama's api.Runner and older ones: another value loads the model again
+}
 
-    Defaults fill only what the request leaves out or gives as null. ``request.strip`` and ``request.set`` come last, so
-    that the registry has the last word.
+_LOWEST = {
+    "n": 1,
+    "n_cmpl": 1,
+    "best_of": 1,
+    "max_tokens": -1,
+    "max_completion_tokens": -1,
+    "max_output_tokens": -1,
+    "min_tokens": 0,
+    "n_predict": -1,
+    "n_keep": -1,
+    "n_discard": 0,
+    "n_cache_reuse": 0,
+    "n_indent": 0,
+    "n_probs": 0,
+    "min_keep": 0,
+    "logprobs": 0,
+    "top_logprobs": 0,
+    "repeat_last_n": -1,
+    "dry_allowed_length": 0,
+    "dry_penalty_last_n": -1,
+    "truncate_prompt_tokens": -1,
+}
+_HIGHEST = 2**31 - 1
+"""Engines count in 32 bits, and not all check: a negative ``n_discard`` wrote out of bounds (CVE-2026-21869)."""
+
+
+def check_counts(body: Mapping[str, Any]) -> None:
+    """Raise ``BadRequest`` for a count that is no count: below the lowest that any engine gives a meaning, or too high.
+
+    What is no number is left to the engine.
     """
-    adapted = {**body, "model": served_id}
-    if facts.endpoint in GENERATING:
-        for name, value in entry.generation_defaults.items():
-            key = _REQUEST_NAMES.get(name, name)
-            if value is not None and key not in SIZE_DEFAULTS and not _is_given(adapted, key):
-                adapted[key] = value
-        if facts.hides_usage:
-            adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}
+    for name, lowest in _LOWEST.items():
+        value = body.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or lowest <= value <= _HIGHEST:
+            continue
+        raise BadRequest(f"The field {name!r} must be between {lowest} and {_HIGHEST}, not {value}.", param=name)
+
+
+def adapt(
+    body: Mapping[str, Any], facts: RequestFacts, entry: ModelEntry, served_id: str, traits: Traits | None = None
+) -> dict[str, Any]:
+    """Return the body for the engine: its model id, the entry's defaults and rules, names that it knows.
+
+    All else stays as it came. Fields that are not for clients go first, so that the registry may set them. Defaults
+    fill only what the request leaves out or gives as null. ``request.strip`` and ``request.set`` come last: the
+    registry has the last word. Without ``traits`` the roles of messages are left alone.
+    """
+    adapted = {**_for_clients(body), "model": served_id}
+    if facts.endpoint in _WITH_DEFAULTS:
+        _fill(adapted, entry, facts.endpoint)
+        _rename_limit(adapted, _limit_name(facts.endpoint, entry))
+    if facts.hides_usage:
+        adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}
+    if traits is not None:
+        fit_instructions(adapted, facts.endpoint, knows_developer=traits.knows_developer, backend=entry.backend)
     for key in entry.request.strip:
         adapted.pop(key, None)
     adapted.update(entry.request.set)
     return adapted
 
 
-def _is_given(body: Mapping[str, Any], key: str) -> bool:
-    same = ("max_tokens", "max_completion_tokens")
-    return any(body.get(name) is not None for name in (same if key in same else (key,)))
+def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in body.items() if name not in _NOT_FOR_CLIENTS}
+    for name, refused in _NOT_IN.items():
+        inner = kept.get(name)
+        if isinstance(inner, dict) and not refused.isdisjoint(inner):
+            kept[name] = {key: value for key, value in inner.items() if key not in refused}
+    return kept
+
+
+def _fill(adapted: dict[str, Any], entry: ModelEntry, endpoint: str) -> None:
+    is_limited = any(adapted.get(name) is not None for name in _LIMITS)
+    for name, value in entry.generation_defaults.items():
+        key = _REQUEST_NAMES.get(name, name)
+        if value is None or key in SIZE_DEFAULTS:
+            continue
+        if key in _LIMITS:
+            key = _LIMIT_OF_ENDPOINT.get(endpoint, key)
+            if is_limited:
+                continue
+        if adapted.get(key) is None:
+            adapted[key] = value
+
+
+def _limit_name(endpoint: str, entry: ModelEntry) -> str | None:
+    """Return the one name under which the engine is to get the limit; None if it knows both of OpenAI's."""
+    if endpoint in _LIMIT_OF_ENDPOINT:
+        return _LIMIT_OF_ENDPOINT[endpoint]
+    return _OLDER if entry.backend in _KNOW_THE_OLDER else None
+
+
+def _rename_limit(adapted: dict[str, Any], name: str | None) -> None:
+    """Give a limit under one of OpenAI's names that name; of two the newer one counts, as with OpenAI."""
+    if name is None:
+        return
+    given = [adapted.get(each) for each in (_NEWER, _OLDER)]
+    limit = next((value for value in given if value is not None), None)
+    if limit is None or (adapted.get(name) is not None and name not in (_NEWER, _OLDER)):
+        return
+    for other in (_NEWER, _OLDER):
+        adapted.pop(other, None)
+    adapted[name] = limit
