@@ -92,7 +92,7 @@ BAD_BODIES = {
     "deep objects": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, None, "nested too deeply; 250"),
     "251 lists": (b'{"model": "text-only", "x": %s}' % (b"[" * 250 + b"]" * 250), None, "nested too deeply; 250"),
     "only brackets": (b"[" * 1_000_000, None, "too many lists and objects; 100000"),
-    "many texts": (b"[" + b'"",' * 400_001 + b"1]", None, "too many texts; 400000"),
+    "many texts": (b"[" + b'"",' * 200_001 + b"1]", None, "too many texts; 200000"),
     "many values": (b"[" + b"1," * 1_000_001 + b"1]", None, "too many values; 1000000"),
     "infinite": (b'{"model": "text-only", "temperature": 1e400, %s}' % MESSAGES, None, "not valid JSON"),
     "zeros": (b"\0" * 1000, None, "not valid JSON"),

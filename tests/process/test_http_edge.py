@@ -232,6 +232,14 @@ class TestBodies:
             given = answers(read_to_end(connection))
         assert [status for status, _, _ in given] == [404]
 
+    def test_an_answer_that_comes_before_the_body_is_read(self, server: Rolecall) -> None:
+        """The client may send its body to the end before it looks: the connection is not reset under its answer."""
+        head = head_of(8 * 2**20, "/nowhere", more="Connection: close\r\n")
+        with server.raw(head) as connection:
+            for _ in range(8):
+                connection.sendall(b"x" * 2**20)
+            assert [status for status, _, _ in answers(read_to_end(connection))] == [404]
+
     def test_a_client_that_waits_for_permission_is_not_slow(self, server: Rolecall) -> None:
         """With Expect: 100-continue the permission comes, the body after it, the answer after that."""
         body = json.dumps(prompt("text-only")).encode()

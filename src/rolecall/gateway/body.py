@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+import contextlib
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 import orjson
 from starlette.types import Message, Receive, Scope
 
 from rolecall.errors import BadRequest, BodyTooLarge, UnsupportedMediaType, UpstreamError
+from rolecall.gateway import large_json
+from rolecall.gateway.large_json import LARGE_BYTES, is_large
 
 _DISCARD_LIMIT_BYTES = 2**30
 _DISCARD_LIMIT_S = 30.0
 _QUOTED_BYTES = 300
 MAX_JSON_VALUES = 1_000_000
-MAX_JSON_TEXTS = 400_000
+MAX_JSON_TEXTS = 200_000
 MAX_JSON_CONTAINERS = 100_000
-"""More would hold up every other request while they are read: a list or an object costs forty times what a number does.
+"""More would hold up every other request while they are read: a list or an object costs some ten times what a number
+does.
 
 Text and images of any size are one value. Names of fields are texts.
 """
 MAX_JSON_DEPTH = 250
 """orjson reads 1024 levels and writes 254; some of them are left for what is put around a body."""
 _BOM = b"\xef\xbb\xbf"
+_NO_STRUCTURE = bytes(set(range(256)) - set(b'[{,:"'))
+_STEP = 2**20
+_JOINED_BYTES = 4 * 2**20
 
 
 class ClientGone(Exception):
@@ -63,6 +72,8 @@ async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         if not message.get("more_body"):
             check_is_plain(headers)
             check_is_json(headers)
+            if size > _JOINED_BYTES:
+                return await anyio.to_thread.run_sync(b"".join, parts)  # which lets others run meanwhile
             return b"".join(parts) if len(parts) > 1 else parts[0]
 
 
@@ -126,6 +137,16 @@ def _too_large(size: int, limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body has {size} bytes or more; the limit is {limit} (setting max_body_bytes).")
 
 
+async def read_json(body: bytes) -> Any:
+    """Return the parsed body as ``parse_json`` does, and let others run while a large one is parsed."""
+    return parse_json(body) if len(body) < LARGE_BYTES else await anyio.to_thread.run_sync(parse_json, body)
+
+
+async def write_json(body: Mapping[str, Any]) -> bytes:
+    """Return the body for the engine as ``dump_json`` does, and let others run while a large one is written."""
+    return await anyio.to_thread.run_sync(_dump, body, large_json.dumps) if is_large(body) else dump_json(body)
+
+
 def parse_json(body: bytes) -> Any:
     """Return the parsed body; raises ``BadRequest`` saying what is wrong, also for one nested too deeply.
 
@@ -135,31 +156,76 @@ def parse_json(body: bytes) -> Any:
     body = body.removeprefix(_BOM)
     if not body:
         raise BadRequest("The body is empty; it must be a JSON object.")
-    _check_counts(body)
+    containers = _check_counts(body)
     try:
-        value = orjson.loads(body)
+        with _without_collection():
+            value = orjson.loads(body) if len(body) < LARGE_BYTES else large_json.loads(body)
     except orjson.JSONDecodeError as error:
         if "depth limit" in str(error):
             raise _too_deep() from None
         raise BadRequest(f"The body is not valid JSON: {error}.") from None
-    if body.count(b"[") + body.count(b"{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+    if containers > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
         raise _too_deep()
     return value
 
 
-def _check_counts(body: bytes) -> None:
-    """Raise ``BadRequest`` for a body that takes too long to read."""
-    if len(body) <= MAX_JSON_CONTAINERS:
-        return
-    kinds = (
-        ("values", b",:", MAX_JSON_VALUES),
-        ("texts", b'"', 2 * MAX_JSON_TEXTS),
-        ("lists and objects", b"[{", MAX_JSON_CONTAINERS),
-    )
-    for what, marks, limit in kinds:
-        if sum(body.count(mark) for mark in marks) > limit:
-            most = limit // 2 if marks == b'"' else limit
-            raise BadRequest(f"The body holds too many {what}; {most} can be read.")
+def _check_counts(body: bytes) -> int:
+    """Return how many lists and objects there are at most; raises ``BadRequest`` for a body that takes long to read."""
+    counts = _Counts(*(_count(body, marks) for marks in (b"[{", b'"', b",:")))
+    if counts.are_too_high():  # by what stands in texts, perhaps
+        counts = _count_outside_texts(body)
+    if counts.containers > MAX_JSON_CONTAINERS:
+        raise BadRequest(f"The body holds too many lists and objects; {MAX_JSON_CONTAINERS} can be read.")
+    if counts.quotes > 2 * MAX_JSON_TEXTS:
+        raise BadRequest(f"The body holds too many texts; {MAX_JSON_TEXTS} can be read.")
+    if counts.values > MAX_JSON_VALUES:
+        raise BadRequest(f"The body holds too many values; {MAX_JSON_VALUES} can be read.")
+    return counts.containers
+
+
+class _Counts(NamedTuple):
+    containers: int
+    quotes: int
+    values: int
+
+    def are_too_high(self) -> bool:
+        return (
+            self.containers > MAX_JSON_CONTAINERS or self.quotes > 2 * MAX_JSON_TEXTS or self.values > MAX_JSON_VALUES
+        )
+
+
+def _count(body: bytes, marks: bytes) -> int:
+    """Count in steps: others may run in between."""
+    return sum(body.count(mark, at, at + _STEP) for mark in marks for at in range(0, len(body), _STEP))
+
+
+def _count_outside_texts(body: bytes) -> _Counts:
+    """Count what is not within texts: a document of JSON or source code in a prompt is one text."""
+    containers = quotes = values = at = 0
+    while at < len(body):
+        end = at + _STEP
+        while body[end - 1 : end] == b"\\":  # what is escaped stays with what escapes it
+            end += 1
+        part = body[at:end].replace(b"\\\\", b"").replace(b'\\"', b"")
+        pieces = part.translate(None, _NO_STRUCTURE).split(b'"')
+        outside = b"".join(pieces[quotes % 2 :: 2])
+        quotes += len(pieces) - 1
+        containers += outside.count(b"[") + outside.count(b"{")
+        values += outside.count(b",") + outside.count(b":")
+        at = end
+    return _Counts(containers, quotes, values)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from looking through what is being built, again and again: it doubles the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _is_deeper(value: Any, limit: int) -> bool:
@@ -179,8 +245,12 @@ def _too_deep() -> BadRequest:
 
 def dump_json(body: Mapping[str, Any]) -> bytes:
     """Return the body for the engine; raises ``BadRequest`` for one that can be read but not be written."""
+    return _dump(body, orjson.dumps)
+
+
+def _dump(body: Mapping[str, Any], dumps: Callable[[Any], bytes]) -> bytes:
     try:
-        return orjson.dumps(body)
+        return dumps(body)
     except orjson.JSONEncodeError:
         raise _too_deep() from None
 

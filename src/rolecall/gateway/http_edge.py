@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
 """How long a refused client may go on sending: bytes that nobody reads reset the connection, and the error is lost."""
+_REST_S = 30.0
+"""How long the rest of a body may come whose answer was given without it."""
 _FLUSH_S = 30.0
 """How long a client may take nothing of an answer whose connection is to be closed."""
 _LINGERING = 100
@@ -97,6 +99,15 @@ def edge_protocol(limits: EdgeLimits) -> type[HttpToolsProtocol]:
     return type("EdgeProtocol", (_EdgeProtocol,), {"limits": limits})
 
 
+class _Polite:
+    """A connection's transport as uvicorn's answers use it, but for its end."""
+
+    def __init__(self, protocol: _EdgeProtocol) -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.leave
+
+
 class _EdgeProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits. A refused connection is deaf: what still comes is thrown away."""
 
@@ -112,6 +123,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._clock: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
         self._has_spoken = False
+        self._is_left = False
         self._sheds_upgrade = False
         self._answering: RequestResponseCycle | None = None  # ``cycle`` is the last one that came
         self._broken: tuple[RequestResponseCycle, RolecallError] | None = None
@@ -238,6 +250,8 @@ class _EdgeProtocol(HttpToolsProtocol):
         if not self._sheds_upgrade:
             self._body = None
             super().on_message_complete()
+            if self._is_left:
+                self.transport.close()
 
     def _check_head(self) -> None:
         limit = self.limits.header_bytes
@@ -324,8 +338,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("ascii")
         self.transport.write(STATUS_LINE[error.status] + head + b"\r\n" + content)
-        self.transport.write_eof()
-        self._farewell = self.loop.call_later(_LINGER_S, self.transport.abort)
+        self.leave()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         """Serve; an application that waits for a body that was refused gets the reason as an exception."""
@@ -340,9 +353,21 @@ class _EdgeProtocol(HttpToolsProtocol):
             await app(scope, receive_or_raise, send)
 
         self._answering = cycle
+        cycle.transport = _Polite(self)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, serve)  # type: ignore[arg-type]
 
     # -- the end of an answer
+
+    def leave(self) -> None:
+        """Close the connection, once the client has sent what it is about to send."""
+        if self.transport.is_closing():
+            return
+        if self._body is None and not self._is_deaf:
+            self.transport.close()
+            return
+        self._is_left = True
+        self.transport.write_eof()
+        self._farewell = self.loop.call_later(_LINGER_S if self._is_deaf else _REST_S, self.transport.abort)
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the client to take the rest of the answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -262,6 +263,9 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=2,  # the answers are over by then
         )
+        config.load()
+        gc.collect()
+        gc.freeze()  # a full collection would look through all that is imported, and nothing runs for 50 ms meanwhile
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{sock.getsockname()[1]}"
         await Server(config, gateway, lambda: announce(url)).serve(sockets=[sock])

@@ -1,0 +1,179 @@
+"""Bodies are parsed and written as orjson does it, in short steps where they are large; what takes long is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolecall.errors import BadRequest
+from rolecall.gateway import large_json
+from rolecall.gateway.body import (
+    MAX_JSON_CONTAINERS,
+    MAX_JSON_DEPTH,
+    MAX_JSON_TEXTS,
+    MAX_JSON_VALUES,
+    parse_json,
+    read_json,
+    write_json,
+)
+
+MB = 2**20
+LONG = "data:image/png;base64," + "QUJD" * (MB // 4)
+CONTENTS = {
+    "a picture": LONG,
+    "with an escape": LONG + "\n" + LONG,
+    "with a quotation mark": LONG + '"' + LONG,
+    "with a backslash at its end": LONG + "\\",
+    "beyond ASCII": "é" + LONG,
+    "beyond the plane": LONG + "😀",
+    "like the end of a text": "," + LONG,
+    "short": "hi",
+}
+
+
+def body(*contents: Any) -> dict[str, Any]:
+    """Return a chat of these contents."""
+    return {"model": "m", "n": 2**64 - 1, "messages": [{"role": "user", "content": content} for content in contents]}
+
+
+@pytest.mark.parametrize("kind", CONTENTS)
+@pytest.mark.parametrize("spaces", [False, True])
+def test_large_texts_are_read_and_written_unchanged(kind: str, *, spaces: bool) -> None:
+    """Whatever stands in them, around them and between them."""
+    value = body(CONTENTS[kind], [1.5, None, True, CONTENTS[kind]], LONG, "", CONTENTS[kind], {"a": {}})
+    data = json.dumps(value, ensure_ascii=spaces, indent=2 if spaces else None).encode()
+    assert large_json.loads(data) == value
+    assert orjson.loads(large_json.dumps(value)) == value
+    assert large_json.dumps(value) == orjson.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": "x", "tokens": [%b1], "b": "y"}' % (b"1," * MB),
+        b'{"a": "x"%b, "b": "y"}' % (b" " * 2 * MB),
+        b'{"%b": 1, "b": "%b"}' % (b"k" * 2 * MB, LONG.encode()),
+        b'["%b", "\\"%b", "%b"]' % (LONG.encode(), LONG.encode(), LONG.encode()),
+        b'"%b"' % LONG.encode(),
+        b'  ["%b"]  ' % LONG.encode(),
+        b"1" + b" " * 2 * MB,
+    ],
+    ids=["numbers", "spaces", "key", "quoted", "text", "padded", "number"],
+)
+def test_what_only_looks_like_a_large_text_is_read_as_orjson_does(data: bytes) -> None:
+    """Numbers and spaces between two texts, names of fields, escaped quotation marks."""
+    assert large_json.loads(data) == orjson.loads(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"a": "%b' % LONG.encode(),
+        b'{"a": "%b",}' % LONG.encode(),
+        b'{"a": "%b\n"}' % LONG.encode(),
+        b'{"a": "%b\xff"}' % LONG.encode(),
+        b'["%b" "%b"]' % (LONG.encode(), LONG.encode()),
+        b"x" * 2 * MB,
+    ],
+    ids=["cut", "comma", "line feed", "no utf-8", "no comma", "no json"],
+)
+def test_what_is_wrong_is_said_as_orjson_says_it(data: bytes) -> None:
+    """The place in the message is that in the body."""
+    with pytest.raises(orjson.JSONDecodeError) as ours:
+        large_json.loads(data)
+    with pytest.raises(orjson.JSONDecodeError) as theirs:
+        orjson.loads(data)
+    assert str(ours.value) == str(theirs.value)
+
+
+@given(st.lists(st.tuples(st.text(st.sampled_from('"\\é\n,a')), st.booleans()), max_size=4))
+def test_texts_of_any_letters(parts: list[tuple[str, bool]]) -> None:
+    """Texts with long parts and with odd ones come through both ways."""
+    value = [text + LONG if is_long else text for text, is_long in parts]
+    assert large_json.loads(orjson.dumps(value)) == value
+    assert large_json.dumps(value) == orjson.dumps(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "large"),
+    [
+        ("x" * MB, False),
+        ("x" * (MB + 1), True),
+        ({"a": ["x" * MB, {"b": "x"}]}, True),
+        ([0] * 20_000, True),
+        (1, False),
+    ],
+)
+def test_large_is_what_takes_long_to_write(value: Any, *, large: bool) -> None:
+    """Many letters, or many values."""
+    assert large_json.is_large(value) is large
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"[" + b"[]," * MAX_JSON_CONTAINERS + b"1]", f"too many lists and objects; {MAX_JSON_CONTAINERS}"),
+        (b"[" + b'"",' * (MAX_JSON_TEXTS + 1) + b"1]", f"too many texts; {MAX_JSON_TEXTS}"),
+        (b"[" + b"1," * (MAX_JSON_VALUES + 1) + b"1]", f"too many values; {MAX_JSON_VALUES}"),
+        (b'["\\\\",' + b'"",' * (MAX_JSON_TEXTS + 1) + b"1]", "too many texts"),
+        (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "nested too deeply"),
+        (b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
+    ],
+)
+def test_what_takes_long_to_read_is_refused(data: bytes, words: str) -> None:
+    """Too many values, texts, lists or levels are a 400 with the number that can be read."""
+    with pytest.raises(BadRequest, match=words):
+        parse_json(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" + b"[]," * (MAX_JSON_CONTAINERS - 1) + b"1]",
+        b"[" + b"1," * (MAX_JSON_VALUES - 1) + b"1]",
+        b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH,
+        orjson.dumps(["[" * 2 * MAX_JSON_CONTAINERS, '"' * 3 * MAX_JSON_TEXTS, ",:" * MAX_JSON_VALUES]),
+        orjson.dumps(["\\" * 3 * MB + "[" * 2 * MAX_JSON_CONTAINERS, "x" * (MB - 10), '\\"[' * MAX_JSON_CONTAINERS]),
+    ],
+    ids=["lists", "values", "levels", "in texts", "after backslashes"],
+)
+def test_what_stands_in_texts_is_not_counted(data: bytes) -> None:
+    """At the limits everything is read, and a text may hold any number of brackets, commas and quotation marks."""
+    assert parse_json(data) == orjson.loads(data)
+    assert gc.isenabled()
+
+
+async def test_others_run_while_a_large_body_is_read_and_written() -> None:
+    """Reading and writing 32 MB of pictures gives the loop its turn many times."""
+    value = body(*[LONG] * 32)
+    data = orjson.dumps(value)
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.001)
+
+    counting = asyncio.create_task(count())
+    assert await read_json(data) == value
+    read_turns = turns
+    assert await write_json(value) == data
+    counting.cancel()
+    assert read_turns > 5
+    assert turns - read_turns > 5
+
+
+async def test_small_bodies_take_no_detour() -> None:
+    """They are read and written as they are."""
+    assert await read_json(b'\xef\xbb\xbf{"a":1}') == {"a": 1}
+    assert await write_json({"a": 1}) == b'{"a":1}'
+    with pytest.raises(BadRequest, match="is empty"):
+        await read_json(b"\xef\xbb\xbf")
