@@ -163,6 +163,25 @@ def test_the_slots_of_an_engine(fields: dict[str, Any], slots: int) -> None:
     assert LLAMA.parallel(entry(**fields)) == slots
 
 
+@pytest.mark.parametrize(
+    ("args", "fields", "shares"),
+    [
+        ([], {}, True),
+        ([], {"max_parallel": 8}, True),
+        ([], {"max_parallel": 1}, False),
+        (["--parallel", "2"], {}, False),
+        (["-np", "2", "-kvu"], {}, True),
+        (["--no-kv-unified"], {}, False),
+    ],
+)
+def test_which_requests_share_a_context(args: list[str], fields: dict[str, Any], shares: bool) -> None:  # noqa: FBT001 - of a table
+    """Slots share one cache as we start the engine, unless its arguments say otherwise, or there is but one slot."""
+    backend = LlamaServer(PLACES, ("llama-server",))
+    assert backend.shares_context(entry(backend_config={"extra_args": args}, **fields)) is shares
+    assert not backend.shares_context(entry(backend_config={"command": ["x", "{port}"]}))
+    assert not backend.shares_context(entry(backend_config={"mode": "cli"}))
+
+
 def test_slots_by_max_parallel_share_one_cache() -> None:
     """Each of the slots may use the whole context."""
     words = argv(max_parallel=2)

@@ -87,6 +87,16 @@ class LlamaServer:
         flag = flag_value(entry.backend_config.extra_args, *_PARALLEL_FLAGS)
         return entry.max_parallel or (int(flag) if flag and flag.isdecimal() and int(flag) else DEFAULT_PARALLEL)
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Whether the requests that are answered at the same time share one context, which is that of the engine."""
+        config = entry.backend_config
+        if config.command or self.parallel(entry) == 1:
+            return False
+        if _has_flag(config.extra_args, ("-no-kvu", "--no-kv-unified")):
+            return False
+        own_slots = _has_flag(config.extra_args, _PARALLEL_FLAGS)
+        return not own_slots or _has_flag(config.extra_args, ("-kvu", "--kv-unified"))
+
     def served_id(self, entry: ModelEntry) -> str:
         """Return the alias that the engine is started with."""
         return entry.served_model_id or entry.name
