@@ -137,7 +137,6 @@ def test_a_body_of_too_many_values_is_refused_at_once(tmp_path: Path) -> None:
     """A body that would hold up everybody while it is read is refused unread."""
     with Rolecall(tmp_path, [fake_entry("m")]) as server:
         body = b'{"model":"m","x":[' + b"0," * 1_100_000 + b"0]}"
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        status, _, answer = server.exchange(head + b"content-length: %d\r\n\r\n" % len(body) + body)
+        status, _, answer = server.exchange(http_request(body))
         assert status == 400
         assert b"too many values" in answer
