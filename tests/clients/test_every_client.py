@@ -38,7 +38,7 @@ def test_an_unknown_model(base_url: str, client: type[Client]) -> None:
         client(base_url).whole("demo-chatt")
 
 
-@pytest.mark.parametrize("client", [*PYTHON, NPM])
+@pytest.mark.parametrize("client", [*PYTHON, *NPM])
 def test_a_failure_that_passes(base_url: str, server: Rolecall, client: type[Client]) -> None:
     """A 500 of the engine that does not come again is not seen by the program: the client sends it once more."""
     model = f"fails {client.__name__} once"
