@@ -33,7 +33,9 @@ class FakeBackend:
     takes_share: bool = False
     ports: range | None = None
     possible_gpus: tuple[int, ...] = (1,)
+    keeps_roles: bool = False
     sleep_level: int | None = None
+    lacking: Mapping[str, str] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
 
     def unavailable(self, entry: ModelEntry) -> str | None:
@@ -70,6 +72,13 @@ class FakeBackend:
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the address of the launch."""
         return Upstream(f"http://127.0.0.1:{port}/v1")
+
+    def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
+        """Return what the test said of the endpoint."""
+        return self.lacking.get(endpoint)
+
+    def token_limit(self, endpoint: str) -> str | None:
+        """Return that both names are taken."""
 
 
 def sleep_calls(url: str, level: int = 1) -> SleepCalls:

@@ -5,7 +5,8 @@
 
 It takes llama-server's command lines: an unknown flag is ignored, with its value. The knobs of one answer can also be
 set by the request that wants it: `{"messages": [...], "fake": {"tokens": 50, "crash_after_tokens": 3}}`.
-`GET /stats` tells what it saw. The answer is `w0 w1 ...`; a last user message `ECHO text` is answered with `text`.
+`GET /stats` tells what it saw, without a key; `LLAMA_API_KEY` and `VLLM_API_KEY` guard what they guard in the engines.
+The answer is `w0 w1 ...`; a last user message `ECHO text` is answered with `text`.
 A prompt counts one token per byte of text. An answer is whole only with a finish_reason and, streamed, `[DONE]`.
 
 GPU memory is that of the simulated GPUs (docs/simulator.md); without them --gpu-mb takes none. --sleep-mode is vLLM's.
@@ -149,6 +150,8 @@ class Engine:
             await reply.json(self._seen())
         elif self.ready_at is None:
             await reply.error(503, "Loading model")
+        elif not self._lets_in(request):
+            await reply.error(401, "Invalid API Key")
         elif self.sleep.serves(request.path):
             await self.sleep.answer(request, reply, self.idle)
         elif request.method == "POST":
@@ -157,6 +160,13 @@ class Engine:
             await self._health(reply, asyncio.get_running_loop().time() - self.ready_at)
         else:
             await self._describe(request.path, reply)
+
+    def _lets_in(self, request: Request) -> bool:
+        """Whether the key is shown where llama-server, or vLLM, asks for one."""
+        vllm_key, key = os.environ.get("VLLM_API_KEY"), os.environ.get("LLAMA_API_KEY")
+        if vllm_key and request.path.startswith("/v1"):
+            key = vllm_key
+        return not key or request.path == "/health" or request.headers.get("authorization") == f"Bearer {key}"
 
     def _seen(self) -> dict[str, Any]:
         process = {"pid": os.getpid(), "argv": sys.argv[1:], "env": sorted(os.environ)}

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 JSON_TYPE = "application/json; charset=utf-8"
 REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 429: "Too Many Requests", 500: "Internal Server Error"}
 REASONS |= {501: "Not Implemented", 503: "Service Unavailable"}
-ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error", 501: "not_supported_error"}
+ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    501: "not_supported_error",
+}
 ERROR_TYPES |= {429: "rate_limit_error", 503: "unavailable_error"}
 
 

@@ -167,7 +167,9 @@ def test_the_engine_gets_headers_of_ours(server: Rolecall) -> None:
     assert sent["content-type"] == "application/json"
     assert sent["accept-encoding"] == "identity"
     assert sent["x-request-id"] == answer.headers["x-request-id"]
-    assert not {"authorization", "cookie", "openai-organization"} & set(sent)
+    assert sent["authorization"].startswith("Bearer ")
+    assert KEY not in sent["authorization"]
+    assert not {"cookie", "openai-organization"} & set(sent)
 
 
 def test_defaults_fill_what_a_request_leaves_out(server: Rolecall) -> None:

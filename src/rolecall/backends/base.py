@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import os.path
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from rolecall.core.models import ModelEntry
+from rolecall.core.models import ModelEntry, flag_value
 from rolecall.core.vram import Placement
 
 LOOPBACK = "127.0.0.1"
+
+_KEY_FLAG = "--api-key"
+"""llama-server takes several keys between commas, vLLM several words, of which the first is as good as any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,8 @@ class Backend(Protocol):
     """Whether the engine takes as much memory as it is given (vLLM's KV cache), not what the model needs."""
     ports: range | None
     """The ports that its engines are given; None for any free one."""
+    keeps_roles: bool
+    """Whether the roles of messages reach the model as they come, so that rolecall need not look at its template."""
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return why the entry can never work as it stands, in words; None if it can."""
@@ -185,6 +190,14 @@ class Backend(Protocol):
         """Return where its requests go; ``port`` is that of ``launch``, 0 for an engine that is not managed."""
         ...
 
+    def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
+        """Return in words that the entry's engine has no such endpoint, and what to use; None if it may have it."""
+        ...
+
+    def token_limit(self, endpoint: str) -> str | None:
+        """Return the one name that a limit of tokens must have there: None where each of OpenAI's two is understood."""
+        ...
+
 
 def model_path(entry: ModelEntry, places: Places) -> Path | None:
     """Return the entry's model file or folder; ``download_location`` stands in for a missing ``model_path``."""
@@ -202,6 +215,29 @@ def mmproj_path(entry: ModelEntry, places: Places) -> Path | None:
 def loopback(port: int) -> Upstream:
     """Return the address of an engine of ours."""
     return Upstream(f"http://{LOOPBACK}:{port}/v1")
+
+
+def with_key(launch: Launch, variable: str) -> Launch:
+    """Return the launch with the key that its entry gives the engine, or with the variable by which it takes ours.
+
+    An entry that sets the variable to nothing wants none.
+    """
+    own = flag_value(launch.argv, _KEY_FLAG) or launch.env.get(variable)
+    if own is None:
+        return replace(launch, key_variable=variable)
+    return replace(launch, key=own.partition(",")[0].strip() or None)
+
+
+def without(argv: Sequence[str], flags: Collection[str]) -> tuple[str, ...]:
+    """Return the arguments without these flags and their values."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word in flags:
+            next(words, None)
+        elif word.partition("=")[0] not in flags:
+            kept.append(word)
+    return tuple(kept)
 
 
 def command_launch(entry: ModelEntry, places: Places, port: int, python: str) -> Launch:

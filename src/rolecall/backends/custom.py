@@ -26,6 +26,7 @@ class CustomCommand:
     has_port = True
     takes_share = False
     ports: range | None = None
+    keeps_roles = False
 
     def __init__(self, places: Places, name: str) -> None:
         self.name = name
@@ -70,3 +71,11 @@ class CustomCommand:
         """Return the engine's address on loopback."""
         del entry
         return loopback(port)
+
+    def lacks(self, entry: ModelEntry, endpoint: str) -> None:
+        """Return None: nothing is known of the server, which says itself what it has not."""
+        del entry, endpoint
+
+    def token_limit(self, endpoint: str) -> None:
+        """Return None: the client's word is as good as any other."""
+        del endpoint

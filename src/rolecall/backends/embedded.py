@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in arguments:
         return _tell(embedded_flags.version())
     try:
-        params = embedded_flags.parse(arguments)
+        params = embedded_flags.parse(arguments, os.environ)
     except embedded_parser.FlagError as error:
         return _fail(str(error))
     for path in filter(None, (params.model.path, params.mmproj.path)):

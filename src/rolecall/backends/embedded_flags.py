@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import xllamacpp
@@ -39,12 +40,14 @@ CACHE_TYPES = "f32 f16 bf16 q8_0 q4_0 q4_1 iq4_nl q5_0 q5_1"
 EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
 
 
-def parse(argv: Sequence[str]) -> Params:
+def parse(argv: Sequence[str], environ: Mapping[str, str] = MappingProxyType({})) -> Params:
     """The parameters that a command line without the program's name means.
 
-    Raises FlagError for one that llama-server would not take either, or that only a real one takes.
+    Of the environment only ``LLAMA_API_KEY`` counts. Raises FlagError for a command line that llama-server would not
+    take either, or that only a real one takes.
     """
     params = _defaults()
+    _add_api_keys(params, environ.get("LLAMA_API_KEY", ""))
     apply_flags({name: flag for flag in (*_flags(), *_idle_flags()) for name in flag.names}, params, argv)
     if not params.model.path:
         raise FlagError("error: --model is required")
@@ -213,6 +216,7 @@ def _server_flags() -> Iterator[Flag]:
     yield setting("--tags", "model_tags", lambda text: set(_list(text)), "TAG,...")
     yield setting("--api-prefix", "api_prefix", str, "PREFIX")
     yield special("--api-key", _add_api_keys, "KEY,...")
+    yield special("--api-key-file", _add_api_key_file, "FILE")
     yield setting("-to --timeout", "timeout_read timeout_write", _int, "SECONDS")
     yield setting("--threads-http", "n_threads_http", _int)
     yield setting("--sse-ping-interval", "sse_ping_interval", _int, "SECONDS")
@@ -394,6 +398,11 @@ def _add_aliases(params: Params, text: str) -> None:
 
 def _add_api_keys(params: Params, text: str) -> None:
     params.api_keys = [*params.api_keys, *_list(text)]
+
+
+def _add_api_key_file(params: Params, file: str) -> None:
+    lines = _content(file).splitlines()
+    params.api_keys = [*params.api_keys, *(line for line in lines if line and not line.startswith("#"))]
 
 
 def _template_kwargs(params: Params, text: str) -> None:

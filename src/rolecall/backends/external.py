@@ -20,6 +20,7 @@ class OpenAIServer:
     has_port = False
     takes_share = False
     ports: range | None = None
+    keeps_roles = True
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return what the entry lacks."""
@@ -61,6 +62,14 @@ class OpenAIServer:
         del port
         base = _base_url(entry)
         return Upstream(base if urlsplit(base).path else base + "/v1", entry.backend_config.api_key_env)
+
+    def lacks(self, entry: ModelEntry, endpoint: str) -> None:
+        """Return None: nothing is known of the server, which says itself what it has not."""
+        del entry, endpoint
+
+    def token_limit(self, endpoint: str) -> None:
+        """Return None: the client's word is as good as any other."""
+        del endpoint
 
 
 def _base_url(entry: ModelEntry) -> str:

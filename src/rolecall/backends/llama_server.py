@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,13 +25,26 @@ from rolecall.backends.base import (
     loopback,
     mmproj_path,
     model_path,
+    with_key,
+    without,
 )
+from rolecall.core.endpoints import CHAT, EMBEDDINGS, RANKING, RERANK, SCORE, SPEECH, TRANSLATIONS
 from rolecall.core.models import ModelEntry, flag_value
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 4
 """Slots of llama-server unless told otherwise (its own default with a unified KV cache)."""
 
+KEY_VARIABLE = "LLAMA_API_KEY"
+"""By it llama-server takes a key, which everybody must show then, but for ``/health``."""
+
+MOST_EMBEDDED_TOKENS = 8192
+_EMBEDDED_TOKENS = 2048
+"""llama.cpp's batch, where an entry that embeds tells no context."""
+
+_ADDRESS_FLAGS = ("--host", "--port")
+_EMBEDDING_FLAGS = ("--embedding", "--embeddings")
+_RERANK_FLAGS = ("--rerank", "--reranking")
 _PARALLEL_FLAGS = ("-np", "--parallel")
 _SPLIT_FLAGS = ("-ts", "-sm", "--split-mode", "--tensor-split")
 _SIZES = {
@@ -55,6 +69,7 @@ class LlamaServer:
     has_port = True
     takes_share = False
     ports: range | None = None
+    keeps_roles = False
 
     def __init__(self, places: Places, engine: Sequence[str] | None) -> None:
         self._places = places
@@ -105,21 +120,23 @@ class LlamaServer:
         """Return the command line; what ``extra_args`` say themselves is left to them, but for host and port."""
         config = entry.backend_config
         if config.command:
-            return command_launch(entry, self._places, port, sys.executable)
+            return with_key(command_launch(entry, self._places, port, sys.executable), KEY_VARIABLE)
         if config.mode == "cli":
             return self._launch_oneshot(entry, port, placement)
-        extra = config.extra_args
+        extra = without(config.extra_args, _ADDRESS_FLAGS)
         ours = (
             (("-m", "--model"), [str(model_path(entry, self._places))]),
             (("--mmproj",), [str(p)] if (p := mmproj_path(entry, self._places)) else None),
             (("-a", "--alias"), [self.served_id(entry)]),
             *_sizes(entry),
+            (_EMBEDDING_FLAGS, [] if "embedding" in entry.started_for else None),
+            (_RERANK_FLAGS, [] if "rerank" in entry.started_for and _ranks(entry) else None),
             (_SPLIT_FLAGS, _even_split(placement)),
             # One KV cache for all slots: each request may use the whole context, not a part of it.
             (_PARALLEL_FLAGS, [str(self.parallel(entry)), "--kv-unified"]),
         )
         argv = (*self._engine, *_unless_given(extra, ours), *extra, "--host", LOOPBACK, "--port", str(port))
-        return Launch(argv, loopback(port).base_url, config.env, listens_itself=True)
+        return with_key(Launch(argv, loopback(port).base_url, config.env, listens_itself=True), KEY_VARIABLE)
 
     def _launch_oneshot(self, entry: ModelEntry, port: int, placement: Placement) -> Launch:
         """Return the command line of the server that starts one process for each request."""
@@ -138,7 +155,8 @@ class LlamaServer:
         words = [f"{flag}={value}" for flag, value in ours.items() if value is not None]
         passed_on = _unless_given(extra, [*_sizes(entry), (_SPLIT_FLAGS, _even_split(placement))])
         argv = (*_ONESHOT, *words, "--", *passed_on, *extra)
-        return Launch(argv, loopback(port).base_url, entry.backend_config.env)
+        launch = Launch(argv, loopback(port).base_url, entry.backend_config.env)
+        return replace(launch, key_variable=KEY_VARIABLE)
 
     def _program(self, *names: str) -> str | None:
         """Return the first of these programs that is beside llama-server or on the PATH."""
@@ -174,6 +192,32 @@ class LlamaServer:
         del entry
         return loopback(port)
 
+    def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
+        """Return what llama.cpp does not serve; of a command nothing is known."""
+        if entry.backend_config.command:
+            return None
+        if entry.backend_config.mode == "cli":
+            only = f"In mode 'cli' there are chat completions only ({CHAT}), not {endpoint}; mode 'server' has it."
+            return None if endpoint == CHAT else only
+        if {"embedding", "rerank"} <= entry.started_for and endpoint in ((EMBEDDINGS,) if _ranks(entry) else RANKING):
+            does, other = ("reranks", "embedding") if _ranks(entry) else ("embeds", "rerank")
+            return (
+                f"One llama.cpp engine either embeds or reranks, and this one {does}; {endpoint} needs an entry of its "
+                f"own with the capability {other} alone."
+            )
+        return _LACKING.get(endpoint)
+
+    def token_limit(self, endpoint: str) -> None:
+        """Return None: it takes both names, of which ``max_completion_tokens`` goes first."""
+        del endpoint
+
+
+_LACKING = {
+    SCORE: f"llama.cpp has no {SCORE}; {RERANK} gives the same numbers, by a model with the capability rerank.",
+    TRANSLATIONS: f"llama.cpp has no {TRANSLATIONS}; vLLM has it, or ask a model that hears in {CHAT}.",
+    SPEECH: f"llama.cpp has no {SPEECH}; a server that speaks can be reached by an entry of the backend openai.",
+}
+
 
 def engine_build(engine: Sequence[str]) -> str:
     """Return which build of llama.cpp the start of a command line stands for; "none" if there is none."""
@@ -197,9 +241,26 @@ def _sizes(entry: ModelEntry) -> list[Ours]:
     for flags, names in _SIZES.items():
         values = [entry.context_tokens] if "ctx_size" in names else []
         values += [entry.generation_defaults.get(name) for name in names]
+        values += [] if "ctx_size" in names else [embedded_tokens(entry)]
         size = next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
         sizes.append((flags, [str(size)] if size else None))
     return sizes
+
+
+def embedded_tokens(entry: ModelEntry) -> int | None:
+    """Return how long a text the engine of an entry must take in one piece, in tokens; None for any other.
+
+    llama.cpp cannot cut a text that it embeds or ranks: one that is longer than its micro-batch (512 by default) ends
+    in an error. A model that writes as well is left as it is, for a larger micro-batch takes memory from its context.
+    """
+    if "text" in entry.started_for or not entry.started_for:
+        return None
+    return min(entry.context_tokens or _EMBEDDED_TOKENS, MOST_EMBEDDED_TOKENS)
+
+
+def _ranks(entry: ModelEntry) -> bool:
+    """Whether an engine for a model that embeds or ranks is to rank: it pools in one way, and vectors are then zero."""
+    return "embedding" not in entry.started_for or _has_flag(entry.backend_config.extra_args, _RERANK_FLAGS)
 
 
 def _even_split(placement: Placement) -> list[str] | None:

@@ -18,6 +18,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rolecall.backends.base import LOOPBACK, Call, RemoteLoad, Spread, Upstream
+from rolecall.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    DETOKENIZE,
+    RERANK,
+    SCORE,
+    TOKENIZE,
+    TRANSLATIONS,
+)
 from rolecall.core.models import ModelEntry
 from rolecall.core.vram import Placement
 
@@ -36,6 +46,7 @@ class OllamaDaemon:
     has_port = False
     takes_share = False
     ports: range | None = None
+    keeps_roles = False
 
     def __init__(self, base_url: str) -> None:
         self._base_url = base_url
@@ -87,6 +98,15 @@ class OllamaDaemon:
         del port
         return Upstream(f"{self._daemon(entry)}/v1", entry.backend_config.api_key_env)
 
+    def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
+        """Return what no version of Ollama serves so far; what came lately (audio) it answers itself."""
+        del entry
+        return _LACKING.get(endpoint)
+
+    def token_limit(self, endpoint: str) -> str | None:
+        """Return ``max_tokens``: the other name is silently ignored (ollama/ollama#7125)."""
+        return "max_tokens" if endpoint in (CHAT, COMPLETIONS) else None
+
     def _daemon(self, entry: ModelEntry) -> str:
         config = entry.backend_config
         base = config.base_url
@@ -94,6 +114,14 @@ class OllamaDaemon:
             own = urlsplit(self._base_url)
             base = f"http://{config.host or own.hostname or LOOPBACK}:{config.port or own.port or 11434}"
         return (base or self._base_url).rstrip("/").removesuffix("/v1").rstrip("/")
+
+
+_ELSEWHERE = "the same model file under the backend llama_cpp does"
+_LACKING = {
+    **{path: f"Ollama has no {path}; {_ELSEWHERE}." for path in (RERANK, TOKENIZE, DETOKENIZE, COUNT_TOKENS)},
+    SCORE: f"Ollama has no {SCORE}; vLLM has, and {RERANK} of llama.cpp gives the same numbers.",
+    TRANSLATIONS: f"Ollama has no {TRANSLATIONS}; vLLM has.",
+}
 
 
 def _load(entry: ModelEntry, base: str, tag: str) -> Call:

@@ -1,7 +1,8 @@
 """llama.cpp without a server: ``python -m rolecall.backends.oneshot``, one process of it for each request.
 
 For machines with little memory: the model is loaded for an answer and gone after it. To rolecall this is an engine
-like any other (``GET /health``, ``GET /v1/models``, ``POST /v1/chat/completions``, streamed or not); it starts
+like any other (``GET /health``, ``GET /v1/models``, ``POST /v1/chat/completions``, streamed or not; with a key from
+``LLAMA_API_KEY``, which all but ``/health`` then ask for); it starts
 ``llama-completion`` (``llama-cli`` of builds before December 2025) for text and ``llama-mtmd-cli`` for images, one at a
 time, and the others wait. A client that leaves, and SIGTERM, end the program at once.
 
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hmac
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -33,7 +36,7 @@ from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rolecall.backends.oneshot_request import Order, read
 from rolecall.backends.oneshot_run import Programs, Run, Spool, find_problem, sweep
@@ -98,6 +101,26 @@ class OneShot:
     def exchange(self, order: Order, send: Send) -> Exchange:
         """Return what writes the answer to a request."""
         return Exchange(order, self._alias, send)
+
+
+class Guarded:
+    """Lets nobody in who does not show the key; whether the engine is well is told to everybody."""
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401 as llama-server does."""
+        if scope["type"] == "http" and scope["path"] != "/health" and not self._is_shown(scope):
+            error = {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}
+            await JSONResponse({"error": error}, 401)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _is_shown(self, scope: Scope) -> bool:
+        shown = dict(scope["headers"]).get(b"authorization", b"")
+        return hmac.compare_digest(shown, self._expected)
 
 
 class Exchange:
@@ -253,8 +276,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 1
     oneshot = OneShot(programs, spool, arguments.alias or Path(arguments.model).name)
+    key = os.environ.pop("LLAMA_API_KEY", "")  # the programs need not know it
+    app = Guarded(oneshot.app(), key) if key else oneshot.app()
     config = uvicorn.Config(
-        oneshot.app(), host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=1
+        app, host=arguments.host, port=arguments.port, log_level="warning", timeout_graceful_shutdown=1
     )
     # SIGINT reaches the program from the terminal by itself.
     signal.signal(signal.SIGINT, signal.default_int_handler)

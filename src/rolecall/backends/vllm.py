@@ -26,7 +26,10 @@ from rolecall.backends.base import (
     command_problem,
     loopback,
     model_path,
+    with_key,
+    without,
 )
+from rolecall.core.endpoints import COMPLETIONS, EMBEDDINGS, RANKING, SPEECH, WRITING
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vram import Placement
 
@@ -49,7 +52,14 @@ _PARALLEL = ("--max-num-seqs",)
 _SHARE = ("--gpu-memory-utilization",)
 _TENSOR_PARALLEL = ("--tensor-parallel-size", "-tp")
 _OVER_GPUS = (_TENSOR_PARALLEL, ("--pipeline-parallel-size", "-pp"), ("--data-parallel-size", "-dp"))
-_ADDRESS = ("--host", "--port")
+_ADDRESS = ("--host", "--port", "--uds")
+_CONVERT = ("--convert", "--task")
+KEY_VARIABLE = "VLLM_API_KEY"
+"""By it vLLM takes a key, which everybody must show then below ``/v1``, ``/v2``, ``/inference`` and ``/cohere``.
+
+``/health``, ``/tokenize``, ``/detokenize``, ``/sleep``, ``/wake_up``, ``/collective_rpc`` and ``/invocations``, which
+answers as ``/v1`` does, stay open to whoever reaches the port (its `docs/usage/security.md`).
+"""
 _SLEEP_MODE = "--enable-sleep-mode"
 _SLEEP_LEVEL = "sleep_level"
 _SLEEP_LEVELS = (1, 2)
@@ -63,6 +73,7 @@ class VllmServer:
     has_port = True
     takes_share = True
     ports: range | None = range(24001, 24011)
+    keeps_roles = False
 
     def __init__(
         self, places: Places, command: Sequence[str] | None, start_timeout_s: float, stop_timeout_s: float
@@ -109,9 +120,9 @@ class VllmServer:
         """
         config = entry.backend_config
         if config.command:
-            own = command_launch(entry, self._places, port, sys.executable)
+            own = with_key(command_launch(entry, self._places, port, sys.executable), KEY_VARIABLE)
             return replace(own, load_timeout_s=self._start_timeout_s, term_grace_s=self._term_grace_s)
-        extra = _without(_arguments(entry), _ADDRESS)
+        extra = without(_arguments(entry), _ADDRESS)
         ours = (
             (_NAME, self.served_id(entry)),
             (_CONTEXT, entry.context_tokens),
@@ -122,9 +133,11 @@ class VllmServer:
         for flags, value in ours:
             if value is not None and flag_value(extra, *flags) is None:
                 argv += [flags[0], str(value)]
+        if _pools(entry) and flag_value(extra, "--runner", *_CONVERT) is None:
+            argv += ["--runner", "pooling"]  # what becomes of the pooled states vLLM knows by the architecture
         argv += [*_within_share(extra, placement), "--host", LOOPBACK, "--port", str(port)]
         sleeps = _SLEEP_MODE in extra
-        return Launch(
+        launch = Launch(
             tuple(argv),
             loopback(port).base_url,
             {**_ENVIRONMENT, **({"VLLM_SERVER_DEV_MODE": "1"} if sleeps else {}), **config.env},
@@ -135,6 +148,7 @@ class VllmServer:
             sleeps=tuple(sleep_calls(port, level) for level in _levels(entry)) if sleeps else (),
             listens_itself=True,
         )
+        return with_key(launch, KEY_VARIABLE)
 
     def spread(self, entry: ModelEntry) -> Spread:
         """Return the GPUs that the arguments ask for, else one, two, four or eight (tensor parallel)."""
@@ -149,6 +163,27 @@ class VllmServer:
         """Return the engine's address on loopback."""
         del entry
         return loopback(port)
+
+    def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
+        """Return what vLLM does not serve; of a command nothing is known."""
+        if entry.backend_config.command:
+            return None
+        if endpoint in (WRITING if _pools(entry) else (EMBEDDINGS, *RANKING)):
+            does, other = ("embeds", "text") if _pools(entry) else ("writes", "embedding or rerank")
+            return (
+                f"One vLLM engine either writes or embeds, and this one {does}; {endpoint} needs an entry of its own "
+                f"with the capability {other} alone."
+            )
+        return _LACKING.get(endpoint)
+
+    def token_limit(self, endpoint: str) -> str | None:
+        """Return ``max_tokens`` for completions, where the other name is silently ignored; chat takes both."""
+        return "max_tokens" if endpoint == COMPLETIONS else None
+
+
+_LACKING = {
+    SPEECH: f"vLLM has no {SPEECH}; a server that speaks can be reached by an entry of the backend openai.",
+}
 
 
 def find_vllm(program: str) -> tuple[str, ...] | None:
@@ -179,6 +214,16 @@ def sleep_calls(port: int, level: int) -> SleepCalls:
     return SleepCalls(Call("POST", f"{root}/sleep?level={level}"), wake, Call("GET", f"{root}/is_sleeping"), level)
 
 
+def _pools(entry: ModelEntry) -> bool:
+    """Whether its engine embeds or ranks: each has one runner, even for a model that could do both."""
+    extra = _arguments(entry)
+    if runner := flag_value(extra, "--runner"):
+        return runner == "pooling"
+    if convert := flag_value(extra, *_CONVERT):
+        return convert not in ("auto", "none", "generate")
+    return "text" not in entry.started_for and bool(entry.started_for)
+
+
 def _within_share(extra: tuple[str, ...], placement: Placement) -> tuple[str, ...]:
     """Return the arguments with the share of the card that the placement stands for, unless they ask for less.
 
@@ -193,7 +238,7 @@ def _within_share(extra: tuple[str, ...], placement: Placement) -> tuple[str, ..
     with suppress(ValueError):
         if ceiling is not None and float(ceiling) <= share:
             return extra
-    return (*_without(extra, _SHARE), _SHARE[0], f"{share:g}")
+    return (*without(extra, _SHARE), _SHARE[0], f"{share:g}")
 
 
 def _asked(extra: tuple[str, ...]) -> int | None:
@@ -210,18 +255,6 @@ def _count(extra: tuple[str, ...], flags: tuple[str, ...]) -> int | None:
 def _arguments(entry: ModelEntry) -> tuple[str, ...]:
     """Return ``extra_args`` with flags in one spelling: vLLM takes ``--max_model_len``, too."""
     return tuple(dashed(word) for word in entry.backend_config.extra_args)
-
-
-def _without(argv: tuple[str, ...], flags: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the arguments without these flags and their values."""
-    kept: list[str] = []
-    words = iter(argv)
-    for word in words:
-        if word in flags:
-            next(words, None)
-        elif word.partition("=")[0] not in flags:
-            kept.append(word)
-    return tuple(kept)
 
 
 def _build(command: tuple[str, ...]) -> str:

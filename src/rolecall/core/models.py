@@ -29,6 +29,11 @@ CAPABILITIES = ("text", "vision", "embedding", "rerank", "audio", "reasoning", "
 _WITHOUT_TEXT = frozenset({"embedding", "rerank", "audio"})
 """What a model may do that writes no text; whatever else it can do, it writes."""
 _STARTED_FOR = frozenset({"text", "embedding", "rerank"})
+_CAPABILITY_FLAGS = {
+    **dict.fromkeys(("--embedding", "--embeddings"), "embedding"),
+    **dict.fromkeys(("--rerank", "--reranking"), "rerank"),
+}
+"""Arguments of an engine by which it does what the entry need not list then."""
 
 _SYNONYMS: dict[str, str] = {
     synonym: capability
@@ -273,13 +278,15 @@ class ModelEntry(_Record):
 
     @property
     def all_capabilities(self) -> frozenset[str]:
-        """What it can do: as listed, ``vision`` where there is a projector, ``text`` unless it only does without."""
-        listed = set(self.capabilities)
-        if self.backend_config.mmproj_path or self.backend_config.mmproj_id:
-            listed.add("vision")
-        if not listed or not listed <= _WITHOUT_TEXT:
-            listed.add("text")
-        return frozenset(listed)
+        """What it can do: as listed, by projector and engine's arguments; ``text`` unless it only does without."""
+        config = self.backend_config
+        does = set(self.capabilities)
+        if config.mmproj_path or config.mmproj_id:
+            does.add("vision")
+        if not does or not does <= _WITHOUT_TEXT:
+            does.add("text")
+        words = (*config.command, *config.extra_args)
+        return frozenset(does | {_CAPABILITY_FLAGS[word] for word in map(dashed, words) if word in _CAPABILITY_FLAGS})
 
     @property
     def started_for(self) -> frozenset[str]:

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import anyio
 
@@ -113,7 +112,9 @@ class Dispatch:
 
     def _able(self, target: Target, facts: RequestFacts) -> tuple[ModelEntry, ...]:
         """Return the entries whose engines have the endpoint; raises ``NotImplementedByEngine`` if none has."""
-        lacking = {entry.name: _lacks(self._services.roster.backend(entry), facts.endpoint) for entry in target.entries}
+        lacking = {
+            entry.name: self._services.roster.backend(entry).lacks(entry, facts.endpoint) for entry in target.entries
+        }
         able = tuple(entry for entry in target.entries if lacking[entry.name] is None)
         if not able:
             reasons = dict.fromkeys(filter(None, lacking.values()))
@@ -222,10 +223,6 @@ def _still_waiting(outlook: Outlook | None, limit_s: float) -> ModelLoading:
         "waits for as long as it takes.",
         retry_after_s=outlook.eta_s if outlook and outlook.eta_s is not None else _RETRY_S,
     )
-
-
-def _lacks(backend: Any, endpoint: str) -> str | None:
-    return getattr(backend, "lacks", lambda _: None)(endpoint)
 
 
 async def _has_died(lease: Lease) -> bool:

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import httpx
 
-from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad
+from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad, Upstream
 from rolecall.core.models import ModelEntry
 from rolecall.core.vram import HOST, Placement
 from rolecall.runtime.gpu import GpuReport
@@ -25,6 +26,8 @@ from rolecall.runtime.progress import Progress
 from rolecall.runtime.remote import RemoteInstance
 
 log = logging.getLogger(__name__)
+
+_KEY_BYTES = 32
 
 _DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "sleep_level", "max_parallel", "gpus")
 """Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``.
@@ -43,6 +46,8 @@ class Engine:
     port: int = 0
     fingerprint: str = ""
     """Stands for its command line and environment: an engine of an earlier run is taken over only if it is the same."""
+    key: str | None = field(default=None, repr=False)
+    """What it wants to be shown with each request; None for one that nobody gave a key."""
     instance: Instance | RemoteInstance | None = None
     started_at: float = field(default_factory=time.monotonic)
     """When it was started, or began to wake."""
@@ -76,6 +81,10 @@ class Engine:
     def pid(self) -> int | None:
         """The engine's process, if it is one of ours."""
         return self.instance.pid if self.instance else None
+
+    def upstream(self) -> Upstream:
+        """Return where its requests go, and what they must show."""
+        return replace(self.backend.upstream(self.entry, self.port), key=self.key)
 
     def is_progressing(self, within_s: float) -> bool:
         """Whether an answer of it got on a moment ago."""
@@ -189,6 +198,8 @@ class EngineMaker:
         entry = engine.entry
         launch = _on_devices(launch, engine)
         engine.fingerprint = _fingerprint(entry, launch)
+        launch = launch.keyed(secrets.token_urlsafe(_KEY_BYTES) if adopted is None else adopted.key)
+        engine.key = launch.key
         engine.instance = Instance(
             entry.name,
             launch,
@@ -232,5 +243,5 @@ def _on_devices(launch: Launch, engine: Engine) -> Launch:
 def _fingerprint(entry: ModelEntry, launch: Launch) -> str:
     """Return a text that differs wherever an engine would have to be started anew."""
     said = [repr(getattr(entry, name)) for name in _DECISIVE]
-    text = json.dumps([launch.argv, sorted(launch.env.items()), launch.base_url, said])
+    text = json.dumps([launch.argv, sorted(launch.env.items()), launch.base_url, launch.key_variable, said])
     return hashlib.sha256(text.encode()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import httpx
 
-from rolecall.backends.base import Call, Launch
+from rolecall.backends.base import Call, Launch, Upstream
 
 _EXCERPT = 300
 
@@ -24,6 +24,8 @@ class CallFailed(Exception):
 class EngineCalls:
     """Requests to one engine's base URL.
 
+    All but health probes show the engine's key: who answers these while it loads may be a stranger.
+
     Each has a connection of its own: one that was kept may be closed by the engine in the moment of the next request.
     Time limits are anyio's, for the whole request.
     """
@@ -31,11 +33,12 @@ class EngineCalls:
     def __init__(self, http: httpx.AsyncClient, launch: Launch) -> None:
         self._http = http
         self._base_url = launch.base_url
+        self._authorization = Upstream(launch.base_url, key=launch.key).authorization()
         self._health_url = launch.base_url.removesuffix("/v1") + launch.health_path
 
     async def check_health(self, within_s: float) -> None:
         """Ask the health path; raises ``CallFailed`` unless it answers 200."""
-        await self._send("GET", self._health_url, None, within_s)
+        await self._send("GET", self._health_url, None, within_s, shows_key=False)
 
     async def perform(self, call: Call, within_s: float) -> httpx.Response:
         """Make a call of the engine's own interface; raises ``CallFailed``."""
@@ -60,12 +63,15 @@ class EngineCalls:
         except (ValueError, KeyError, TypeError):
             raise CallFailed(f"{call.url} does not say whether it sleeps: {response.text[:_EXCERPT]!r}") from None
 
-    async def _send(self, method: str, url: str, body: Mapping[str, Any] | None, within_s: float) -> httpx.Response:
+    async def _send(
+        self, method: str, url: str, body: Mapping[str, Any] | None, within_s: float, *, shows_key: bool = True
+    ) -> httpx.Response:
+        headers = {"Connection": "close"}
+        if shows_key and self._authorization:
+            headers["Authorization"] = self._authorization
         try:
             with anyio.fail_after(within_s):
-                response = await self._http.request(
-                    method, url, json=body, timeout=None, headers={"Connection": "close"}
-                )
+                response = await self._http.request(method, url, json=body, timeout=None, headers=headers)
         except TimeoutError:
             raise CallFailed(f"no answer within {within_s:g} s") from None
         except httpx.ConnectError:

@@ -283,6 +283,7 @@ class EngineLauncher:
             started_at=time.time(),
             started_boot_s=boot_s(),
             is_kept=self._keep,
+            key=launch.key or "",
         )
 
     def _guard(self, family: Family) -> None:

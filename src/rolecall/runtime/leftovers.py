@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,7 +58,7 @@ class EngineRecord:
     ``pid`` and ``born`` identify its process, ``mark`` everything that it started (``family.ENGINE_VARIABLE``).
     ``started_at`` is in seconds since 1970, ``started_boot_s`` by ``boot_s``. ``fingerprint`` stands for the entry and
     the command line that it was started with. ``is_kept`` says that it is meant to outlive its rolecall, ``is_ready``
-    that it answers.
+    that it answers. ``key`` is what the engine wants to be shown.
     """
 
     model: str
@@ -75,6 +75,7 @@ class EngineRecord:
     fingerprint: str = ""
     is_kept: bool = False
     is_ready: bool = False
+    key: str = field(default="", repr=False)
 
     @property
     def identity(self) -> Identity:
@@ -105,7 +106,7 @@ class EngineRecord:
 
         Only ``pid`` and ``born`` must be there, and unknown fields are left out: other versions wrote them.
         """
-        known = {field.name: row[field.name] for field in fields(cls) if field.name in row}
+        known = {each.name: row[each.name] for each in fields(cls) if each.name in row}
         placement = tuple(Share(**share) for share in row.get("placement", ()))
         return cls(**{**known, "model": model, "pid": int(row["pid"]), "born": row["born"], "placement": placement})
 
@@ -113,7 +114,8 @@ class EngineRecord:
 class EngineRoll:
     """The engines of this rolecall, in a file of its own in the state folder: ``engines/PID.json``.
 
-    It stays behind with engines that are kept, or that nobody could strike off.
+    It holds their keys, so nobody else may read it. It stays behind with engines that are kept, or that nobody could
+    strike off.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -156,7 +158,8 @@ class EngineRoll:
         engines = {model: record.row() for model, record in self._engines.items()}
         try:
             if engines:
-                write_atomically(self.path, json.dumps({"owner": asdict(self._owner), "engines": engines}))
+                text = json.dumps({"owner": asdict(self._owner), "engines": engines})
+                write_atomically(self.path, text, private=True)
             else:
                 self.path.unlink(missing_ok=True)
         except OSError as error:

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import TypeAlias
 
 from rolecall.backends.base import Backend
+from rolecall.backends.llama_server import embedded_tokens
 from rolecall.core.footprint import Demands, Estimate
 from rolecall.core.gguf_footprint import GgufFacts, ProjectorFacts, gguf_estimate
 from rolecall.core.models import ModelEntry, dashed, flag_value
@@ -137,6 +138,7 @@ def _llama_demands(flags: _Flags, entry: ModelEntry, backend: Backend) -> Demand
     slots = flags.number("-np", "--parallel")
     context = flags.number("-c", "--ctx-size")
     layers = flags.number("-ngl", "--gpu-layers", "--n-gpu-layers")
+    whole = None if entry.backend_config.command else embedded_tokens(entry)
     is_divided = flags.has("-no-kvu", "--no-kv-unified") or (
         slots is not None and slots > 0 and not flags.has("-kvu", "--kv-unified")
     )
@@ -144,8 +146,8 @@ def _llama_demands(flags: _Flags, entry: ModelEntry, backend: Backend) -> Demand
         context_tokens=(entry.context_tokens if context is None else max(0, context)) or None,
         parallel=slots if slots and slots > 0 else backend.parallel(entry),
         unified=not is_divided,
-        batch_tokens=flags.number("-b", "--batch-size") or flags.default("batch_size", "n_batch") or 2048,
-        ubatch_tokens=flags.number("-ub", "--ubatch-size") or flags.default("ubatch_size", "n_ubatch") or 512,
+        batch_tokens=flags.number("-b", "--batch-size") or flags.default("batch_size", "n_batch") or whole or 2048,
+        ubatch_tokens=flags.number("-ub", "--ubatch-size") or flags.default("ubatch_size", "n_ubatch") or whole or 512,
         cache_type_k=flags.word("-ctk", "--cache-type-k") or "f16",
         cache_type_v=flags.word("-ctv", "--cache-type-v") or "f16",
         flash_attention=flags.word("-fa", "--flash-attn") not in ("off", "0", "false", "disabled"),
@@ -156,8 +158,7 @@ def _llama_demands(flags: _Flags, entry: ModelEntry, backend: Backend) -> Demand
         else flags.number("-ncmoe", "--n-cpu-moe") or 0,
         kv_on_gpu=not flags.has("-nkvo", "--no-kv-offload"),
         projector_on_gpu=not flags.has("--no-mmproj-offload"),
-        scores_all=flags.has("--embedding", "--embeddings", "--rerank", "--reranking")
-        or flags.word("--pooling") not in (None, "none"),
+        scores_all=not entry.started_for <= {"text"} or flags.word("--pooling") not in (None, "none"),
         may_fit=context is None and flags.word("-fit", "--fit") != "off",
         gpus=backend.spread(entry).asked or 1,
     )

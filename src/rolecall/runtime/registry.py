@@ -72,11 +72,17 @@ def write_schema(config_dir: Path) -> Path:
     return path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never a part of it."""
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file so that readers see the old or the new content, never a part of it.
+
+    A ``private`` one can be read by its owner alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if private:
+            temporary.unlink(missing_ok=True)
+            temporary.touch(0o600)
         temporary.write_bytes(_encoded(text))
         temporary.replace(path)
     except OSError:

@@ -523,7 +523,7 @@ class Supervisor:
         lease = Lease(
             entry=engine.entry,
             backend=engine.backend,
-            upstream=engine.backend.upstream(engine.entry, engine.port),
+            upstream=engine.upstream(),
             selection=grant.selection,
             queue_ms=(granted - arrived - load_s) * 1000,
             load_ms=load_s * 1000,
