@@ -138,6 +138,27 @@ def test_unknown_capability_is_kept_and_warned_about() -> None:
 
 
 @pytest.mark.parametrize(
+    ("config", "backend", "warning"),
+    [
+        ({"extra_args": ["--host", "0.0.0.0"]}, "llama_cpp", "--host in extra_args are left out"),
+        ({"extra_args": ["--port=1", "--uds", "/x"]}, "vllm", "--port and --uds in extra_args are left out"),
+        ({"extra_args": ["--host", "0.0.0.0"]}, "openai", None),
+        ({"command": ["x", "--host", "0.0.0.0", "{port}"]}, "new", "its command listens on 0.0.0.0"),
+        ({"command": ["x", "{port}"], "extra_args": ["--host=::"]}, "llama_cpp", "its command listens on ::"),
+        ({"command": ["x", "--host", "{HOST}", "{port}"]}, "new", None),
+        ({"command": ["x", "--host", "localhost", "{port}"]}, "llama_cpp", None),
+        ({}, "llama_cpp", None),
+    ],
+)
+def test_addresses_that_others_could_reach_are_warned_about(
+    config: dict[str, Any], backend: str, warning: str | None
+) -> None:
+    """An engine is for this machine alone: what would open it is left out, or told where it is a command's own."""
+    warnings = read_registry([{"name": "m", "backend": backend, "backend_config": config}]).warnings
+    assert [warning is not None and warning in each for each in warnings] == ([] if warning is None else [True])
+
+
+@pytest.mark.parametrize(
     ("fields", "capabilities"),
     [
         ({}, {"text"}),

@@ -19,6 +19,7 @@ from harness import (
     TOKEN_VARIABLE,
     Rolecall,
     end_all,
+    eventually,
     fake_entry,
     new_token,
     prompt,
@@ -77,7 +78,7 @@ def test_the_key_is_nowhere_to_be_seen(tmp_path: Path) -> None:
         said = [server.chat("fails").text, json.dumps(server.log_lines(2))]
         keys = [record(server, model)["key"] for model in ("m", "fails")]
         psutil.Process(server.row("m")["pid"]).kill()
-        server.await_state("m", "stopped")
+        eventually(lambda: server.row("m")["error"])
         pages = ("/health", "/v1/models", "/v1/models/health", "/v1/config/proxy", "/v1/config/profile", "/metrics")
         said += [server.http.get(page).text for page in pages]
         said += [" ".join(process.cmdline()) for process in server.engine_processes()]

@@ -77,6 +77,19 @@ def test_loading_brings_all_of_it_together(tmp_path: Path) -> None:
     assert made.problem is None
 
 
+def test_how_models_want_to_be_spoken_to(tmp_path: Path) -> None:
+    """What their templates say is known once their files were looked at, and again when these change."""
+    (tmp_path / "chat_template.jinja").write_text("{% if role == 'developer' %}")
+    model = {"model_path": str(tmp_path)}
+    write(tmp_path, row("a", backend_config=model), row("b", backend_config=model, developer_role=False), row("c"))
+    made = roster(tmp_path)
+    assert [made.traits(each).knows_developer for each in made.registry.entries] == [True, False, False]
+    (tmp_path / "chat_template.jinja").write_text("{% if role == 'system' %} <think>")
+    made.refresh()
+    assert [made.traits(each).knows_developer for each in made.registry.entries] == [False, False, False]
+    assert made.traits(made.registry.entries[0]).thinks
+
+
 def test_a_broken_registry_refuses_the_start(tmp_path: Path) -> None:
     """At the start there is no last good registry to fall back to."""
     write(tmp_path, row("a", pinned="perhaps"))

@@ -15,9 +15,6 @@ from rolecall.core.vram import Placement
 
 LOOPBACK = "127.0.0.1"
 
-_KEY_FLAG = "--api-key"
-"""llama-server takes several keys between commas, vLLM several words, of which the first is as good as any."""
-
 
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -217,15 +214,16 @@ def loopback(port: int) -> Upstream:
     return Upstream(f"http://{LOOPBACK}:{port}/v1")
 
 
-def with_key(launch: Launch, variable: str) -> Launch:
+def with_key(launch: Launch, variable: str, *, separator: str | None = None) -> Launch:
     """Return the launch with the key that its entry gives the engine, or with the variable by which it takes ours.
 
-    An entry that sets the variable to nothing wants none.
+    Of several between ``separator`` the first is as good as any. An entry that sets the variable to nothing wants none.
     """
-    own = flag_value(launch.argv, _KEY_FLAG) or launch.env.get(variable)
+    own = flag_value(launch.argv, "--api-key") or launch.env.get(variable)
     if own is None:
         return replace(launch, key_variable=variable)
-    return replace(launch, key=own.partition(",")[0].strip() or None)
+    first = own.split(separator)[0] if separator else own
+    return replace(launch, key=first.strip() or None)
 
 
 def without(argv: Sequence[str], flags: Collection[str]) -> tuple[str, ...]:

@@ -120,7 +120,7 @@ class LlamaServer:
         """Return the command line; what ``extra_args`` say themselves is left to them, but for host and port."""
         config = entry.backend_config
         if config.command:
-            return with_key(command_launch(entry, self._places, port, sys.executable), KEY_VARIABLE)
+            return with_key(command_launch(entry, self._places, port, sys.executable), KEY_VARIABLE, separator=",")
         if config.mode == "cli":
             return self._launch_oneshot(entry, port, placement)
         extra = without(config.extra_args, _ADDRESS_FLAGS)
@@ -136,7 +136,8 @@ class LlamaServer:
             (_PARALLEL_FLAGS, [str(self.parallel(entry)), "--kv-unified"]),
         )
         argv = (*self._engine, *_unless_given(extra, ours), *extra, "--host", LOOPBACK, "--port", str(port))
-        return with_key(Launch(argv, loopback(port).base_url, config.env, listens_itself=True), KEY_VARIABLE)
+        launch = Launch(argv, loopback(port).base_url, config.env, listens_itself=True)
+        return with_key(launch, KEY_VARIABLE, separator=",")
 
     def _launch_oneshot(self, entry: ModelEntry, port: int, placement: Placement) -> Launch:
         """Return the command line of the server that starts one process for each request."""

@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -31,9 +32,9 @@ def card(roster: Roster, entry: ModelEntry) -> dict[str, Any]:
     """Return what ``rolecall models show --json`` prints.
 
     ``registry`` is the entry as it is written, ``fields`` as it is understood; ``available`` is whether it can serve
-    requests on this machine; ``engine`` holds the command line or the address of its engine, None if it has neither.
-    ``footprint_mb`` is what its next start needs, ``given_mb`` what it is given: more if its group has more; memory in
-    MB, times in s.
+    requests on this machine; ``engine`` holds the command line or the address of its engine, None if it has neither;
+    ``traits`` are what its chat template says. ``footprint_mb`` is what its next start needs, ``given_mb`` what it is
+    given: more if its group has more; memory in MB, times in s.
     """
     at = roster.registry.entries.index(entry)
     candidate = next(candidate for candidate in roster.candidates() if candidate.entry is entry)
@@ -56,6 +57,7 @@ def card(roster: Roster, entry: ModelEntry) -> dict[str, Any]:
         "load_s": _load_s(roster, entry, backend),
         "learnt": _learnt(roster, entry),
         "paths": _paths(roster, entry),
+        "traits": asdict(roster.traits(entry)),
         "engine": _engine(entry, backend),
     }
 
@@ -147,6 +149,8 @@ def _derived(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _needs(known)
     yield "roles", ", ".join(f"{role} {priority:g}" for role, priority in known["roles"].items()) or "none"
     yield "can", ", ".join(known["capabilities"])
+    yield "thinks", "before it answers, perhaps" if known["traits"]["thinks"] else "no"
+    yield "developer", "a role that it knows" if known["traits"]["knows_developer"] else "becomes the role system"
     yield "context", f"{known['context_tokens']} tokens" if known["context_tokens"] else "as the engine has it"
     yield "serves", f"{known['max_parallel']} request{'' if known['max_parallel'] == 1 else 's'} at once"
     for path in known["paths"]:

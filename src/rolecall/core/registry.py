@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rolecall.core.models import CAPABILITIES, BackendConfig, HistoryRules, ModelEntry, RequestRules
+from rolecall.core.models import CAPABILITIES, BackendConfig, HistoryRules, ModelEntry, RequestRules, flag_value
 from rolecall.errors import ConfigurationError
 
 
@@ -63,6 +63,7 @@ def read_registry(curated: Any, discovered: Any = ()) -> Registry:
         *_unknown_keys(reading.unknown),
         *_unknown_capabilities(reading.entries),
         *_shared_ports(reading.entries),
+        *_addresses(reading.entries),
     )
     return Registry(tuple(reading.entries), tuple(reading.merged), warnings)
 
@@ -166,6 +167,10 @@ def _short(value: Any) -> str:
     return shown[:80] + "…" if len(shown) > 80 else shown
 
 
+_ADDRESS_FLAGS = ("--host", "--port", "--uds")
+_STARTED = ("llama_cpp", "vllm")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "{host}", "${host}")
+
 _PARTS: dict[str, type[BaseModel]] = {
     "": ModelEntry,
     "backend_config": BackendConfig,
@@ -204,6 +209,29 @@ def _shared_ports(entries: Iterable[ModelEntry]) -> list[str]:
         for port, names in sorted(fixed.items())
         if len(names) > 1
     ]
+
+
+def _addresses(entries: Iterable[ModelEntry]) -> list[str]:
+    """Engines are for this machine alone: whoever else could reach one would pass by rolecall's keys and limits."""
+    return [problem for entry in entries for problem in _address_problems(entry)]
+
+
+def _address_problems(entry: ModelEntry) -> Iterator[str]:
+    config = entry.backend_config
+    if config.command:
+        host = flag_value((*config.command, *config.extra_args), "--host")
+        if host is not None and host.lower() not in _LOOPBACK:
+            yield (
+                f"{entry.name!r}: its command listens on {host}, where others may reach it without rolecall; "
+                "{host} stands for 127.0.0.1"
+            )
+    elif entry.backend in _STARTED:
+        flags = [flag for flag in _ADDRESS_FLAGS if flag_value(config.extra_args, flag) is not None]
+        if flags:
+            yield (
+                f"{entry.name!r}: {' and '.join(flags)} in extra_args are left out: engines listen on 127.0.0.1, on a "
+                "port that rolecall gives them (backend_config.port fixes it)"
+            )
 
 
 def registry_schema() -> dict[str, Any]:

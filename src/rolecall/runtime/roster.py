@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import ActiveProfile, Profile, activate, parse_profiles
 from rolecall.core.registry import Registry, RegistryError
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
+from rolecall.core.traits import NOTHING_KNOWN, Traits
 from rolecall.core.vram import HOST
 from rolecall.errors import ConfigurationError, ModelNotFound
 from rolecall.runtime.daemons import Daemons
@@ -31,6 +32,7 @@ from rolecall.runtime.footprints import Footprints, asked_share, cards
 from rolecall.runtime.gpu import GpuProbe, GpuReport, NvmlProbe
 from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.registry import CURATED, files_mb, load_registry, registry_state, why_unavailable
+from rolecall.runtime.traits import TraitsReader
 from rolecall.settings import Settings, shipped
 
 if sys.version_info >= (3, 11):
@@ -58,6 +60,7 @@ class Sighting:
     registry: Registry
     catalog: Catalog
     specs: tuple[Spec, ...]
+    traits: Mapping[str, Traits] = field(default_factory=dict)
 
 
 class Roster:
@@ -76,6 +79,8 @@ class Roster:
         self._backend_for = backend_for
         self.probe = probe
         self._daemons = Daemons()
+        self._reader = TraitsReader()
+        self._traits: Mapping[str, Traits] = {}
 
     def load(self) -> None:
         """Read everything; raises ``ConfigurationError`` for a broken registry or profile."""
@@ -122,7 +127,9 @@ class Roster:
     def _look(self, registry: Registry, *, ask: bool) -> Sighting:
         reasons = {entry.name: self._why_unavailable(entry, ask=ask) for entry in registry.entries}
         catalog = Catalog(registry.entries, {name: reason for name, reason in reasons.items() if reason is not None})
-        return Sighting(registry, catalog, self._sighted(registry, catalog))
+        installed = [entry for entry in registry.entries if entry.name not in catalog.unavailable]
+        traits = {entry.name: self._reader.of(entry, self.backend(entry)) for entry in installed}
+        return Sighting(registry, catalog, self._sighted(registry, catalog), traits)
 
     def _why_unavailable(self, entry: ModelEntry, *, ask: bool) -> str | None:
         backend = self.backend(entry)
@@ -130,7 +137,10 @@ class Roster:
 
     def accept(self, seen: Sighting) -> bool:
         """Act on what was seen, unless the registry has been read anew meanwhile; whether that changed anything."""
-        if seen.registry is not self.registry or seen.specs == self._specs:
+        if seen.registry is not self.registry:
+            return False
+        self._traits = seen.traits
+        if seen.specs == self._specs:
             return False
         self.catalog, self._specs = seen.catalog, seen.specs
         return True
@@ -165,6 +175,10 @@ class Roster:
     def backend(self, entry: ModelEntry) -> Backend:
         """Return what drives the entry's engine."""
         return self._backend_for(entry.backend)
+
+    def traits(self, entry: ModelEntry) -> Traits:
+        """Return how its model wants to be spoken to, as its files said at the last look; it waits for nothing."""
+        return self._traits.get(entry.name, NOTHING_KNOWN)
 
     def configured(self) -> Configured:
         """Return all of it as the scheduler takes it in."""
