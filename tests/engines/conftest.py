@@ -148,6 +148,14 @@ def chat_engine(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
+def small_engine(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The demo chat model with a context of 512 tokens that four requests share."""
+    with _engines(tmp_path_factory.mktemp("small")) as start:
+        flags = ("--ctx-size", "512", "--parallel", "4", "--kv-unified")
+        yield start("--model", str(demo_models / "demo-chat.gguf"), *flags)
+
+
+@pytest.fixture(scope="session")
 def vision_engine(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The demo vision model with its projector."""
     with _engines(tmp_path_factory.mktemp("vision")) as start:

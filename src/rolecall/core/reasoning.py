@@ -76,6 +76,9 @@ class _Voice:
     def speak(self, delta: Mapping[str, Any], *, ends: bool) -> dict[str, Any]:
         """Return a delta in the chosen form; with ``ends`` nothing is held back any longer."""
         told = _told(delta)
+        if not told and self._splitter.is_settled and not self._is_thinking:  # most chunks of an answer
+            self.was_silent = False
+            return dict(delta)
         said = self._splitter.leave() + Said(thought=told) if told else Said()
         content = delta.get("content")
         if isinstance(content, str):

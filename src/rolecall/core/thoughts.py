@@ -58,6 +58,11 @@ class ThoughtSplitter:
         self._held = ""
         self._follows_tag = starts_in_thought
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that follows is answer, and nothing is held back."""
+        return self._at is _At.ANSWER
+
     def feed(self, piece: str) -> Said:
         """Take in a piece of the text and return what is certain now."""
         self._held += piece
