@@ -312,11 +312,14 @@ async def test_what_is_no_image_is_refused(server: ImageServer, answer: Answer, 
         assert words in await refusal(made, server.url)
 
 
-async def test_nobody_there(server: ImageServer) -> None:
+async def test_nobody_there() -> None:
     """A server that does not listen cannot be reached."""
-    server.close()
-    async with fetcher(server) as made:
-        assert await refusal(made, server.url) == "could not be reached"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        made = ImageFetcher(hosts=[f"127.0.0.1:{port}"])
+        assert await refusal(made, f"http://127.0.0.1:{port}/") == "could not be reached"
+        await made.aclose()
 
 
 @pytest.mark.parametrize("beginning", [PNG, b"<html>"])

@@ -358,6 +358,7 @@ async def test_an_image_that_is_cut_off_is_named(made: Images, kind: str) -> Non
         "data:",
         "data:image/svg+xml;base64," + base64.b64encode(b"<svg width='9999' height='9999'/>").decode(),
         uri(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9999 9999\n"),
+        uri(b"no image" * 10_000),
     ],
 )
 async def test_what_cannot_be_read_is_the_engines_to_judge(made: Images, url: str) -> None:
@@ -382,6 +383,7 @@ async def test_decode_bombs_are_refused(made: Images) -> None:
         await made.shrink(shows(uri(bomb(11_000, 11_000))), entry(max_image_pixels=1_000_000))
     with pytest.raises(InvalidImage, match=r"Image 0 at .* has more pixels than can be read"):
         await made.shrink(shows(uri(bomb(60_000, 60_000))), entry(max_image_pixels=1_000_000))
+    assert image_size(uri(bomb(60_000, 60_000))) is None
     assert time.monotonic() - began < 5
 
 
