@@ -276,6 +276,7 @@ def test_variables_that_name_no_setting() -> None:
 
 
 NO_DEFAULT = {"config_dir", "state_dir", "deployment_profile", "max_vram_mb", "sleep_ram_mb", "roles"}
+NO_DEFAULT |= {"api_keys_file", "allowed_hosts", "allowed_origins"}
 """What the shipped file shows an example of, and what the test itself gives."""
 
 

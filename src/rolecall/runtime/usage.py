@@ -66,9 +66,8 @@ class UsageBook:
         # Yesterday's are forgotten, unless their bucket is still filling.
         self._used = {id_: used for id_, used in self._used.items() if used.day >= day_of(now) or used.full_at > now}
         self._is_dirty = False  # what changes from here on is written the next time
-        return (
-            json.dumps({"version": VERSION, "used": {id_: used._asdict() for id_, used in self._used.items()}}) + "\n"
-        )
+        rows = {id_: used._asdict() for id_, used in self._used.items()}
+        return json.dumps({"version": VERSION, "used": rows}) + "\n"
 
     def _write(self, text: str) -> None:
         try:
