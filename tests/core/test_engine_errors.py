@@ -104,6 +104,14 @@ def test_whatever_an_engine_says_is_an_error_in_openais_shape(status: int, said:
             None,
             None,
         ),
+        (
+            llama(
+                500,
+                "input (501 tokens) is too large to process. increase the physical batch size (current batch size: 64)",
+            ),
+            501,
+            64,
+        ),
         ((400, {"error": {"message": "Too much.", "code": "context_length_exceeded"}}), None, None),
         ((400, {"message": "The input (3000 tokens) is longer than the model's context length (2048 tokens)."}), 0, 0),
     ],

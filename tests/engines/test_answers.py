@@ -76,6 +76,15 @@ def test_too_long_a_prompt(small_engine: Any, endpoint: str, body: dict[str, Any
     assert 1000 <= error.needed_tokens <= 1040
 
 
+def test_too_long_a_text_to_embed(start_engine: Callable[..., Any], demo_models: Path) -> None:
+    """A text that fits into no batch is a 500 of llama.cpp that no retry mends, and the client's 400 with numbers."""
+    model = str(demo_models / "demo-chat.gguf")
+    engine = start_engine("--model", model, "--embeddings", "--batch-size", "64", "--ubatch-size", "64")
+    error = said(engine.post(EMBEDDINGS, {"input": "x" * 500}), EMBEDDINGS)
+    assert isinstance(error, ContextLengthExceeded)
+    assert (error.needed_tokens, error.context_tokens) == (501, 64)
+
+
 def test_requests_that_together_fill_the_context(small_engine: Any) -> None:
     """Requests that share a context break each other off once it is full: each fits alone, so it may come again."""
     body = {"messages": LOOP, "max_tokens": 400}

@@ -46,6 +46,8 @@ _OVERFLOW = re.compile(
 """An engine's code, type or words about a prompt that does not fit; what has numbers is known to `core.overflow`."""
 _FULL_CACHE = "Context size has been exceeded"
 """llama.cpp's (500) for the requests that it answers at once and that share one cache: together they filled it."""
+_TOO_LARGE_AT_ONCE = re.compile(r"input \((\d{1,12}) tokens\) is too large to process.*batch size: (\d{1,12})")
+"""llama.cpp's (500) for a text to embed or rank: it has to fit into one batch, ``--ubatch-size``."""
 _OTHER_SIZE = "encoder prompt"
 """vLLM's, in a sentence like that of an overflow: one picture is too large for the encoder."""
 _UNSUPPORTED = re.compile(
@@ -176,6 +178,8 @@ def _too_long(said: Any, told: _Told) -> RolecallError | None:
         )
     if _OTHER_SIZE in told.message:
         return BadRequest(told.words, param="messages")
+    if at_once := _TOO_LARGE_AT_ONCE.search(told.message):
+        return ContextLengthExceeded(int(at_once[1]), int(at_once[2]), f"The engine says: {told.words}")
     overflow = read_overflow(said)
     if overflow is not None:
         needed = overflow.prompt + overflow.answer if overflow.prompt is not None else None
