@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from builders import entry
-from rolecall.core.answer_shape import AnswerShape, reasoning_form
+from rolecall.core.answer_shape import AnswerShape, reasoning_form, starts_in_thought
 from rolecall.core.engine_errors import Asked
 from rolecall.core.sse import Answer, StreamWatch
 
@@ -34,6 +34,24 @@ OVERFLOW = {
 def test_who_is_shaped(fields: dict[str, Any], form: str, *, thinks: bool) -> None:
     """Answers of models that think, by the setting; an entry's own field goes before it."""
     assert reasoning_form("reasoning", entry(**fields), thinks=thinks) == form
+
+
+@pytest.mark.parametrize(
+    ("backend", "extra_args", "begins"),
+    [
+        ("llama_cpp", [], False),
+        ("llama_cpp", ["--reasoning-format", "none"], True),
+        ("llama_cpp", ["--reasoning-format", "deepseek"], False),
+        ("vllm", [], True),
+        ("vllm", ["--reasoning_parser=qwen3"], False),
+        ("openai", [], True),
+    ],
+)
+def test_who_leaves_a_thought_that_the_template_opened(backend: str, extra_args: list[str], *, begins: bool) -> None:
+    """Engines that tell thoughts by themselves never begin an answer's content within one."""
+    model = entry(backend=backend, backend_config={"extra_args": extra_args})
+    assert starts_in_thought(model, template_opens=True) is begins
+    assert not starts_in_thought(model, template_opens=False)
 
 
 def test_chat_is_shaped() -> None:

@@ -9,7 +9,7 @@ import orjson
 from rolecall.core.endpoints import CHAT
 from rolecall.core.engine_errors import Asked, read_event
 from rolecall.core.error_shapes import event_message
-from rolecall.core.models import ModelEntry, ReasoningField
+from rolecall.core.models import ModelEntry, ReasoningField, dashed, flag_value
 from rolecall.core.reasoning import ReasoningStream, shape_answer
 
 
@@ -21,6 +21,20 @@ def reasoning_form(setting: ReasoningField, entry: ModelEntry, *, thinks: bool =
     if entry.reasoning_field is not None:
         return entry.reasoning_field
     return setting if thinks or "reasoning" in entry.all_capabilities else "as_is"
+
+
+def starts_in_thought(entry: ModelEntry, *, template_opens: bool) -> bool:
+    """Return whether an answer's content begins within a thought: the template opens one, the engine leaves it there.
+
+    llama.cpp tells thoughts by itself unless ``--reasoning-format none`` says otherwise, vLLM only with a
+    ``--reasoning-parser``. Content of such an engine is answer, even if no thought came before it.
+    """
+    argv = [dashed(word) for word in entry.backend_config.extra_args]
+    if entry.backend == "llama_cpp":
+        return template_opens and flag_value(argv, "--reasoning-format") == "none"
+    if entry.backend == "vllm":
+        return template_opens and flag_value(argv, "--reasoning-parser") is None
+    return template_opens
 
 
 class AnswerShape:
