@@ -10,6 +10,7 @@ import pytest
 
 from clients.adapters import IS_COMPLETE
 from clients.entries import FAKES, REAL
+from clients.slow_loads import SlowLoads, slow_loads
 from harness import CONFIGS, Rolecall
 
 # `make test` has no client but OpenAI's, of another version, and curl.
@@ -40,3 +41,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
 def base_url(server: Rolecall) -> str:
     """What a client is configured with."""
     return f"{server.base_url}/v1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def slow(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlowLoads | None]:
+    """Begin with what takes longest if it is among the tests that are run: it goes on beside the others."""
+    if any(item.path.stem == "test_slow_loads" for item in request.session.items):
+        with slow_loads(tmp_path_factory.mktemp("slow")) as running:
+            yield running
+    else:
+        yield None
