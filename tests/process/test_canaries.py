@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +68,17 @@ def refuse(connection: socket.socket, request: bytes) -> None:
     answer_with(connection, b"401 Unauthorized", b'{"error": {"message": "Incorrect API key provided."}}')
 
 
+def repeat(connection: socket.socket, request: bytes) -> None:
+    """Refuse the key, and repeat it, in two pieces."""
+    key = re.search(rb"[Bb]earer (\S+)", request)
+    assert key is not None
+    body = b'{"error": {"message": "Incorrect API key provided: %b."}}' % key[1]
+    head = b"Content-Type: application/json\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    connection.sendall(b"HTTP/1.1 401 Unauthorized\r\n" + head + body[:50])
+    time.sleep(0.05)  # so that they do not come as one
+    connection.sendall(body[50:])
+
+
 def redirect(connection: socket.socket, request: bytes) -> None:
     """Send whoever follows to another server, with the key."""
     answer_with(connection, b"307 Temporary Redirect\r\nLocation: http://127.0.0.1:9/v1", b"{}")
@@ -100,12 +113,13 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Run one rolecall with secrets everywhere, through errors of every kind."""
-    with upstream(refuse) as refusing, upstream(redirect) as redirecting:
+    with upstream(refuse) as refusing, upstream(repeat) as repeating, upstream(redirect) as redirecting:
         key = {"backend_config": {"api_key_env": "FAR_API_KEY"}}
         entries = (
             *(fake_entry(name, role_priority={"sort": 1}) for name in ("one", "crashing")),
             fake_entry("broken", "--fail-start", "no such tensor"),
             upstream_entry("refusing", refusing.base_url, **key),
+            upstream_entry("repeating", repeating.base_url, **key),
             upstream_entry("redirecting", redirecting.base_url, **key),
             upstream_entry("gone", f"http://user:{PASSWORD}@127.0.0.1:9/v1", **key),
         )
@@ -113,7 +127,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         rolecall = Rolecall(tmp_path_factory.mktemp("canaries"), entries, settings=settings, environ=ENVIRON)
         write_keys(rolecall, json.dumps({"version": 1, "keys": [*KEYS, GONE]}))
         with rolecall:
-            scene = Scene(rolecall, (refusing, redirecting))
+            scene = Scene(rolecall, (refusing, repeating, redirecting))
             drive(scene)
             change_keys(scene)
             yield scene
@@ -131,7 +145,7 @@ def drive(scene: Scene) -> None:
         for fault in FAULTS:
             scene.ask(prompt("one", PROMPT, stream=stream, fake=fault))
     scene.ask(prompt("crashing", PROMPT, fake={"crash_after_tokens": 2}))
-    for model in ("refusing", "redirecting", "gone", "broken", "nobody"):
+    for model in ("refusing", "repeating", "redirecting", "gone", "broken", "nobody"):
         scene.ask(prompt(model, PROMPT))
     for body in BODIES:
         scene.ask(body)
@@ -217,6 +231,7 @@ def test_no_answer_tells_a_secret(scene: Scene) -> None:
     """No error, no view of settings, models and health repeats one."""
     for answer in scene.answers:
         told = secrets_in(answer.text + str(answer.headers))
+        assert "Incorrect API key provided: sk" not in answer.text
         # A page or a name that is refused is named to whoever asked.
         assert told in ([], [HEADER]), answer.text
         assert not told or answer.status_code in {403, 421}

@@ -12,6 +12,7 @@ import httpx
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 
 CONNECT_TIMEOUT_S = 10.0
+_HIDDEN = b"[API key]"
 
 
 class UpstreamResponse(Protocol):
@@ -76,7 +77,7 @@ class HttpxTransport:
         except httpx.HTTPError as error:
             raise UpstreamError(f"The engine broke off before it answered: {_reason(error)}.") from error
         self._client.cookies.clear()  # nothing of one answer goes along with another request
-        return HttpxResponse(response)
+        return HttpxResponse(response, secret=headers.get("authorization", "").removeprefix("Bearer "))
 
     async def aclose(self) -> None:
         """Close what is open."""
@@ -84,15 +85,24 @@ class HttpxTransport:
 
 
 class HttpxResponse:
-    """An answer over httpx."""
+    """An answer over httpx. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: httpx.Response, *, secret: str = "") -> None:
+        self._secret = secret.encode()
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._response = response
 
     async def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
-        """Yield the body's bytes unchanged."""
+        """Yield the body's bytes unchanged; those of an error as a whole, without the key."""
+        if self.status < 400 or not self._secret:
+            async for chunk in self._raw(idle_timeout_s):
+                yield chunk
+        else:
+            parts = [chunk async for chunk in self._raw(idle_timeout_s)]
+            yield b"".join(parts).replace(self._secret, _HIDDEN)
+
+    async def _raw(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         stream = self._response.aiter_raw()
         while True:
             try:
