@@ -45,7 +45,7 @@ FAULTS: list[dict[str, Any]] = [
 BODIES: list[Any] = [
     "{" + PROMPT, f'"{PROMPT}"', "", {"model": "one"}, {"model": 5, "messages": PROMPT},
     {"model": "one", "messages": PROMPT}, {"model": "one", "messages": [PROMPT]}, {"model": "role:none"},
-    prompt("one", PROMPT, stream=PROMPT), prompt("one", PROMPT, max_tokens=PROMPT),
+    prompt("one", PROMPT, stream=PROMPT), prompt("one", PROMPT, max_tokens="many"),
     prompt("one", PROMPT, n=-5, metadata={"prompt_id": 7}),
     {"model": "one", "messages": [{"role": PROMPT, "content": [{"type": PROMPT, "text": PROMPT}]}]},
 ]  # fmt: skip
@@ -191,7 +191,7 @@ def secrets_in(text: str) -> list[str]:
 def test_it_went_through_many_errors(scene: Scene) -> None:
     """Otherwise the rest would say little."""
     statuses = {answer.status_code for answer in scene.answers}
-    assert {200, 400, 401, 403, 404, 405, 415, 421, 500, 502, 503, 504} <= statuses
+    assert {200, 400, 401, 403, 404, 405, 415, 421, 502, 503, 504} <= statuses
     errors = [answer.json()["error"] for answer in scene.answers if answer.status_code >= 400]
     codes = {"invalid_api_key", "permission_denied", "origin_not_allowed", "host_not_allowed", "model_start_failed"}
     assert codes <= {error.get("code") for error in errors}
