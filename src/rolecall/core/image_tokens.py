@@ -12,6 +12,7 @@ files. The formulas, in the order of `Family`:
 - ``tiles``: InternVL: tiles of the nearest aspect ratio, and an overview.
 - ``slices``: MiniCPM-V: an overview and up to nine slices, each with the same few tokens.
 - ``rows``: Idefics 3 and SmolVLM: scaled to the longest edge, tiles in marked rows, and an overview.
+- ``lfm2``: LFM2-VL: as Qwen's, but for large ones, which are cut as InternVL's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Family: TypeAlias = Literal["fixed", "smart", "longest", "anyres", "tiles", "slices", "rows"]
+Family: TypeAlias = Literal["fixed", "smart", "longest", "anyres", "tiles", "slices", "rows", "lfm2"]
 Engine: TypeAlias = Literal["llama_cpp", "hf"]
 Size: TypeAlias = tuple[int, int]
 """Width and height, in that order everywhere here; pixels, or tiles of a grid."""
@@ -126,11 +127,14 @@ def _longest(spec: ImageSpec, size: Size) -> int:
     Source: ``get_resize_output_image_size`` in transformers' `image_processing_pixtral.py`, and
     `processing_pixtral.py`: the last mark is the end of the image. llama.cpp (`longest_edge`) enlarges, too.
     """
-    ratio = max(size) / spec.longest_edge if spec.longest_edge else 1.0
-    if ratio > 1:
+    single, _ = _arithmetic(spec)
+    scale = single(spec.longest_edge / max(size)) if spec.longest_edge else 1.0
+    if spec.engine == "llama_cpp":
+        columns, rows = (math.ceil(single(single(side * scale) / spec.step)) for side in size)
+        return rows * (columns + spec.per_row)
+    if scale < 1:
+        ratio = max(size) / spec.longest_edge
         size = max(1, math.floor(size[0] / ratio)), max(1, math.floor(size[1] / ratio))
-    elif spec.engine == "llama_cpp":
-        size = math.ceil(size[0] / ratio), math.ceil(size[1] / ratio)
     columns, rows = (_ceil_to(side, spec.step) for side in size)
     return rows * (columns + spec.per_row)
 
@@ -294,6 +298,20 @@ def _rows(spec: ImageSpec, size: Size) -> int:
     return square + tiles * (square + spec.per_tile) + rows * spec.per_row
 
 
+def _lfm2(spec: ImageSpec, size: Size) -> int:
+    """Count the patches of an image, or those of tiles and of an overview if it is twice as large as the limit.
+
+    Sources: `mtmd_image_preprocessor_lfm2` in llama.cpp; transformers' `image_processing_lfm2_vl.py`.
+    """
+    step = spec.step
+    area = math.prod(max(spec.patch_size, round(side / step) * step) for side in size)
+    overview = _cells(_smart_resize(spec, size), step)
+    if area <= 2 * spec.max_pixels:
+        return overview
+    tiles = math.prod(_nearest_grid(spec, size))
+    return overview + 1 + tiles * (spec.square_tokens + spec.per_tile)
+
+
 def _ceil_to(length: int, step: int) -> int:
     """How many steps cover a length."""
     return -(-length // step)
@@ -325,4 +343,5 @@ _COUNTS: dict[Family, Callable[[ImageSpec, Size], int]] = {
     "tiles": _tiles,
     "slices": _slices,
     "rows": _rows,
+    "lfm2": _lfm2,
 }

@@ -248,6 +248,9 @@ class ModelEntry(_Record):
     image_jpeg_quality: Annotated[int, Field(ge=1, le=100)] = Field(
         90, description="Quality of an image that was scaled down and is a JPEG."
     )
+    image_tokens: Annotated[int, Field(ge=0, le=2**20)] | None = Field(
+        None, description="Tokens of an image, whatever its size; goes before what is known of the model."
+    )
     source: Any = None
     source_provider: str | None = None
     download_format: str | None = None
