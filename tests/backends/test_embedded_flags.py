@@ -208,6 +208,14 @@ def test_aliases_are_a_list() -> None:
     assert parse("-a", "one, two").model_alias == {"one", "two"}
 
 
+def test_keys_add_up(tmp_path: Path) -> None:
+    """Keys of the environment, of a file with a line for each, and of the command line are all good."""
+    (tmp_path / "keys").write_text("# of the house\nthree\n\nfour\n")
+    argv = ["-m", "x", "--api-key", "two", "--api-key-file", str(tmp_path / "keys")]
+    assert embedded_flags.parse(argv, {"LLAMA_API_KEY": "one"}).api_keys == ["one", "two", "three", "four"]
+    assert embedded_flags.parse(["-m", "x"], {"LLAMA_API_KEY": "", "OTHER": "x"}).api_keys == []
+
+
 def test_template_arguments_are_merged_as_json() -> None:
     """Reasoning switches are arguments of the chat template, like those of --chat-template-kwargs."""
     params = parse("--chat-template-kwargs", '{"a":1,"b":"x"}', "--reasoning", "off", "--reasoning-effort", "low")

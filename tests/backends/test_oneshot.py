@@ -121,6 +121,18 @@ def server(start: Callable[..., Server]) -> Server:
     return begun
 
 
+def test_a_key_is_asked_for(start: Callable[..., Server]) -> None:
+    """With a key in its environment nobody else is let in, but to ask whether it is well; programs never see it."""
+    server = start(env={"LLAMA_API_KEY": "canary-key"})
+    server.until_ready()
+    refused = server.chat("hi")
+    assert (refused.status_code, refused.json()["error"]["message"]) == (401, "Invalid API Key")
+    assert server.http.get("/v1/models", headers={"authorization": "Bearer canary-ke"}).status_code == 401
+    server.http.headers["authorization"] = "Bearer canary-key"
+    assert server.chat("hi").status_code == 200
+    assert "canary-key" not in json.dumps(server.noted()) + server.log.read_text()
+
+
 def test_an_answer(server: Server) -> None:
     """A whole completion, with its tokens; the model is known under its alias."""
     answer = server.chat("ECHO Good morning", max_tokens=10).json()

@@ -180,6 +180,40 @@ def test_an_api_key_is_asked_for(start_engine: Callable[..., Any], chat_model: s
     assert with_key.status_code == 200
 
 
+def test_a_key_of_the_environment_is_asked_for(start_engine: Callable[..., Any], chat_model: str) -> None:
+    """``LLAMA_API_KEY`` is a key as for llama-server: for all but the health page, whatever is asked."""
+    engine = start_engine("--model", chat_model, env={**os.environ, "LLAMA_API_KEY": "canary-key"})
+    paths = ["/v1/models", "/props", "/slots", "/metrics", "/tokenize", "/v1/embeddings", "/v1/chat/completions"]
+    for headers, expected in (({}, True), ({"authorization": "Bearer x"}, True), ({"x-api-key": "canary-key"}, False)):
+        statuses = {httpx.post(f"{engine.url}{path}", json={}, headers=headers).status_code for path in paths}
+        statuses |= {httpx.get(f"{engine.url}{path}", headers=headers).status_code for path in paths}
+        assert (statuses == {401}) is expected, statuses
+    assert engine.health() == 200
+    assert "canary-key" not in engine.stderr()
+
+
+def test_what_an_embedder_can_do_besides(start_engine: Callable[..., Any], chat_model: str) -> None:
+    """With ``--embeddings`` it goes on writing; what is longer than the micro-batch fails, and is taken by a larger."""
+    engine = start_engine("--model", chat_model, "--embeddings")
+    assert engine.chat("hi")["choices"][0]["finish_reason"] == "stop"
+    assert engine.post("/v1/embeddings", {"input": "x" * 600}).status_code == 500
+    assert engine.post("/v1/rerank", {"query": "a", "documents": ["b"]}).status_code == 501
+
+
+def test_it_ranks(start_engine: Callable[..., Any], chat_model: str) -> None:
+    """With ``--reranking`` documents are ranked, and vectors are zero: one engine pools in one way."""
+    engine = start_engine("--model", chat_model, "--reranking")
+    ranked = engine.post("/v1/rerank", {"query": "a", "documents": ["b", "c"]}).json()["results"]
+    assert sorted(result["index"] for result in ranked) == [0, 1]
+    assert not any(engine.post("/v1/embeddings", {"input": "x"}).json()["data"][0]["embedding"])
+
+
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/audio/translations", "/v1/audio/speech"])
+def test_pages_that_are_not_there(chat_engine: Any, path: str) -> None:
+    """What the driver says that llama.cpp lacks, it lacks."""
+    assert chat_engine.post(path, {}).status_code == 404
+
+
 def test_web_pages_are_kept_out(chat_engine: Any) -> None:
     """There is no page of its own, and pages from elsewhere may not read its answers."""
     assert httpx.get(f"{chat_engine.url}/").status_code == 404

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk
@@ -78,7 +79,7 @@ def said(chunks: Any) -> str:
 def test_a_fresh_start_has_the_demo_models(client: openai.OpenAI) -> None:
     """The demo models are made on the first start; models whose files are absent are not listed."""
     names = [model.id for model in client.models.list()]
-    assert names[:3] == ["demo-chat", "demo-reasoning", "demo-vision"]
+    assert names[:4] == ["demo-chat", "demo-reasoning", "demo-vision", "demo-embedding"]
     assert "qwen3-vl-8b-instruct_(FP8)" not in names
 
 
@@ -162,6 +163,47 @@ def test_a_picture_to_a_role(server: Rolecall, picture: dict[str, Any]) -> None:
     assert 0 < line["ttft_ms"] <= line["duration_ms"]
     assert line["completion_tokens"] > 5
     assert line["prompt_tokens"] > 5
+
+
+def test_embeddings(client: openai.OpenAI, server: Rolecall) -> None:
+    """Texts are embedded, by name and by role, also one that is longer than llama.cpp takes unless told to."""
+    texts = ["a cat", "a cat", "two dogs", "x" * 3000]
+    for model in ("demo-embedding", "role:embedding"):
+        answer = client.embeddings.with_raw_response.create(model=model, input=texts)
+        rows = answer.parse().data
+        first, same, other, _ = (row.embedding for row in rows)
+        assert [len(row.embedding) for row in rows] == [256] * 4
+        assert first == pytest.approx(same)
+        assert first != pytest.approx(other, abs=1e-3)
+        line = server.line(answer.headers["x-request-id"])
+        assert (line["requested_model"], line["model"], line["status"]) == (model, "demo-embedding", 200)
+
+
+def test_a_model_of_another_kind(client: openai.OpenAI) -> None:
+    """A model that writes makes no vectors, one that embeds does not write, and the answer says which model to ask."""
+    with pytest.raises(openai.BadRequestError, match=r"lacks embedding\. GET /v1/models lists") as no_vectors:
+        client.embeddings.create(model="demo-chat", input="x")
+    assert (no_vectors.value.param, no_vectors.value.code) == ("model", "unsupported_input")
+    hello: Any = [{"role": "user", "content": "hi"}]
+    with pytest.raises(openai.BadRequestError, match="lacks text"):
+        client.chat.completions.create(model="demo-embedding", messages=hello)
+
+
+def test_engines_let_nobody_else_in(server: Rolecall, client: openai.OpenAI) -> None:
+    """A real engine answers rolecall and refuses everybody else on the machine; no command line tells the key."""
+    client.embeddings.create(model="demo-embedding", input="x")
+    port = server.row("demo-embedding")["port"]
+    for path in ("/v1/embeddings", "/tokenize", "/props", "/slots", "/v1/models", "/metrics"):
+        assert httpx.post(f"http://127.0.0.1:{port}{path}", json={"input": "x"}).status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{port}{path}").status_code == 401
+    key = json.loads((server.state / "engines" / f"{server.process.pid}.json").read_text())
+    key = key["engines"]["demo-embedding"]["key"]
+    asked = httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"authorization": f"Bearer {key}"})
+    assert asked.status_code == 200
+    assert all(key not in " ".join(process.cmdline()) for process in server.engine_processes())
+    logs = [path.read_text(errors="replace") for path in (server.state / "engine-logs").glob("*.log")]
+    assert logs
+    assert all(key not in text for text in [*logs, server.words()])
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
