@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from builders import entry
 from rolecall.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from rolecall.core.models import SIZE_DEFAULTS
-from rolecall.core.parameters import adapt, check_counts
+from rolecall.core.parameters import adapt
 from rolecall.core.traits import Traits
 from rolecall.core.transforms import GENERATING, read_facts
-from rolecall.errors import BadRequest
 
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
@@ -223,25 +222,6 @@ def test_the_registry_may_set_what_clients_may_not() -> None:
 def test_options_of_any_form_pass(value: Any) -> None:
     """What holds nothing of the kind is the very same object."""
     assert adapted(chat(options=value))["options"] is value
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [("n_discard", -1), ("n", 0), ("max_tokens", -2), ("n_keep", 2**31), ("n_probs", -0.5)]
-)
-def test_counts_that_are_none_are_refused(name: str, value: float) -> None:
-    """A negative or gigantic count is refused with the field and what is allowed: engines have been crashed by them."""
-    with pytest.raises(BadRequest, match=f"'{name}' must be between") as refused:
-        check_counts(chat(**{name: value}))
-    assert refused.value.param == name
-
-
-@given(fields=other_fields)
-def test_other_values_are_left_to_the_engine(fields: dict[str, Any]) -> None:
-    """Counts in range, and what is no number, pass."""
-    check_counts(fields)
-    check_counts(
-        {"max_tokens": -1, "n": None, "n_keep": "x", "logprobs": True, "top_logprobs": 0, "n_predict": 2**31 - 1}
-    )
 
 
 # -- instructions

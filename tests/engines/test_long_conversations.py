@@ -15,7 +15,6 @@ from harness import CHAT, Rolecall
 
 pytest.importorskip("xllamacpp", reason="the embedded engine needs an extra: rolecall[llama]")
 pytest.importorskip("gguf", reason="the demo models need an extra: rolecall[llama]")
-pytestmark = pytest.mark.xfail(strict=True, reason="the gateway does not call the fitter yet")
 
 CONTEXT_TOKENS = 256
 """llama.cpp's smallest; a turn with a picture and its caption takes about 135 of them, for a letter is a token."""

@@ -76,7 +76,9 @@ class ImageServer:
         self.left.set()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Listen no more; a thread that waits in ``accept`` would keep the socket open."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 

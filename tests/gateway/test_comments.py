@@ -12,7 +12,7 @@ from rolecall.core.lifecycle import State
 from rolecall.errors import UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.comments import Commentary, Pace, comment_on
-from rolecall.gateway.reply import Reply, as_stream, engine_error
+from rolecall.gateway.reply import Reply, as_stream
 from rolecall.runtime.lease import Outlook
 
 FAST = Pace(head_after_s=0.02, waiting_every_s=0.02, processing_every_s=0.03)
@@ -171,24 +171,6 @@ async def test_a_promised_head_is_sent_once() -> None:
         b'data: {"error":{"message":"early",' + rest + b'data: 1\n\ndata: {"error":{"message":"late",' + rest
     )
     assert client.messages[-1]["more_body"]
-
-
-@pytest.mark.parametrize(
-    ("said", "error"),
-    [
-        ({"error": {"message": "m", "code": "x", "hint": 1}}, {"message": "m", "code": "x", "hint": 1}),
-        ({"error": {"message": "m", "code": None, "type": None}}, {"message": "m"}),
-        ({"error": "m"}, {"message": "m"}),
-        ({"message": "m", "object": "error"}, {"message": "m", "object": "error"}),
-        ({"error": {}}, {"message": '{"error":{}}'}),
-        ([1], {"message": "[1]"}),
-        ("m", {"message": '"m"'}),
-    ],
-)
-def test_an_engines_error_keeps_its_fields(said: object, error: dict[str, object]) -> None:
-    """Its own words stay, what is missing is filled in, and what has another shape is the message."""
-    filled = {"type": "upstream_error", "param": None, "code": 418}
-    assert engine_error(418, said) == {"error": {**filled, **error}}
 
 
 @pytest.mark.parametrize("said", [None, [], "text", dict, {"choices": None}, {"choices": ["a"]}, {"data": []}])

@@ -16,6 +16,7 @@ from fakes import FakeBackend, FakeLauncher, FakeProbe, FakeTransport
 from harness import CONFIGS, Rolecall, eventually, fake_entry, prompt, upstream_entry
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
+from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
@@ -465,7 +466,7 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
         supervisor = Supervisor(Scheduler(), maker, roster.backend)
         supervisor.configure(roster.configured())
         transport = FakeTransport(bug)
-        services = Services(settings, roster, supervisor, transport, recorder)
+        services = Services(settings, roster, supervisor, transport, recorder, Images(settings))
         app = create_app(services, Inference(services), lambda: None)
         transport_to_app = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport_to_app, base_url="http://localhost") as client:

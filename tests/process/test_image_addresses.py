@@ -15,11 +15,6 @@ import pytest
 
 from gateway.image_servers import ImageServer, image_server, png, redirect, reply
 from harness import CHAT, Rolecall, Upstream, upstream, upstream_entry
-from rolecall.gateway.services import Services
-
-pytestmark = pytest.mark.skipif(
-    "images" not in Services.__dataclass_fields__, reason="requests do not go through gateway.images yet"
-)
 
 SECRET = b"canary-of-the-inside"
 ANSWER = {

@@ -42,9 +42,9 @@ def test_a_line_has_all_keys_in_their_order(server: Rolecall) -> None:
     assert list(line) == KEYS
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["ts"])
     expected = {
-        "endpoint": CHAT, "requested_model": "role:talk", "role": "talk", "model": "m", "backend": "llama_cpp",
-        "profile": "roomy", "stream": False, "status": 200, "error": None, "messages": 1, "images": 0,
-        "role_selector": "highest priority that fits", "prompt_tokens": 5, "completion_tokens": 5,
+        "endpoint": CHAT, "key": None, "requested_model": "role:talk", "role": "talk", "model": "m",
+        "backend": "llama_cpp", "profile": "roomy", "stream": False, "status": 200, "error": None, "messages": 1,
+        "images": 0, "role_selector": "highest priority that fits", "prompt_tokens": 5, "completion_tokens": 5,
         "finish_reason": "stop", "load_ms": 0, "bytes_out": len(answer.content),
     }  # fmt: skip
     assert {key: line[key] for key in expected} == expected
@@ -113,7 +113,7 @@ ENDS: dict[str, tuple[dict[str, Any] | bytes, int, str]] = {
     "unknown role": (prompt("role:nothing"), 404, "model_not_found: "),
     "image for text": (prompt("cold") | {"messages": [IMAGE]}, 400, "unsupported_input: "),
     "failed start": (prompt("broken"), 503, "model_start_failed: "),
-    "engine error": (prompt("m", fake={"error_status": 500}), 500, "upstream_error: fake engine error"),
+    "engine error": (prompt("m", fake={"error_status": 500}), 502, "engine_error: The engine failed"),
     "engine hangs": (prompt("m", fake={"head_delay_s": 9}), 504, "engine_timeout: "),
     "engine crashes": (prompt("crashes", fake={"crash_after_tokens": 0}), 502, "engine_error: "),
     "engine writes rubbish": (prompt("m", fake={"garbage": True}), 502, "engine_error: "),
@@ -125,7 +125,7 @@ def test_every_failure_has_its_line(server: Rolecall, end: str) -> None:
     """Status and error of the line are those that the client was given."""
     body, status, error = ENDS[end]
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    answer = server.http.post(CHAT, content=content)
+    answer = server.http.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
     line = server.line_of(answer)
     assert list(line) == KEYS

@@ -220,15 +220,21 @@ def test_an_interim_answer_is_no_answer(server: Rolecall) -> None:
 
 
 def test_an_engines_error_passes(server: Rolecall) -> None:
-    """An engine's own refusal comes to the client with its status and its words, and into the log."""
+    """An engine's own refusal comes to the client in OpenAI's shape with the engine's words, and into the log."""
     answer = server.chat("tiny-context", "x" * 100)
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert (error["type"], error["n_prompt_tokens"], error["n_ctx"]) == ("exceed_context_size_error", 100, 64)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "context_length_exceeded")
+    assert "100" in error["message"]
+    assert "64" in error["message"]
     line = server.line_of(answer)
     assert line["status"] == 400
     assert "exceeds the available context size" in line["error"]
-    assert server.chat("scripted", "error").content == b'{"error":{"message":"m","type":"t","code":500}}'
+    failed = server.chat("scripted", "error")
+    assert failed.status_code == 502
+    assert failed.json()["error"] == {
+        "message": "The engine failed (500): m", "type": "upstream_error", "param": None, "code": "engine_error"
+    }  # fmt: skip
     busy = server.chat("scripted", "busy")
     assert (busy.status_code, busy.headers["retry-after"]) == (429, "7")
 

@@ -181,10 +181,13 @@ def test_a_cut_inside_an_event_leaves_no_half_event(server: Rolecall) -> None:
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "engine_error"
 
 
-def test_an_engines_error_event_passes_and_is_logged(server: Rolecall) -> None:
-    """An error within a stream comes to the client as the engine wrote it, and its words stand in the log."""
+def test_an_engines_error_event_is_put_into_openais_shape_and_logged(server: Rolecall) -> None:
+    """An error within a stream comes to the client with the engine's words, which stand in the log as well."""
     agent = new_agent()
-    assert stream_bytes(server, "error", agent) == (SCRIPTS["error"], True)
+    told = b'{"error":{"message":"The engine failed (500): kaputt","type":"upstream_error",'
+    told += b'"param":null,"code":"engine_error"}}'
+    came = b'{"error":{"message":"kaputt","code":500}}'
+    assert stream_bytes(server, "error", agent) == (SCRIPTS["error"].replace(came, told), True)
     assert "kaputt" in server.line_by(agent)["error"]
 
 

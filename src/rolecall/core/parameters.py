@@ -10,7 +10,6 @@ from rolecall.core.instructions import fit_instructions
 from rolecall.core.models import SIZE_DEFAULTS, ModelEntry
 from rolecall.core.traits import Traits
 from rolecall.core.transforms import RequestFacts
-from rolecall.errors import BadRequest
 
 _WITH_DEFAULTS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 _REQUEST_NAMES = {"temp": "temperature"}
@@ -43,43 +42,6 @@ _NOT_IN = {
         {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "use_mlock", "num_thread", "low_vram", "numa"}
     ),  # Ollama's api.Runner and older ones: another value loads the model again
 }
-
-_LOWEST = {
-    "n": 1,
-    "n_cmpl": 1,
-    "best_of": 1,
-    "max_tokens": -1,
-    "max_completion_tokens": -1,
-    "max_output_tokens": -1,
-    "min_tokens": 0,
-    "n_predict": -1,
-    "n_keep": -1,
-    "n_discard": 0,
-    "n_cache_reuse": 0,
-    "n_indent": 0,
-    "n_probs": 0,
-    "min_keep": 0,
-    "logprobs": 0,
-    "top_logprobs": 0,
-    "repeat_last_n": -1,
-    "dry_allowed_length": 0,
-    "dry_penalty_last_n": -1,
-    "truncate_prompt_tokens": -1,
-}
-_HIGHEST = 2**31 - 1
-"""Engines count in 32 bits, and not all check: a negative ``n_discard`` wrote out of bounds (CVE-2026-21869)."""
-
-
-def check_counts(body: Mapping[str, Any]) -> None:
-    """Raise ``BadRequest`` for a count that is no count: below the lowest that any engine gives a meaning, or too high.
-
-    What is no number is left to the engine.
-    """
-    for name, lowest in _LOWEST.items():
-        value = body.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or lowest <= value <= _HIGHEST:
-            continue
-        raise BadRequest(f"The field {name!r} must be between {lowest} and {_HIGHEST}, not {value}.", param=name)
 
 
 def adapt(

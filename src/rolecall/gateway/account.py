@@ -30,6 +30,11 @@ class Account:
         self._keeps_prompts = keeps_prompts
         self._first_output_at: float | None = None
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of prompt and completion together, as far as the engine told."""
+        return (self.answer.prompt_tokens or 0) + (self.answer.completion_tokens or 0)
+
     def note_error(self, error: RolecallError, *, within_answer: bool) -> None:
         """Take in why it failed; ``within_answer`` says that the status is that of an answer that had begun."""
         self.line.error = error.summary()

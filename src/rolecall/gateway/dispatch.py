@@ -17,6 +17,7 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import (
+    Forbidden,
     ModelLoading,
     ModelNotFound,
     ModelTooLarge,
@@ -29,6 +30,7 @@ from rolecall.errors import (
     UpstreamUnreachable,
 )
 from rolecall.gateway.account import Account
+from rolecall.gateway.caller import Caller
 from rolecall.gateway.incoming import Incoming, Payload
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
@@ -47,6 +49,7 @@ _MAX_ERROR_BYTES = 2**20
 
 _CANNOT_SERVE = (
     StartFailed,
+    Forbidden,
     ModelNotFound,
     ModelTooLarge,
     NoModelForRole,
@@ -60,8 +63,11 @@ _CANNOT_SERVE = (
 class Dispatch:
     """Sends one request; ``outlook`` says meanwhile what it waits for."""
 
-    def __init__(self, services: Services, account: Account, incoming: Incoming, *, streams: bool) -> None:
+    def __init__(
+        self, services: Services, caller: Caller, account: Account, incoming: Incoming, *, streams: bool
+    ) -> None:
         self._services = services
+        self._caller = caller
         self._account = account
         self._incoming = incoming
         self._streams = streams
@@ -80,7 +86,7 @@ class Dispatch:
         refusals: list[RolecallError] = []
         for each in (target, *self._services.roster.fallbacks(target)):
             try:
-                return await self._send_to(each, held)
+                return await self._send_to(self._caller.check(each), held)
             except _CANNOT_SERVE as error:
                 refusals.append(error)
         first, *others = refusals
@@ -112,9 +118,8 @@ class Dispatch:
 
     def _able(self, target: Target, facts: RequestFacts) -> tuple[ModelEntry, ...]:
         """Return the entries whose engines have the endpoint; raises ``NotImplementedByEngine`` if none has."""
-        lacking = {
-            entry.name: self._services.roster.backend(entry).lacks(entry, facts.endpoint) for entry in target.entries
-        }
+        backend = self._services.roster.backend
+        lacking = {entry.name: backend(entry).lacks(entry, facts.endpoint) for entry in target.entries}
         able = tuple(entry for entry in target.entries if lacking[entry.name] is None)
         if not able:
             reasons = dict.fromkeys(filter(None, lacking.values()))

@@ -15,10 +15,13 @@ from starlette.types import Receive, Scope, Send
 
 from rolecall.core.catalog import Target
 from rolecall.core.endpoints import MESSAGES, RESPONSES, UPLOADS
+from rolecall.core.history import HEADER as HISTORY_HEADER
+from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import ClientGone, parse_json, receive_body, receive_chunks, wait_until_gone
+from rolecall.gateway.caller import caller_of
 from rolecall.gateway.comments import Commentary
 from rolecall.gateway.dispatch import Dispatch
 from rolecall.gateway.incoming import Incoming
@@ -58,9 +61,11 @@ class Exchange:
         self._receiving = anyio.CancelScope()
         self._answering: asyncio.Task[None] | None = None
         self.request_id = new_request_id()
-        self._reply = Reply(send, self.request_id, services.settings.stream_idle_timeout_ms / 1000)
+        self._reply = Reply(send, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
         self._line = self._account.line
+        self._caller = caller_of(scope)
+        self._line.key = self._caller.name
 
     async def run(self, receive: Receive) -> None:
         """Serve the request; exactly one line is recorded, whatever happens."""
@@ -84,6 +89,7 @@ class Exchange:
         finally:
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
+            self._caller.spend(self._account.tokens)
 
     def interrupt(self) -> None:
         """End the answer now: the server has waited for it as long as it will."""
@@ -136,9 +142,12 @@ class Exchange:
         raw = await receive_body(self._scope, receive, settings.max_body_bytes)
         self._line.bytes_in = len(raw)
         body = parse_json(raw)
-        facts = read_facts(body, endpoint, max_image_bytes=settings.max_image_bytes)
+        facts = read_facts(body, endpoint, max_image_bytes=settings.max_image_bytes, max_images=settings.max_images)
         self._account.note_facts(facts, body)
-        return JsonRequest(body, facts)
+        check_counts(body, settings.max_messages)
+        check_ranges(body, endpoint)
+        wish = headers.get(HISTORY_HEADER.encode())
+        return JsonRequest(self._services, body, facts, wish and wish.decode("latin-1"))
 
     async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for chunk in chunks:
@@ -149,16 +158,17 @@ class Exchange:
 
     async def _respond(self, incoming: Incoming) -> None:
         services, facts = self._services, incoming.facts
-        target = services.roster.resolve(facts.model)
+        self._caller.begin()
+        target = self._caller.check(services.roster.resolve(facts.model))
         self._line.role = target.role  # a fallback may have another one
         streams = facts.stream and facts.endpoint in _STREAMING
-        dispatch = Dispatch(services, self._account, incoming, streams=streams)
+        dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
         commentary = None
         if streams and services.settings.stream_loading_comments:
             commentary = Commentary(self._reply, dispatch.outlook, lambda: self._headers(target, incoming))
         waiting = commentary.over if commentary else _silently
         relay = self._relay = Relay(
-            services.settings,
+            services,
             self._reply,
             self._account,
             facts,
@@ -167,6 +177,7 @@ class Exchange:
         )
         async with contextlib.AsyncExitStack() as held:
             response, lease = await waiting(self._send(dispatch, incoming, target, held))
+            self._line.truncate_history = incoming.left_out
             incoming.let_go()  # images are large and the answer may be long
             await relay.run(response, lease)
 

@@ -32,6 +32,11 @@ class Incoming(Protocol):
         """Return headers that tell the client what was changed in its request so far."""
         ...
 
+    @property
+    def left_out(self) -> str | None:
+        """Return what was left out of the history so far, ``messages=4 images=1``; None if nothing was."""
+        ...
+
     async def settle(self, target: Target) -> None:
         """Do what needs no engine, before one is waited for; raises any ``RolecallError``."""
         ...

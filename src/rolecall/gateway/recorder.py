@@ -54,6 +54,8 @@ class RequestLine:
     """Path of the URL, without the query."""
     client: str | None = None
     """Address of the client and its User-Agent."""
+    key: str | None = None
+    """Name of the API key, where one was needed."""
     requested_model: str | None = None
     """Name, alias or ``role:x`` as the client sent it."""
     role: str | None = None

@@ -5,18 +5,26 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
+import orjson
+
+from rolecall.core.answer_shape import AnswerShape, reasoning_form, starts_in_thought
+from rolecall.core.endpoints import MESSAGES, RESPONSES
+from rolecall.core.engine_errors import Asked, read_error
 from rolecall.core.sse import StreamWatch
 from rolecall.core.transforms import GENERATING, RequestFacts
-from rolecall.errors import UpstreamError
+from rolecall.errors import RolecallError, UpstreamError
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import parse_answer
-from rolecall.gateway.reply import Reply, as_stream, engine_error
+from rolecall.gateway.reply import Reply, as_stream
+from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.lease import Lease
-from rolecall.settings import Settings
 
 _CUT = (None, "abort")
 """Finish reasons of an answer that its engine cut, though it ended the stream as if nothing were wrong (vLLM does)."""
+
+_FINISHING = GENERATING | {RESPONSES, MESSAGES}
+"""The endpoints whose streams say that they are finished."""
 
 _PASSED_HEADERS = ("content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms")
 
@@ -29,7 +37,7 @@ class Relay:
 
     def __init__(  # noqa: PLR0913 - the parts of one exchange
         self,
-        settings: Settings,
+        services: Services,
         reply: Reply,
         account: Account,
         facts: RequestFacts,
@@ -37,7 +45,7 @@ class Relay:
         waiting: Callable[[Coroutine[Any, Any, Any]], Awaitable[Any]],
         headers: Callable[[], Mapping[str, str]],
     ) -> None:
-        self._settings = settings
+        self._services, self._settings = services, services.settings
         self._reply = reply
         self._account = account
         self._answer, self._line = account.answer, account.line
@@ -59,7 +67,7 @@ class Relay:
 
     async def _stream(self, response: UpstreamResponse, lease: Lease) -> None:
         """Pass the events on as they come."""
-        watch = StreamWatch(self._answer, hide_usage=self._facts.hides_usage)
+        watch = StreamWatch(self._answer, hide_usage=self._facts.hides_usage, rewriter=self._shape(lease))
         self._line.status = response.status
         await self._reply.start(response.status, self._response_headers(response))
         chunks = response.chunks(self._settings.stream_idle_timeout_ms / 1000)
@@ -74,7 +82,8 @@ class Relay:
             self.is_delivered = self._answer.is_complete
             chunk = None if watch.is_done else await _next(chunks)
         rest = watch.close()
-        if self._facts.endpoint in GENERATING and not self._answer.is_complete:
+        if self._facts.endpoint in _FINISHING and not self._answer.is_complete:
+            await self._reply.body(rest)
             raise UpstreamError("The engine ended its answer without finishing it.")
         if self._facts.endpoint in GENERATING and not self._answer.error and self._answer.finish_reason in _CUT:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
@@ -83,14 +92,37 @@ class Relay:
     async def _whole(self, response: UpstreamResponse, lease: Lease, *, is_plain: bool) -> None:
         """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""
         body = await self._waiting(self._read(response, lease))
+        if response.status >= 400:
+            raise self._refusal(response, body if is_plain else b"", lease)
         said = parse_answer(response.status, body) if is_plain else None
         self._answer.read(said)
         self._line.status = response.status
+        shape = self._shape(lease)
         if self._reply.has_head:
-            await self._pass_into_stream(response.status, said)
+            await self._pass_into_stream(response.status, shape.whole(said))
         else:
-            await self._reply.whole(response.status, self._response_headers(response), body)
+            await self._reply.whole(response.status, self._response_headers(response), shape.whole_bytes(body, said))
         self.is_delivered = True
+
+    def _shape(self, lease: Lease) -> AnswerShape:
+        traits = self._services.roster.traits(lease.entry)
+        form = reasoning_form(self._settings.reasoning_field, lease.entry, thinks=traits.thinks)
+        opens = starts_in_thought(lease.entry, template_opens=traits.starts_in_thought)
+        return AnswerShape(self._asked(lease), form, starts_in_thought=opens)
+
+    def _asked(self, lease: Lease) -> Asked:
+        return Asked(self._facts.endpoint, lease.entry.name)
+
+    def _refusal(self, response: UpstreamResponse, body: bytes, lease: Lease) -> RolecallError:
+        """Return what an engine's error answer means for the client."""
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            said = body.decode(errors="replace")
+        after = response.headers.get("retry-after", "")
+        return read_error(
+            response.status, said, self._asked(lease), retry_after_s=float(after) if after.isdecimal() else None
+        )
 
     async def _read(self, response: UpstreamResponse, lease: Lease) -> bytes:
         parts = []
@@ -101,11 +133,6 @@ class Relay:
 
     async def _pass_into_stream(self, status: int, said: Any) -> None:
         """Pass a whole answer on to a client whose stream has begun while it waited."""
-        if status >= 400 and said is not None:
-            message = engine_error(status, said)
-            self._answer.read(message)
-            await self._reply.break_off(message)
-            return
         chunk = as_stream(said) if self._facts.endpoint in GENERATING else None
         if chunk is None:
             raise UpstreamError("The engine gave a whole answer that fits into no stream, though one was asked for.")

@@ -9,20 +9,23 @@ import anyio
 import orjson
 from starlette.types import Send
 
-from rolecall.errors import BodyTooLarge, RolecallError, UpstreamError
+from rolecall.core.endpoints import CHAT
+from rolecall.core.error_shapes import error_body, error_event
+from rolecall.errors import BodyTooLarge, RolecallError
 from rolecall.gateway.body import ClientGone
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class Reply:
-    """Sends one answer. ``patience_s`` is how long a client may take nothing of it before it counts as gone.
+    """Sends one answer. ``patience_s`` is how long a client may take nothing of it before it counts as gone,
+    ``endpoint`` whose clients' form errors have.
 
     ``has_head`` says that status and headers are out, ``has_started`` that they are those of the answer: the head of a
     stream may be promised before there is one.
     """
 
-    def __init__(self, send: Send, request_id: str, patience_s: float) -> None:
+    def __init__(self, send: Send, request_id: str, patience_s: float, endpoint: str = CHAT) -> None:
         self.has_head = False
         self.has_started = False
         self.is_complete = False
@@ -30,6 +33,7 @@ class Reply:
         self.patience_s = patience_s
         self._send = send
         self._request_id = request_id
+        self._endpoint = endpoint
         self._is_within_event = False
 
     async def promise(self, headers: Mapping[str, str]) -> None:
@@ -66,14 +70,14 @@ class Reply:
     async def fail(self, error: RolecallError) -> None:
         """Send an error: as the answer, or within a stream that has begun as ``break_off`` does."""
         if self.has_head:
-            await self.break_off(error.body())
+            await self.break_off(error)
             return
         headers = {"content-type": "application/json", **error.headers()}
         if isinstance(error, BodyTooLarge):  # what is left of the body may be taken for the next request
             headers["connection"] = "close"
-        await self.whole(error.status, headers, orjson.dumps(error.body()))
+        await self.whole(error.status, headers, orjson.dumps(error_body(self._endpoint, error)))
 
-    async def break_off(self, message: Mapping[str, Any]) -> None:
+    async def break_off(self, error: RolecallError) -> None:
         """End a stream with an error as its last event, unless it is complete.
 
         It is not ended properly: the server then closes the connection without the last chunk, and no client can take
@@ -81,22 +85,7 @@ class Reply:
         """
         if not self.is_complete:
             # An event that the engine left unfinished is ended, so that ours is one of its own.
-            await self.body((b"\n\ndata: " if self._is_within_event else b"data: ") + orjson.dumps(message) + b"\n\n")
-
-
-def engine_error(status: int, said: Any) -> dict[str, Any]:
-    """Return what an engine answered with an error status as ``{"error": {"message", "type", "param", "code"}}``.
-
-    The engine's own fields stay. What it leaves out is filled in, the status as ``code``; an answer in another shape
-    is the message.
-    """
-    shapes = (said.get("error"), said) if isinstance(said, dict) else ()
-    error = next((shape for shape in shapes if isinstance(shape, dict) and shape.get("message")), None)
-    if error is None:
-        text = shapes[0] if shapes and isinstance(shapes[0], str) else orjson.dumps(said).decode()
-        error = {"message": text}
-    given = {name: value for name, value in error.items() if value is not None}
-    return {"error": {"message": "", "type": UpstreamError.type, "param": None, "code": status, **given}}
+            await self.body((b"\n\n" if self._is_within_event else b"") + error_event(self._endpoint, error))
 
 
 def as_stream(answer: Any) -> bytes | None:

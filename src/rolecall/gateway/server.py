@@ -20,6 +20,7 @@ from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
 from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
+from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
@@ -134,7 +135,9 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         stack.callback(recorder.close)
         transport = HttpxTransport()
         stack.push_async_callback(transport.aclose)
-        services = Services(settings, roster, supervisor, transport, recorder)
+        images = Images(settings)
+        stack.push_async_callback(images.aclose)
+        services = Services(settings, roster, supervisor, transport, recorder, images)
         gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)

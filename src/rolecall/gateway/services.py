@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.upstream import Transport
 from rolecall.runtime.roster import Roster
@@ -20,3 +21,4 @@ class Services:
     supervisor: Supervisor
     transport: Transport
     recorder: Recorder
+    images: Images

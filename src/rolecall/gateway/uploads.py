@@ -147,6 +147,11 @@ class Upload:
         """Nothing is changed but the model's name."""
         return {}
 
+    @property
+    def left_out(self) -> str | None:
+        """There is no history."""
+        return None
+
     async def settle(self, target: Target) -> None:
         """Nothing is left to do."""
 
