@@ -52,6 +52,7 @@ class FakeOllama:
         self.load_s = 0.0
         self.unload_s = 0.0
         self.load_error: str | None = None
+        self.key: str | None = None
         self.size_mb, self.vram_mb = 3000, 2500
         self.keep_alive_s = DEFAULT_KEEP_ALIVE_S
         self.loads: list[str] = []
@@ -158,8 +159,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or not self.ollama.is_running
         return is_read and self.ollama.is_running
 
+    def _is_shown_the_key(self) -> bool:
+        """Whether it may be answered, as by a proxy in front of the daemon."""
+        if self.ollama.key is None or self.headers["Authorization"] == f"Bearer {self.ollama.key}":
+            return True
+        self._refuse("unauthorized", 401)
+        return False
+
     def do_GET(self) -> None:
         """Answer what only looks."""
+        if not self._is_shown_the_key():
+            return
         models = [{"name": tag, "model": tag, "size": self.ollama.size_mb * MB} for tag in self.ollama.pulled]
         known = {"/api/version": {"version": "0.40.12"}, "/api/tags": {"models": models}}
         known["/api/ps"] = {"models": self.ollama.running()}
@@ -169,6 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Answer what loads, unloads and generates."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if not self._is_shown_the_key():
+            return
         self.ollama.seen.append((self.path, body))
         tag = self.ollama.find(body["model"])
         if tag is None:

@@ -39,6 +39,24 @@ def test_what_a_daemon_has() -> None:
     assert "cannot be asked" in (Daemons().why_missing(MODEL, backend) or "")
 
 
+def test_a_daemon_that_wants_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is shown the key of the entry; one that HTTP does not allow is not quoted."""
+    with FakeOllama("llama3.2:latest") as ollama:
+        ollama.key = "canary-key"
+        backend = OllamaDaemon(ollama.base_url)
+        model = entry("llama3.2", backend="ollama", backend_config={"api_key_env": "OLLAMA_TEST_KEY"})
+        assert "401" in (Daemons().why_missing(model, backend) or "")
+        monkeypatch.setenv("OLLAMA_TEST_KEY", "canary-key")
+        daemons = Daemons()
+        assert daemons.why_missing(model, backend) is None
+        assert "401" in (daemons.why_missing(MODEL, backend) or "")
+        for key in ("canary-key\nx: y", "canary-ключ"):
+            monkeypatch.setenv("OLLAMA_TEST_KEY", key)
+            reason = Daemons().why_missing(model, backend) or ""
+            assert "its API key holds characters that HTTP does not allow" in reason
+            assert "canary" not in reason
+
+
 def test_without_asking_nobody_is_asked(silent: socket.socket) -> None:
     """A daemon that has never been asked counts as one without the model, and no connection is made."""
     reason = Daemons().why_missing(MODEL, backend_at(silent), ask=False)

@@ -87,6 +87,23 @@ async def happens(question: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
+async def test_a_daemon_that_wants_a_key(ollama: FakeOllama, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading, watching and unloading show the key of the entry; one that HTTP does not allow is not quoted."""
+    ollama.key = "canary-key"
+    assert "401" in await make().end()
+    monkeypatch.setenv("OLLAMA_TEST_KEY", "canary-key")
+    life = make(backend_config={"api_key_env": "OLLAMA_TEST_KEY"})
+    await life.until_ready()
+    life.instance.stop()
+    assert await life.end() == ""
+    assert not ollama.running()
+    for key in ("canary-key\nx: y", "canary-ключ"):
+        monkeypatch.setenv("OLLAMA_TEST_KEY", key)
+        reason = await make(backend_config={"api_key_env": "OLLAMA_TEST_KEY"}).end()
+        assert "its API key holds characters that HTTP does not allow" in reason
+        assert "canary" not in reason
+
+
 async def test_a_life_in_order(make: Make, ollama: FakeOllama) -> None:
     """Loaded for good, ready with what it holds, and unloaded after a stop, which is no error."""
     life = make()

@@ -90,8 +90,9 @@ class Launch:
 class RemoteLoad:
     """How a daemon that somebody else runs is told to load and to unload one model, what it has and what it holds.
 
-    ``held_mb`` reads the answer to ``list_loaded``: the MB of this model, None if it is not loaded. ``has_model`` reads
-    the answer to ``list_installed``, and ``missing`` says in words how to get the model where that is False.
+    The key that it wants stands in the variable ``api_key_env``. ``held_mb`` reads the answer to ``list_loaded``: the
+    MB of this model, None if it is not loaded. ``has_model`` reads the answer to ``list_installed``, and ``missing``
+    says in words how to get the model where that is False.
     """
 
     base_url: str
@@ -103,6 +104,12 @@ class RemoteLoad:
     list_installed: Call | None = None
     has_model: Callable[[Any], bool] = lambda _: True
     missing: str = ""
+    api_key_env: str | None = None
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of calls to the daemon."""
+        authorization = Upstream(self.base_url, self.api_key_env).authorization()
+        return {} if authorization is None else {"Authorization": authorization}
 
 
 @dataclass(frozen=True, slots=True)

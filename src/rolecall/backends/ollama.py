@@ -81,6 +81,7 @@ class OllamaDaemon:
             held_mb=lambda answer: held_mb(answer, tag),
             list_installed=Call("GET", f"{base}/api/tags"),
             has_model=lambda answer: _named(answer, tag) is not None,
+            api_key_env=entry.backend_config.api_key_env,
             missing=f"Ollama has no model {tag!r}; run: ollama pull {tag}",
         )
 

@@ -29,6 +29,9 @@ _NO_MEMORY = re.compile(
 )
 
 
+BAD_KEY = "its API key holds characters that HTTP does not allow"
+
+
 class Refused(Exception):
     """The daemon cannot be reached, or does not do what it is asked; the text is the reason."""
 
@@ -156,11 +159,15 @@ class RemoteInstance:
     async def _send(self, call: Call, timeout_s: float) -> Any:
         """Return what the daemon answers; raises ``Refused`` with the reason for anything but a 200."""
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CALL_TIMEOUT_S))
+        headers = self._load.headers()
         try:
-            response = await self._http.request(call.method, call.url, json=call.json, timeout=timeout)
+            response = await self._http.request(call.method, call.url, json=call.json, headers=headers, timeout=timeout)
         except (httpx.ConnectError, OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
             raise Refused(f"Ollama is not to be reached at {call.url}: {error}; is `ollama serve` running?") from error
+        except (httpx.LocalProtocolError, UnicodeEncodeError):
+            # httpx would quote the header.
+            raise Refused(f"{call.url} cannot be asked: {BAD_KEY}") from None
         except httpx.TimeoutException as error:
             raise Refused(f"no answer from {call.url} within {timeout_s:g} s") from error
         except httpx.HTTPError as error:
