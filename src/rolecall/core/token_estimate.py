@@ -82,11 +82,12 @@ _FIELDS = [name for name, *_ in _PRIORS[:-2]]
 class TokenModel:
     """What is known of one model's tokens; it starts with what most models have in common.
 
-    ``observations`` counts all that it was learnt from.
+    ``observations`` counts all that it was learnt from, ``revision`` rises with every change.
     """
 
     def __init__(self) -> None:
         self.observations = 0
+        self.revision = 0
         self._moments = Moments(_COUNT)
         self._fits = [Fit(list(prior.mean)) for prior in _BOTH]
         self._best = 0
@@ -143,10 +144,12 @@ class TokenModel:
         if image_tokens > 0.5 * tokens and self.observations >= BELIEVES_ALL:
             factor = max(0.0, tokens - self._predict_text(size)) / image_tokens
             self._image_factors = [*self._image_factors, factor][-WINDOW:]
+            self.revision += 1
         rest = tokens - image_tokens * self.image_factor
         if rest > 0 and not self._is_outlier(size, rest, tokens):
             self._moments.add(_features(size), rest, max(tokens, LEAST_TOKENS))
             self.observations += 1
+            self.revision += 1
             self._fit()
 
     def to_json(self) -> dict[str, Any]:
@@ -201,6 +204,7 @@ class TokenModel:
         each = (tokens - self._predict_text(size) - known * self.image_factor) / unknown
         if each > 0:
             self._per_image = [*self._per_image, each][-WINDOW:]
+            self.revision += 1
 
     def _fit(self) -> None:
         """Find the best weights under each prior; the one that explains more is believed."""
