@@ -21,8 +21,20 @@ INTERNVL = ImageSpec("tiles", image_size=448, merge=2, around=2)
 MINICPM = ImageSpec("slices", image_size=448, tokens=64, max_tiles=9, around=2, per_tile=2, per_row=1)
 MINICPM_4_6 = replace(MINICPM, tokens=0, merge=4)
 SMOLVLM = ImageSpec("rows", image_size=512, longest_edge=2048, tokens=64, around=3, per_tile=2, per_row=1)
+LFM_2 = ImageSpec(
+    "lfm2",
+    image_size=512,
+    patch_size=16,
+    merge=2,
+    min_pixels=64 * 1024,
+    max_pixels=256 * 1024,
+    min_tiles=2,
+    max_tiles=10,
+    around=2,
+    per_tile=1,
+)
 LLAMA_CPP = [replace(spec, engine="llama_cpp") for spec in (QWEN_2_5, PIXTRAL, LLAVA_1_6, INTERNVL, MINICPM, SMOLVLM)]
-ALL = [QWEN_2_5, QWEN_3, PIXTRAL, LLAVA_1_6, INTERNVL, MINICPM, MINICPM_4_6, SMOLVLM, *LLAMA_CPP]
+ALL = [QWEN_2_5, QWEN_3, PIXTRAL, LLAVA_1_6, INTERNVL, MINICPM, MINICPM_4_6, SMOLVLM, LFM_2, *LLAMA_CPP]
 
 
 @pytest.mark.parametrize(
@@ -36,8 +48,9 @@ ALL = [QWEN_2_5, QWEN_3, PIXTRAL, LLAVA_1_6, INTERNVL, MINICPM, MINICPM_4_6, SMO
         (MINICPM, [66, 198, 595, 333, 662]),
         (MINICPM_4_6, [66, 209, 597, 333, 652]),
         (SMOLVLM, [1127, 862, 862, 335, 862]),
+        (LFM_2, [66, 236, 2311, 1287, 1779]),
     ],
-    ids=["qwen2.5-vl", "qwen3-vl", "pixtral", "llava-1.6", "internvl", "minicpm-v", "minicpm-v-4.6", "smolvlm"],
+    ids=["qwen2.5-vl", "qwen3-vl", "pixtral", "llava-1.6", "internvl", "minicpm-v", "minicpm-v-4.6", "smolvlm", "lfm2"],
 )
 def test_it_is_what_transformers_counts(spec: ImageSpec, tokens: list[int]) -> None:
     """The numbers were computed by the functions of transformers 5.24 that the docstrings name."""
@@ -99,7 +112,7 @@ def test_nothing_known_is_a_cautious_guess() -> None:
 
 def test_a_spec_without_numbers_counts_as_one_token() -> None:
     """A file that says little does no harm."""
-    for family in ("fixed", "smart", "longest", "anyres", "tiles", "slices", "rows"):
+    for family in ("fixed", "smart", "longest", "anyres", "tiles", "slices", "rows", "lfm2"):
         spec = ImageSpec(family, patch_size=0, merge=0, max_tiles=0)
         assert image_tokens(spec, 640, 480) >= 1
         assert image_tokens(replace(spec, engine="llama_cpp"), 640, 480) >= 1

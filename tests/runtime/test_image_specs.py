@@ -18,7 +18,7 @@ from rolecall.core.image_tokens import ImageSpec, image_tokens
 from rolecall.core.models import ModelEntry
 from rolecall.runtime.folder_images import folder_spec
 from rolecall.runtime.gguf_header import GgufHeader
-from rolecall.runtime.image_specs import ImageSpecs, named_spec
+from rolecall.runtime.image_specs import MOST_REMEMBERED, ImageSpecs, named_spec
 from rolecall.runtime.projector_images import projector_spec
 
 SIZES = [(64, 64), (640, 480), (1920, 1080)]
@@ -172,6 +172,7 @@ def test_a_header_of_nonsense_is_refused(vision: dict[str, Any]) -> None:
             {},
             [258, 3330, 2306],
         ),
+        ({"model_type": "internvl", "downsample_ratio": 0.5}, {}, [258, 3330, 2306]),
         ({"model_type": "internvl_chat", "force_image_size": 448, "max_dynamic_patch": 6}, {}, [258, 1794, 770]),
         ({"model_type": "minicpmv", "query_num": 64}, {"max_slice_nums": 9}, [69, 201, 598]),
         ({"model_type": "minicpmv4_6"}, {}, [69, 212, 600]),
@@ -203,6 +204,7 @@ def test_a_model_type_that_is_not_known() -> None:
         {"model_type": "llava", "vision_config": {"image_size": "large"}},
         {"model_type": "internvl", "downsample_ratio": 0},
         {"model_type": "gemma3", "mm_tokens_per_image": 2**30},
+        {"model_type": "internvl", "downsample_ratio": "half"},
     ],
 )
 def test_a_folder_of_nonsense_is_refused(config: dict[str, Any]) -> None:
@@ -269,6 +271,23 @@ def test_files_are_read_once_and_again_when_they_change(tmp_path: Path) -> None:
     write_projector(path, "yasa2")
     os.utime(path, ns=(1, 1))
     assert tokens(specs.of(entry(), backend)) == [66, 66, 66]
+
+
+def test_only_so_many_files_are_remembered(tmp_path: Path) -> None:
+    """What was read longest ago is read again when it is asked for."""
+    specs, path = ImageSpecs(), tmp_path / "mmproj.gguf"
+    backend = Files(tmp_path / "model.gguf", write_projector(path, "yasa2"))
+    first = specs.of(entry(), backend)
+    for number in range(MOST_REMEMBERED):
+        specs.of(entry(backend_config={"extra_args": ["-ub", str(number + 1)]}), backend)
+    again = specs.of(entry(), backend)
+    assert again == first
+    assert again is not first
+
+
+def test_files_that_cannot_be_looked_at_tell_nothing() -> None:
+    """A path that no file can have."""
+    assert ImageSpecs().of(entry(), Files(Path("m.gguf"), Path("a\0b"))) is None
 
 
 @pytest.mark.parametrize(
