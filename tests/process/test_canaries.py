@@ -222,7 +222,7 @@ def test_no_secret_is_on_the_terminal(scene: Scene) -> None:
 def test_no_secret_is_in_the_state_folder(scene: Scene) -> None:
     """Engine logs, process ids, what was used and learnt; and the registry that is written."""
     written = [path for path in scene.rolecall.state.rglob("*") if path.is_file()]
-    assert {"one.log", "broken.log"} <= {path.name for path in written}
+    assert {"one.log", "broken.log", "usage.json"} <= {path.name for path in written}
     found = {path.name: secrets_in(path.read_bytes().decode(errors="replace")) for path in written}
     assert {name: secrets for name, secrets in found.items() if secrets} == {}
 

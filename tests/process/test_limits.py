@@ -1,0 +1,106 @@
+"""Limits of API keys over a whole rolecall: requests, tokens, models and roles; what was used outlives the process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from harness import CHAT, Rolecall, eventually, fake_entry, prompt
+from rolecall.core.keys import hashed
+from rolecall.runtime.usage import USAGE, read_usage
+
+KEYS: Mapping[str, Mapping[str, Any]] = {
+    "rc-free": {},
+    "rc-few": {"requests_per_minute": 2},
+    "rc-tokens": {"tokens_per_day": 20},
+    "rc-bound": {"models": ["one"]},
+    "rc-role": {"roles": ["sort"]},
+    "rc-admin": {"scopes": ["admin"]},
+}
+
+
+@pytest.fixture
+def rolecall(tmp_path: Path) -> Rolecall:
+    """Return a rolecall with keys, not started yet."""
+    entries = (fake_entry("one", role_priority={"sort": 1}), fake_entry("two", role_priority={"sort": 2, "other": 1}))
+    made = Rolecall(tmp_path, entries, settings={"api_keys_file": "keys.json"})
+    rows = [{"name": key[3:], "sha256": hashed(key.encode()), **fields} for key, fields in KEYS.items()]
+    path = made.config_dir / "keys.json"
+    path.write_text(json.dumps({"version": 1, "keys": rows}))
+    path.chmod(0o600)
+    return made
+
+
+def ask(running: Rolecall, key: str, model: str = "one", **body: Any) -> httpx.Response:
+    return running.http.post(CHAT, json=prompt(model, **body), headers={"Authorization": f"Bearer {key}"})
+
+
+def error_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    return error
+
+
+def test_requests_a_minute(rolecall: Rolecall) -> None:
+    """One too many is a 429 with the time to wait; other keys are not held up; the log names the key."""
+    with rolecall as running:
+        assert [ask(running, "rc-few").status_code for _ in range(2)] == [200, 200]
+        refused = ask(running, "rc-few")
+        error = error_of(refused, 429)
+        assert (error["code"], error["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert ask(running, "rc-free").status_code == 200
+        line = running.line_of(refused)
+        assert (line["status"], line["key"], line["model"]) == (429, "few", None)
+
+
+def test_tokens_a_day(rolecall: Rolecall) -> None:
+    """Prompt and answer count, streamed or not; OpenAI's client does not try again until tomorrow."""
+    with rolecall as running:
+        first = ask(running, "rc-tokens", stream=True)
+        assert first.status_code == 200
+        assert ask(running, "rc-tokens", stream=False).status_code == 200
+        eventually(lambda: ask(running, "rc-tokens").status_code == 429)
+        client = openai.OpenAI(base_url=f"{running.base_url}/v1", api_key="rc-tokens")
+        before = len(running.log_lines())
+        with pytest.raises(openai.RateLimitError, match="tokens today, and may use 20 a day"):
+            client.chat.completions.create(model="one", messages=[{"role": "user", "content": "hi"}])
+        assert len(running.log_lines(before + 1)) == before + 1
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_what_was_used_outlives_the_process(rolecall: Rolecall, end: str) -> None:
+    """After a stop all of it, after `kill -9` all but the last seconds."""
+    with rolecall as running:
+        for _ in range(2):
+            assert ask(running, "rc-few").status_code == 200
+        while ask(running, "rc-tokens").status_code == 200:
+            pass
+        if end == "kill":
+            eventually(lambda: len(read_usage(running.state / USAGE)) == 2)
+            eventually(lambda: max(used.requests for used in read_usage(running.state / USAGE).values()) >= 2)
+            running.kill()
+    with rolecall as running:
+        assert error_of(ask(running, "rc-few"), 429)["code"] == "rate_limit_exceeded"
+        assert "tokens today" in error_of(ask(running, "rc-tokens"), 429)["message"]
+
+
+def test_models_and_roles(rolecall: Rolecall) -> None:
+    """A key that is bound to a model gets it for a role too; what it may not use is a 403, and starts nothing."""
+    with rolecall as running:
+        assert ask(running, "rc-free", "role:sort").headers["x-rolecall-model"] == "two"
+        assert ask(running, "rc-bound", "role:sort").headers["x-rolecall-model"] == "one"
+        assert ask(running, "rc-role", "role:sort").status_code == 200
+        refusals = (("bound", "two"), ("bound", "role:other"), ("role", "one"), ("role", "role:other"))
+        for name, model in refusals:
+            refused = ask(running, f"rc-{name}", model)
+            assert error_of(refused, 403)["code"] == "permission_denied"
+            assert running.line_of(refused)["key"] == name
+        assert error_of(ask(running, "rc-admin"), 403)["message"].endswith("needs inference.")
+        assert error_of(ask(running, "rc-free", "nobody"), 404)["code"] == "model_not_found"
