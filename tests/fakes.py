@@ -77,9 +77,6 @@ class FakeBackend:
         """Return what the test said of the endpoint."""
         return self.lacking.get(endpoint)
 
-    def token_limit(self, endpoint: str) -> str | None:
-        """Return that both names are taken."""
-
 
 def sleep_calls(url: str, level: int = 1) -> SleepCalls:
     """Return vLLM's calls, as ``FakeLauncher`` answers them."""

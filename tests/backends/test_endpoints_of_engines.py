@@ -1,4 +1,4 @@
-"""Which endpoints engines have, how they are started for them, and what they call a limit of tokens.
+"""Which endpoints engines have, how they are started for them, where they listen, and whose key they get.
 
 As found by running llama.cpp b11549, and read in vLLM 0.32 (its routers) and Ollama 0.40 (its page on compatibility).
 """
@@ -253,23 +253,3 @@ def test_unknown_engines_get_no_key() -> None:
     """Nobody knows how they would take one."""
     launch = CUSTOM.launch(entry(backend_config={"command": ["x", "{port}"]}), 4711)
     assert (launch.key, launch.key_variable) == (None, None)
-
-
-# -- limits of tokens
-
-
-@pytest.mark.parametrize(
-    ("backend", "names"),
-    [
-        (LLAMA, (None, None)),
-        (VLLM, (None, "max_tokens")),
-        (OLLAMA, ("max_tokens", "max_tokens")),
-        (SERVER, (None, None)),
-        (CUSTOM, (None, None)),
-    ],
-)
-def test_the_name_of_a_limit(backend: Backend, names: tuple[str | None, str | None]) -> None:
-    """Where one of OpenAI's two names is silently ignored, the other one must be used."""
-    endpoints = ("/v1/chat/completions", "/v1/completions")
-    assert tuple(backend.token_limit(endpoint) for endpoint in endpoints) == names
-    assert backend.token_limit("/v1/messages") is None

@@ -198,10 +198,6 @@ class Backend(Protocol):
         """Return in words that the entry's engine has no such endpoint, and what to use; None if it may have it."""
         ...
 
-    def token_limit(self, endpoint: str) -> str | None:
-        """Return the one name that a limit of tokens must have there: None where each of OpenAI's two is understood."""
-        ...
-
 
 def model_path(entry: ModelEntry, places: Places) -> Path | None:
     """Return the entry's model file or folder; ``download_location`` stands in for a missing ``model_path``."""

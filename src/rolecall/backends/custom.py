@@ -75,7 +75,3 @@ class CustomCommand:
     def lacks(self, entry: ModelEntry, endpoint: str) -> None:
         """Return None: nothing is known of the server, which says itself what it has not."""
         del entry, endpoint
-
-    def token_limit(self, endpoint: str) -> None:
-        """Return None: the client's word is as good as any other."""
-        del endpoint

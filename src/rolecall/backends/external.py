@@ -67,10 +67,6 @@ class OpenAIServer:
         """Return None: nothing is known of the server, which says itself what it has not."""
         del entry, endpoint
 
-    def token_limit(self, endpoint: str) -> None:
-        """Return None: the client's word is as good as any other."""
-        del endpoint
-
 
 def _base_url(entry: ModelEntry) -> str:
     config = entry.backend_config

@@ -208,10 +208,6 @@ class LlamaServer:
             )
         return _LACKING.get(endpoint)
 
-    def token_limit(self, endpoint: str) -> None:
-        """Return None: it takes both names, of which ``max_completion_tokens`` goes first."""
-        del endpoint
-
 
 _LACKING = {
     SCORE: f"llama.cpp has no {SCORE}; {RERANK} gives the same numbers, by a model with the capability rerank.",

@@ -19,8 +19,6 @@ from urllib.parse import urlsplit
 
 from rolecall.backends.base import LOOPBACK, Call, RemoteLoad, Spread, Upstream
 from rolecall.core.endpoints import (
-    CHAT,
-    COMPLETIONS,
     COUNT_TOKENS,
     DETOKENIZE,
     RERANK,
@@ -103,10 +101,6 @@ class OllamaDaemon:
         """Return what no version of Ollama serves so far; what came lately (audio) it answers itself."""
         del entry
         return _LACKING.get(endpoint)
-
-    def token_limit(self, endpoint: str) -> str | None:
-        """Return ``max_tokens``: the other name is silently ignored (ollama/ollama#7125)."""
-        return "max_tokens" if endpoint in (CHAT, COMPLETIONS) else None
 
     def _daemon(self, entry: ModelEntry) -> str:
         config = entry.backend_config

@@ -29,7 +29,7 @@ from rolecall.backends.base import (
     with_key,
     without,
 )
-from rolecall.core.endpoints import COMPLETIONS, EMBEDDINGS, RANKING, SPEECH, WRITING
+from rolecall.core.endpoints import EMBEDDINGS, RANKING, SPEECH, WRITING
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vram import Placement
 
@@ -175,10 +175,6 @@ class VllmServer:
                 f"with the capability {other} alone."
             )
         return _LACKING.get(endpoint)
-
-    def token_limit(self, endpoint: str) -> str | None:
-        """Return ``max_tokens`` for completions, where the other name is silently ignored; chat takes both."""
-        return "max_tokens" if endpoint == COMPLETIONS else None
 
 
 _LACKING = {
