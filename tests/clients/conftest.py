@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from clients.adapters import IS_COMPLETE
-from clients.entries import FAKES, REAL
+from clients.entries import FAKES, REAL, SHIPPED
 from clients.slow_loads import SlowLoads, slow_loads
-from harness import CONFIGS, Rolecall
+from harness import Rolecall
 
 # `make test` has no client but OpenAI's, of another version, and curl.
 ELSEWHERE = ("anthropic", "langchain", "litellm", "llama_index", "npm", "slow_loads")
@@ -30,9 +28,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
     if not IS_COMPLETE:
         for package in ("xllamacpp", "gguf"):
             pytest.importorskip(package, reason="the real engine needs an extra: rolecall[llama]")
-    shipped: list[dict[str, Any]] = json.loads((CONFIGS / "model_registry.curated.json").read_text())
     folder = tmp_path_factory.mktemp("clients")
-    with Rolecall(folder, [*shipped, *REAL, *FAKES], settings={"llama_server": "embedded"}) as running:
+    with Rolecall(folder, [*SHIPPED, *REAL, *FAKES], settings={"llama_server": "embedded"}) as running:
         yield running
         assert "Traceback" not in running.words()
 

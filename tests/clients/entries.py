@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from harness import Rolecall, fake_entry
+from harness import CONFIGS, Rolecall, fake_entry
 from rolecall.demo.script import Script
 
+SHIPPED: list[dict[str, Any]] = json.loads((CONFIGS / "model_registry.curated.json").read_text(encoding="utf-8"))
 ANSWER, CAPTION, THOUGHT = Script().answer, Script().caption, Script().thought
 HELLO: Any = [{"role": "user", "content": "Hello?"}]
 WEATHER_PARAMETERS: dict[str, Any] = {
@@ -48,8 +50,11 @@ ODD_NAMES = ("org/model:Q4_K_M", "name_(FP8)", "with space", "ünïcode-名", "a
 RETRYING = ("OpenAI", "LangChain", "LlamaIndex", "LiteLLM", "Npm")
 """The clients that send a failed request again by themselves."""
 
-RETRIED, REFUSED = (408, 409, 429, 500, 503), (400, 404, 422)
-"""Statuses that OpenAI's clients send again after, and some that they don't."""
+PASSING = {408: 504, 429: 429, 500: 502, 503: 503}
+"""Statuses of an engine that clients send the request again after, and what they see of them."""
+
+REFUSING = {400: 400, 404: 502, 422: 400}
+"""Statuses of an engine that no retry mends."""
 
 
 def demo_entry(name: str, *flags: str, **fields: Any) -> dict[str, Any]:
@@ -71,8 +76,8 @@ FAKES = (
     fake_entry("talks-long", "--tokens", "1000", "--token-delay-s", "0.05"),
     fake_entry("breaks-off", "--drop-after-tokens", "3"),
     *(fake_entry(f"fails {client} once", "--error-status", "500", "--error-times", "1") for client in RETRYING),
-    *(fake_entry(f"fails-{status}", "--error-status", str(status), "--error-times", "1") for status in RETRIED),
-    *(fake_entry(f"refuses-{status}", "--error-status", str(status)) for status in REFUSED),
+    *(fake_entry(f"fails-{status}", "--error-status", str(status), "--error-times", "1") for status in PASSING),
+    *(fake_entry(f"refuses-{status}", "--error-status", str(status)) for status in REFUSING),
 )
 
 

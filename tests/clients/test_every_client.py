@@ -10,9 +10,9 @@ from harness import Rolecall, eventually, words
 
 
 @pytest.mark.parametrize("client", EVERY)
-@pytest.mark.parametrize("model", ["demo-chat", "role:chat", *ODD_NAMES])
+@pytest.mark.parametrize("model", ["demo-chat", "role:chat", "role:chat@development", *ODD_NAMES])
 def test_a_whole_answer(base_url: str, client: type[Client], model: str) -> None:
-    """Names with slashes, colons, parentheses, spaces and other letters, and roles, are taken as they are."""
+    """Names with slashes, colons, parentheses, spaces and other letters, and roles, with a profile or without."""
     assert client(base_url).whole(model) == ANSWER
 
 
@@ -43,7 +43,7 @@ def test_a_failure_that_passes(base_url: str, server: Rolecall, client: type[Cli
     """A 500 of the engine that does not come again is not seen by the program: the client sends it once more."""
     model = f"fails {client.__name__} once"
     assert client(base_url).whole(model) == words(8)
-    eventually(lambda: _statuses(server, model) == [500, 200])
+    eventually(lambda: _statuses(server, model) == [502, 200])
 
 
 def _statuses(server: Rolecall, model: str) -> list[int]:
