@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import (
+    EngineBusy,
     Forbidden,
     ModelLoading,
     ModelNotFound,
@@ -128,12 +130,11 @@ class Dispatch:
 
     async def _lease(self, entries: Iterable[ModelEntry], demand: Demand) -> Lease:
         """Wait for a model; raises ``ModelLoading`` after ``max_wait_s`` for an answer that is not streamed."""
-        limit_s = self._services.settings.max_wait_s
-        left_s = None if self._streams else max(0.0, self._account.started_at + limit_s - time.monotonic())
         ticket = self._ticket = self._services.supervisor.request(entries, demand)
         try:
             if not ticket.is_decided:
-                await asyncio.wait({ticket.lease}, timeout=left_s)
+                left_s = self._patience_s()
+                await asyncio.wait({ticket.lease}, timeout=None if math.isinf(left_s) else left_s)
         except asyncio.CancelledError:
             ticket.leave()
             raise
@@ -141,7 +142,7 @@ class Dispatch:
             return await ticket.wait()
         outlook = ticket.outlook()
         ticket.leave()
-        raise _still_waiting(outlook, limit_s)
+        raise _still_waiting(outlook, self._services.settings.max_wait_s)
 
     async def _ask(self, lease: Lease, held: contextlib.AsyncExitStack) -> UpstreamResponse:
         """Send the request and return the head of the answer; if there is none, the lease is given back.
@@ -152,7 +153,9 @@ class Dispatch:
         held.callback(lease.release)
         try:
             self._account.note_lease(lease)
-            response = await self._post(lease, await self._incoming.payload(lease), held)
+            payload = await self._incoming.payload(lease)
+            await self._hold_room(lease, held)
+            response = await self._post(lease, payload, held)
             if response.status < 400:
                 return response
             refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
@@ -161,6 +164,22 @@ class Dispatch:
         except BaseException:
             lease.release()
             raise
+
+    async def _hold_room(self, lease: Lease, held: contextlib.AsyncExitStack) -> None:
+        """Wait until the engine's context has room beside the requests that share it; raises ``EngineBusy``."""
+        with anyio.move_on_after(self._patience_s()) as waiting:
+            await held.enter_async_context(self._incoming.room(lease))
+        if waiting.cancelled_caught:
+            raise EngineBusy(
+                f"The requests that the model {lease.entry.name!r} is answering fill its context; there was no room for "
+                "this one beside them. Send it again; a stream waits for as long as it takes.",
+                retry_after_s=_RETRY_S,
+            )
+
+    def _patience_s(self) -> float:
+        """Return how long the request may wait yet: a stream for ever."""
+        limit_s = self._services.settings.max_wait_s
+        return math.inf if self._streams else max(0.0, self._account.started_at + limit_s - time.monotonic())
 
     async def _post(self, lease: Lease, payload: Payload, held: contextlib.AsyncExitStack) -> UpstreamResponse:
         lease.touch()

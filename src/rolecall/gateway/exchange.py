@@ -180,6 +180,8 @@ class Exchange:
             self._line.truncate_history = incoming.left_out
             incoming.let_go()  # images are large and the answer may be long
             await relay.run(response, lease)
+            if self._account.answer.prompt_tokens:
+                incoming.learn(lease, self._account.answer.prompt_tokens)
 
     async def _send(
         self, dispatch: Dispatch, incoming: Incoming, target: Target, held: contextlib.AsyncExitStack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,14 @@ class Incoming(Protocol):
 
     async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
+        ...
+
+    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        """Hold what the request needs of a context that its engine's requests share; waits for it."""
+        ...
+
+    def learn(self, lease: Lease, prompt_tokens: int) -> None:
+        """Take in how many tokens the engine counted of what it was sent."""
         ...
 
     def let_go(self) -> None:

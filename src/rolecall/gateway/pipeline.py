@@ -1,22 +1,29 @@
 """A JSON request on its way to an engine: what is refused, cut, fetched and changed in it, in which order.
 
 Before an engine is waited for, what needs none: the history's turns go by policy, and the images that are left are
-fetched. With the engine known: images are scaled down for it, the conversation is cut to its context, and the body is
-put into its words.
+fetched. With the engine known: the body is put into its words, the conversation is cut to its context, and images are
+scaled down for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
+
+import orjson
 
 from rolecall.core.catalog import Target
 from rolecall.core.endpoints import CHAT
-from rolecall.core.history import ANSWER_HEADER, Cut, HistoryPolicy, truncate
+from rolecall.core.fit import room_for_answer
+from rolecall.core.history import ANSWER_HEADER, Cut, truncate
+from rolecall.core.overflow import read_overflow
 from rolecall.core.parameters import adapt
 from rolecall.core.transforms import RequestFacts
 from rolecall.gateway.body import dump_json
+from rolecall.gateway.fitting import Sent
 from rolecall.gateway.incoming import Payload
+from rolecall.gateway.prompt_costs import Receipt
 from rolecall.gateway.services import Services
 from rolecall.runtime.lease import Lease
 
@@ -27,9 +34,13 @@ class JsonRequest:
     def __init__(self, services: Services, body: Mapping[str, Any], facts: RequestFacts, wish: str | None) -> None:
         self.facts = facts
         self._services = services
+        self._counting = services.counting
         self._body = body
         self._wish = wish
-        self._cut = Cut(())
+        self._policy = self._counting.fitter.policy.as_asked(wish)
+        self._settled = self._shown = Cut(())
+        self._sent: Sent | None = None
+        self._receipt: Receipt | None = None
 
     @property
     def changes(self) -> Mapping[str, str]:
@@ -40,7 +51,7 @@ class JsonRequest:
     @property
     def left_out(self) -> str | None:
         """Return ``messages=4 images=1``, what was left out of the history so far; None if nothing was."""
-        return self._cut.summary()
+        return self._shown.summary()
 
     async def settle(self, target: Target) -> None:
         """Drop what the history's policy drops, and bring the images in.
@@ -49,25 +60,67 @@ class JsonRequest:
         brought in.
         """
         if self.facts.endpoint == CHAT:
-            base = HistoryPolicy.of_settings(self._services.settings.model_dump())
+            base = self._counting.fitter.policy
             policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
             if len(policies) == 1:
                 cut = truncate(self._body["messages"], policies.pop())
-                self._body, self._cut = {**self._body, "messages": cut.messages}, cut.after(self._cut)
+                self._body = {**self._body, "messages": cut.messages}
+                self._settled = self._shown = cut
         self._body = await self._services.images.admit(self._body, self.facts)
 
     async def payload(self, lease: Lease) -> Payload:
         """Return the body for the engine of a lease."""
-        body = await self._services.images.shrink(self._body, lease.entry)
         traits = self._services.roster.traits(lease.entry)
-        data = dump_json(adapt(body, self.facts, lease.entry, lease.backend.served_id(lease.entry), traits))
-        return Payload(data, len(data))
+        body: Mapping[str, Any] = adapt(
+            self._body, self.facts, lease.entry, lease.backend.served_id(lease.entry), traits
+        )
+        if self.facts.endpoint == CHAT:
+            await self._counting.knowledge.prepare(lease)
+            return await self._fitted(lease, await self._counting.fitter.prepare(body, lease, self._wish))
+        return await self._written(lease, body)
 
     async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
-        del lease, status, answer
-        return None
+        del status
+        overflow = read_overflow(_parsed(answer)) if self._sent is not None else None
+        if self._sent is None or overflow is None:
+            return None
+        sent = await self._counting.fitter.smaller(self._sent, lease, overflow, self._wish)
+        return None if sent is None else await self._fitted(lease, sent)
+
+    async def _fitted(self, lease: Lease, sent: Sent) -> Payload:
+        self._sent, self._shown = sent, sent.cut.after(self._settled)
+        self._receipt = await self._counting.costs.receipt(lease, sent.body)
+        return await self._written(lease, sent.body)
+
+    async def _written(self, lease: Lease, body: Mapping[str, Any]) -> Payload:
+        body = await self._services.images.shrink(body, lease.entry)
+        data = dump_json(body)
+        return Payload(data, len(data))
+
+    @asynccontextmanager
+    async def room(self, lease: Lease) -> AsyncIterator[None]:
+        """Hold what the request needs of a context that its engine's requests share; waits for it."""
+        context = await self._counting.contexts.of(lease) if self._receipt is not None else None
+        if self._sent is None or self._receipt is None or context is None:
+            yield
+            return
+        prompt = self._counting.costs.tokens(lease, self._receipt)
+        async with self._counting.shared.room(lease, prompt + room_for_answer(self._sent.body, context)):
+            yield
+
+    def learn(self, lease: Lease, prompt_tokens: int) -> None:
+        """Take in how many tokens the engine counted of what it was sent."""
+        if self._receipt is not None:
+            self._counting.costs.settle(lease, self._receipt, prompt_tokens)
 
     def let_go(self) -> None:
         """Let the body go."""
-        self._body = {}
+        self._body, self._sent = {}, None
+
+
+def _parsed(answer: bytes) -> Any:
+    try:
+        return orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        return None

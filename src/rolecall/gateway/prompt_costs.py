@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import anyio.to_thread
 
 from rolecall.core.fit import Costs, costs_of
-from rolecall.core.image_tokens import ImageSpec
+from rolecall.core.image_tokens import ImageSpec, image_tokens
 from rolecall.core.text_size import TextSize, measure, measure_message, measure_tools
 from rolecall.core.token_estimate import TokenModel, tokens_of_image
 from rolecall.gateway.pictures import Pictures, Size
@@ -73,6 +73,12 @@ class PromptCosts:
         if known.images is None and known.per_image is None:
             return Receipt(size, 0.0, sum(map(len, images)))
         return Receipt(size, sum(map(sum, images)))
+
+    def tokens(self, lease: Lease, receipt: Receipt) -> float:
+        """Return how many tokens the prompt is thought to have."""
+        model = self._knowledge(lease).model
+        unknown = receipt.unknown_images * (model.tokens_per_image or image_tokens(None, *_UNSEEN))
+        return model.predict(receipt.size, image_tokens=receipt.image_tokens) + unknown
 
     def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:
         """Take in how many tokens the engine counted."""

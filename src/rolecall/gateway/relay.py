@@ -10,6 +10,7 @@ import orjson
 from rolecall.core.answer_shape import AnswerShape, reasoning_form, starts_in_thought
 from rolecall.core.endpoints import MESSAGES, RESPONSES
 from rolecall.core.engine_errors import Asked, read_error
+from rolecall.core.history import ANSWER_HEADER
 from rolecall.core.sse import StreamWatch
 from rolecall.core.transforms import GENERATING, RequestFacts
 from rolecall.errors import RolecallError, UpstreamError
@@ -69,7 +70,10 @@ class Relay:
         """Pass the events on as they come."""
         watch = StreamWatch(self._answer, hide_usage=self._facts.hides_usage, rewriter=self._shape(lease))
         self._line.status = response.status
+        has_waited = self._reply.has_head
         await self._reply.start(response.status, self._response_headers(response))
+        if has_waited and (left_out := self._headers().get(ANSWER_HEADER)):
+            await self._reply.body(f": {ANSWER_HEADER}: {left_out}\n\n".encode())  # it could not be in the head
         chunks = response.chunks(self._settings.stream_idle_timeout_ms / 1000)
         chunk = await self._waiting(_next(chunks))
         while chunk is not None:

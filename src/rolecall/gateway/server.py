@@ -20,8 +20,10 @@ from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
 from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
+from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import HttpxTransport
@@ -36,6 +38,7 @@ from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.registry import registry_changes, write_snapshot
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import TICK_S, Supervisor
+from rolecall.runtime.token_memory import LEARNT_TOKENS, TokenMemory
 from rolecall.runtime.usage import SAVE_EVERY_S, USAGE, UsageBook
 from rolecall.settings import Settings
 
@@ -135,9 +138,13 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         stack.callback(recorder.close)
         transport = HttpxTransport()
         stack.push_async_callback(transport.aclose)
-        images = Images(settings)
+        pictures = Pictures()
+        images = Images(settings, pictures=pictures)
         stack.push_async_callback(images.aclose)
-        services = Services(settings, roster, supervisor, transport, recorder, images)
+        tokens = TokenMemory(settings.state_dir / LEARNT_TOKENS)
+        stack.callback(tokens.close)
+        counting = Counting.of(settings, tokens, pictures, http)
+        services = Services(settings, roster, supervisor, transport, recorder, images, counting)
         gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)
@@ -148,6 +155,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             _go_on(lambda: gateway.watch_files(launcher), _REFRESH_S),
             _go_on(gateway.watch_keys, _KEYS_S),
             _go_on(gateway.write_usage, SAVE_EVERY_S),
+            _go_on(tokens.write, SAVE_EVERY_S),
         ):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         supervisor.preload()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.upstream import Transport
@@ -22,3 +23,4 @@ class Services:
     transport: Transport
     recorder: Recorder
     images: Images
+    counting: Counting

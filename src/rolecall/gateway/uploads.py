@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -162,6 +163,14 @@ class Upload:
 
     async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
         """A recording cannot be made smaller."""
+
+    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+        """Nothing is known of what a recording takes."""
+        del lease
+        return nullcontext()
+
+    def learn(self, lease: Lease, prompt_tokens: int) -> None:
+        """Nothing is learnt of recordings."""
 
     def let_go(self) -> None:
         """Give the disk space back."""
