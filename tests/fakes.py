@@ -77,6 +77,10 @@ class FakeBackend:
         """Return what the test said of the endpoint."""
         return self.lacking.get(endpoint)
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Return that each has its own."""
+        return False
+
 
 def sleep_calls(url: str, level: int = 1) -> SleepCalls:
     """Return vLLM's calls, as ``FakeLauncher`` answers them."""

@@ -16,8 +16,10 @@ from fakes import FakeBackend, FakeLauncher, FakeProbe, FakeTransport
 from harness import CONFIGS, Rolecall, eventually, fake_entry, prompt, upstream_entry
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
+from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
@@ -26,6 +28,7 @@ from rolecall.runtime.leftovers import EngineRoll
 from rolecall.runtime.registry import CURATED
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
+from rolecall.runtime.token_memory import TokenMemory
 from rolecall.settings import Settings, load_settings
 from simulator import nvml
 from simulator.nvml import Machine, card
@@ -466,7 +469,8 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
         supervisor = Supervisor(Scheduler(), maker, roster.backend)
         supervisor.configure(roster.configured())
         transport = FakeTransport(bug)
-        services = Services(settings, roster, supervisor, transport, recorder, Images(settings))
+        counting = Counting.of(settings, TokenMemory(tmp_path / "tokens.json"), Pictures(), http)
+        services = Services(settings, roster, supervisor, transport, recorder, Images(settings), counting)
         app = create_app(services, Inference(services), lambda: None)
         transport_to_app = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport_to_app, base_url="http://localhost") as client:

@@ -198,6 +198,10 @@ class Backend(Protocol):
         """Return in words that the entry's engine has no such endpoint, and what to use; None if it may have it."""
         ...
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Whether the requests that are answered at the same time share one context, which is that of the engine."""
+        ...
+
 
 def model_path(entry: ModelEntry, places: Places) -> Path | None:
     """Return the entry's model file or folder; ``download_location`` stands in for a missing ``model_path``."""

@@ -75,3 +75,8 @@ class CustomCommand:
     def lacks(self, entry: ModelEntry, endpoint: str) -> None:
         """Return None: nothing is known of the server, which says itself what it has not."""
         del entry, endpoint
+
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Return False."""
+        del entry
+        return False

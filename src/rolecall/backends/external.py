@@ -67,6 +67,11 @@ class OpenAIServer:
         """Return None: nothing is known of the server, which says itself what it has not."""
         del entry, endpoint
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Return False."""
+        del entry
+        return False
+
 
 def _base_url(entry: ModelEntry) -> str:
     config = entry.backend_config

@@ -102,6 +102,11 @@ class OllamaDaemon:
         del entry
         return _LACKING.get(endpoint)
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Return False."""
+        del entry
+        return False
+
     def _daemon(self, entry: ModelEntry) -> str:
         config = entry.backend_config
         base = config.base_url

@@ -176,6 +176,11 @@ class VllmServer:
             )
         return _LACKING.get(endpoint)
 
+    def shares_context(self, entry: ModelEntry) -> bool:
+        """Return False."""
+        del entry
+        return False
+
 
 _LACKING = {
     SPEECH: f"vLLM has no {SPEECH}; a server that speaks can be reached by an entry of the backend openai.",

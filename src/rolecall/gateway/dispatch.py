@@ -171,8 +171,8 @@ class Dispatch:
             await held.enter_async_context(self._incoming.room(lease))
         if waiting.cancelled_caught:
             raise EngineBusy(
-                f"The requests that the model {lease.entry.name!r} is answering fill its context; there was no room for "
-                "this one beside them. Send it again; a stream waits for as long as it takes.",
+                f"The requests that the model {lease.entry.name!r} is answering fill its context; there was no room "
+                "for this one beside them. Send it again; a stream waits for as long as it takes.",
                 retry_after_s=_RETRY_S,
             )
 

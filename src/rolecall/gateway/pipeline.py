@@ -101,12 +101,14 @@ class JsonRequest:
     @asynccontextmanager
     async def room(self, lease: Lease) -> AsyncIterator[None]:
         """Hold what the request needs of a context that its engine's requests share; waits for it."""
-        context = await self._counting.contexts.of(lease) if self._receipt is not None else None
+        counting, context = self._counting, None
+        if self._sent is not None and counting.shared.concerns(lease):
+            context = await counting.contexts.of(lease)
         if self._sent is None or self._receipt is None or context is None:
             yield
             return
-        prompt = self._counting.costs.tokens(lease, self._receipt)
-        async with self._counting.shared.room(lease, prompt + room_for_answer(self._sent.body, context)):
+        tokens = counting.costs.tokens(lease, self._receipt) + room_for_answer(self._sent.body, context)
+        async with counting.shared.room(lease, tokens):
             yield
 
     def learn(self, lease: Lease, prompt_tokens: int) -> None:

@@ -18,9 +18,9 @@ import uvicorn
 
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
+from rolecall.gateway.counting import Counting
 from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
-from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.pictures import Pictures

@@ -33,13 +33,18 @@ class SharedContexts:
         self._contexts = contexts
         self._of_engine: WeakKeyDictionary[asyncio.Event, _Context] = WeakKeyDictionary()
 
+    @staticmethod
+    def concerns(lease: Lease) -> bool:
+        """Whether the requests to the lease's engine share one context."""
+        return lease.backend.shares_context(lease.entry)
+
     @asynccontextmanager
     async def room(self, lease: Lease, tokens: float) -> AsyncIterator[None]:
         """Hold so many tokens of the context of a lease's engine; waits for them, first come, first served.
 
         What is larger than the whole context goes alone. An engine of which nothing is known lets all pass.
         """
-        size = await self._contexts.of(lease) if _shares(lease) else None
+        size = await self._contexts.of(lease) if self.concerns(lease) else None
         if size is None:
             yield
             return
@@ -77,8 +82,3 @@ def _give(context: _Context, tokens: float, size: int) -> None:
         if not turn.cancelled():
             context.taken += wanted
             turn.set_result(None)
-
-
-def _shares(lease: Lease) -> bool:
-    ask = getattr(lease.backend, "shares_context", None)
-    return ask is not None and ask(lease.entry)
