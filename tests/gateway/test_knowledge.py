@@ -5,17 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import httpx
 
 from fakes import FakeBackend
 from gateway.test_engine_context import lease
 from rolecall.core.text_size import measure
-from rolecall.gateway.knowledge import ModelKnowledge, estimate_tokens
-from rolecall.gateway.pictures import Pictures
-from rolecall.gateway.prompt_costs import PromptCosts
-from rolecall.gateway.token_count import EngineCounter
+from rolecall.gateway.knowledge import ModelKnowledge
 from rolecall.runtime.image_specs import ImageSpecs
 from rolecall.runtime.token_memory import TokenMemory
 
@@ -45,23 +39,3 @@ async def test_what_is_learnt_is_the_models(tmp_path: Path) -> None:
     assert known.per_image == 77
     assert memory.model("alpha").observations == 1
     assert knowledge(lease()).model is known.model
-
-
-async def test_any_request_can_be_estimated(tmp_path: Path) -> None:
-    """A request of Anthropic's API counts with its system prompt, its tools and its images; so do others."""
-    knowledge = ModelKnowledge(TokenMemory(tmp_path / "x.json"), ImageSpecs())
-    async with httpx.AsyncClient() as http:
-        costs = PromptCosts(knowledge, Pictures(), EngineCounter(http))
-
-        async def tokens(**body: Any) -> int:
-            return await estimate_tokens(knowledge, costs, lease(image_tokens=200), body)
-
-        picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}
-        asked = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}]
-        plain = await tokens(messages=asked)
-        assert 8 < plain < 30
-        assert plain < await tokens(messages=asked, system="Be brief.")
-        assert plain < await tokens(messages=asked, tools=[{"name": "f", "input_schema": {"type": "object"}}])
-        shown = [{"role": "user", "content": [picture, *asked[0]["content"]]}]
-        assert await tokens(messages=shown) == plain + 200
-        assert 0 < await tokens(input="What is it?") < plain

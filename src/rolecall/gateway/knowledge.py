@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from math import ceil
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import anyio.to_thread
 
 from rolecall.core.image_tokens import ImageSpec
-from rolecall.gateway.prompt_costs import Knowledge, PromptCosts
+from rolecall.gateway.prompt_costs import Knowledge
 from rolecall.runtime.image_specs import ImageSpecs, named_spec
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.token_memory import TokenMemory
@@ -38,15 +35,3 @@ class ModelKnowledge:
         is_prepared = lease.engine_gone in self._known
         spec = self._known[lease.engine_gone] if is_prepared else named_spec(entry)
         return Knowledge(self._memory.model(entry.name), spec, entry.image_tokens)
-
-
-async def estimate_tokens(knowledge: ModelKnowledge, costs: PromptCosts, lease: Lease, body: Mapping[str, Any]) -> int:
-    """Return about how many tokens a request of any API has, images and all, for engines that do not count themselves.
-
-    llama.cpp and vLLM answer ``/v1/messages/count_tokens`` exactly.
-    """
-    await knowledge.prepare(lease)
-    receipt = await costs.receipt(lease, body)
-    messages = body.get("messages")
-    images = (await costs.costs(lease, {"messages": messages})).images_total if isinstance(messages, list) else 0.0
-    return ceil(knowledge(lease).model.predict(receipt.size) + images)
