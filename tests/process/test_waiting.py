@@ -447,6 +447,7 @@ def test_a_client_that_leaves_while_the_prompt_is_computed(server: Rolecall) -> 
     with begin(server, "m7", agent, fake={"head_delay_s": 30}) as connection:
         received(connection, b"\n\n\r\n")
         server.await_in_flight("m7", 1)
+        eventually(lambda: server.stats("m7")["started"] == 1)  # the engine has it, not only its lease is out
     eventually(lambda: server.stats("m7")["aborted"] == 1, within_s=1)
     server.await_in_flight("m7", 0)
     assert server.line_by(agent)["status"] == 499

@@ -10,7 +10,6 @@ import orjson
 from rolecall.core.answer_shape import AnswerShape, reasoning_form, starts_in_thought
 from rolecall.core.endpoints import MESSAGES, RESPONSES
 from rolecall.core.engine_errors import Asked, read_error
-from rolecall.core.history import ANSWER_HEADER
 from rolecall.core.sse import StreamWatch
 from rolecall.core.transforms import GENERATING, RequestFacts
 from rolecall.errors import RolecallError, UpstreamError
@@ -70,10 +69,9 @@ class Relay:
         """Pass the events on as they come."""
         watch = StreamWatch(self._answer, hide_usage=self._facts.hides_usage, rewriter=self._shape(lease))
         self._line.status = response.status
-        has_waited = self._reply.has_head
         await self._reply.start(response.status, self._response_headers(response))
-        if has_waited and (left_out := self._headers().get(ANSWER_HEADER)):
-            await self._reply.body(f": {ANSWER_HEADER}: {left_out}\n\n".encode())  # it could not be in the head
+        if self._reply.promised is not None:
+            await self._tell_late(self._reply.promised)
         chunks = response.chunks(self._settings.stream_idle_timeout_ms / 1000)
         chunk = await self._waiting(_next(chunks))
         while chunk is not None:
@@ -92,6 +90,12 @@ class Relay:
         if self._facts.endpoint in GENERATING and not self._answer.error and self._answer.finish_reason in _CUT:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
         await self._reply.body(rest, more=False)
+
+    async def _tell_late(self, promised: Mapping[str, str]) -> None:
+        """Tell in comments what was not known yet when a stream that waits was given its head."""
+        late = [f": {name}: {value}\n" for name, value in self._headers().items() if promised.get(name) != value]
+        if late:
+            await self._reply.body(f"{''.join(late)}\n".encode())
 
     async def _whole(self, response: UpstreamResponse, lease: Lease, *, is_plain: bool) -> None:
         """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""

@@ -22,13 +22,14 @@ class Reply:
     ``endpoint`` whose clients' form errors have.
 
     ``has_head`` says that status and headers are out, ``has_started`` that they are those of the answer: the head of a
-    stream may be promised before there is one.
+    stream may be promised before there is one; ``promised`` are the headers that it had then.
     """
 
     def __init__(self, send: Send, request_id: str, patience_s: float, endpoint: str = CHAT) -> None:
         self.has_head = False
         self.has_started = False
         self.is_complete = False
+        self.promised: Mapping[str, str] | None = None
         self.bytes_out = 0
         self.patience_s = patience_s
         self._send = send
@@ -38,6 +39,7 @@ class Reply:
 
     async def promise(self, headers: Mapping[str, str]) -> None:
         """Send the head of a stream to a client that has to wait for the answer, with status 200 whatever comes."""
+        self.promised = headers
         await self._head(200, headers)
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
