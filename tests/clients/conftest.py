@@ -12,7 +12,7 @@ from clients.slow_loads import SlowLoads, slow_loads
 from harness import Rolecall
 
 # `make test` has no client but OpenAI's, of another version, and curl.
-ELSEWHERE = ("anthropic", "langchain", "litellm", "llama_index", "npm", "slow_loads")
+ELSEWHERE = ("anthropic", "documented", "langchain", "litellm", "llama_index", "npm", "slow_loads")
 collect_ignore = [] if IS_COMPLETE else [f"test_{name}.py" for name in ELSEWHERE]
 
 

@@ -65,7 +65,7 @@ def demo_entry(name: str, *flags: str, **fields: Any) -> dict[str, Any]:
 
 REAL = (
     demo_entry("demo-embed", "--embeddings", "--pooling", "mean", capabilities=["embedding"]),
-    demo_entry("small", context_length=256, max_parallel=1, model_aliases=["org/s:Q4"]),
+    demo_entry("small", context_length=256, max_parallel=1, model_aliases=["org/s:Q4", "tight"]),
     *(demo_entry(name) for name in ODD_NAMES),
 )
 FAKES = (

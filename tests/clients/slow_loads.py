@@ -5,6 +5,7 @@ They wait while the other tests run, which takes about as long.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -53,6 +54,8 @@ class SlowLoads:
             made = client(url)
             self._ask(client.name, "whole", partial(made.whole, "slow"))
             self._ask(client.name, "stream", partial(_stream, made))
+            if hasattr(made, "pieces"):
+                self._ask(client.name, "task", partial(asyncio.run, _in_task(made)))
         for way, call in _of_anthropic(server.base_url).items():
             self._ask("anthropic", way, call)
 
@@ -72,6 +75,10 @@ def _clients() -> Iterator[Any]:
 
 def _stream(client: Any) -> str:
     return "".join(client.stream("slow"))
+
+
+async def _in_task(client: Any) -> str:
+    return "".join([piece async for piece in client.pieces("slow")])
 
 
 def _of_anthropic(base_url: str) -> dict[str, Callable[[], str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clients.adapters import EVERY, Client, needs_curl
+from clients.adapters import EVERY, PYTHON, Client, needs_curl
 from clients.entries import ANSWER
 from clients.slow_loads import LOAD_S, SlowLoads
 
@@ -16,6 +16,12 @@ def test_a_client_waits(slow: SlowLoads, client: type[Client], way: str) -> None
     waited = slow.of(client.name, way)
     assert waited.text == ANSWER
     assert waited.after_s > LOAD_S - 5
+
+
+@pytest.mark.parametrize("client", PYTHON)
+def test_a_task_waits(slow: SlowLoads, client: type[Client]) -> None:
+    """So has the asynchronous side of those that have one."""
+    assert slow.of(client.name, "task").text == ANSWER
 
 
 @pytest.mark.parametrize("way", ["whole", "stream"])
