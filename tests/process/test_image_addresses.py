@@ -39,7 +39,7 @@ class World:
 
     def received(self) -> Any:
         """Return the body of the only request that the engine got since it was last asked."""
-        (request,) = self.engine.requests
+        (request,) = (each for each in self.engine.requests if each.startswith(b"POST "))
         self.engine.requests.clear()
         return json.loads(request.partition(b"\r\n\r\n")[2])
 

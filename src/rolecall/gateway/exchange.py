@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -58,6 +58,7 @@ class Exchange:
         self._services = services
         self._scope = scope
         self._relay: Relay | None = None
+        self._told: Callable[[], Mapping[str, str]] = dict
         self._receiving = anyio.CancelScope()
         self._answering: asyncio.Task[None] | None = None
         self.request_id = new_request_id()
@@ -103,7 +104,7 @@ class Exchange:
 
     async def _fail(self, error: RolecallError) -> None:
         self._note(error)
-        await self._reply.fail(error)
+        await self._reply.fail(error, self._told())
 
     async def _serve(self, receive: Receive) -> None:
         incoming: Incoming | None = None
@@ -162,10 +163,11 @@ class Exchange:
         target = self._caller.check(services.roster.resolve(facts.model))
         self._line.role = target.role  # a fallback may have another one
         streams = facts.stream and facts.endpoint in _STREAMING
+        self._told = lambda: self._headers(target, incoming)
         dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
         commentary = None
         if streams and services.settings.stream_loading_comments:
-            commentary = Commentary(self._reply, dispatch.outlook, lambda: self._headers(target, incoming))
+            commentary = Commentary(self._reply, dispatch.outlook, self._told)
         waiting = commentary.over if commentary else _silently
         relay = self._relay = Relay(
             services,
@@ -173,11 +175,13 @@ class Exchange:
             self._account,
             facts,
             waiting=waiting,
-            headers=lambda: self._headers(target, incoming),
+            headers=self._told,
         )
         async with contextlib.AsyncExitStack() as held:
-            response, lease = await waiting(self._send(dispatch, incoming, target, held))
-            self._line.truncate_history = incoming.left_out
+            try:
+                response, lease = await waiting(self._send(dispatch, incoming, target, held))
+            finally:
+                self._line.truncate_history = incoming.left_out
             incoming.let_go()  # images are large and the answer may be long
             await relay.run(response, lease)
             if self._account.answer.prompt_tokens:

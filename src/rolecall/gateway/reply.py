@@ -69,12 +69,12 @@ class Reply:
         await self.start(status, {**headers, "content-length": str(len(data))})
         await self.body(data, more=False)
 
-    async def fail(self, error: RolecallError) -> None:
-        """Send an error: as the answer, or within a stream that has begun as ``break_off`` does."""
+    async def fail(self, error: RolecallError, told: Mapping[str, str] | None = None) -> None:
+        """Send an error: as the answer, with what the headers ``told`` tell, or in a stream as ``break_off`` does."""
         if self.has_head:
             await self.break_off(error)
             return
-        headers = {"content-type": "application/json", **error.headers()}
+        headers = {"content-type": "application/json", **(told or {}), **error.headers()}
         if isinstance(error, BodyTooLarge):  # what is left of the body may be taken for the next request
             headers["connection"] = "close"
         await self.whole(error.status, headers, orjson.dumps(error_body(self._endpoint, error)))
