@@ -6,6 +6,8 @@ BIN   := $(VENV)/bin
 # The first interpreter that is new enough and can make virtual environments; PYTHON=... overrides.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# Tests at a time: most of them wait for processes most of their time.
+JOBS ?= 4
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .PHONY: help install install-dev run test test-fast coverage check format lock clean
@@ -20,8 +22,13 @@ install-dev: $(VENV)/.dev-ready ## the same, and what the tests need
 run: install ## start rolecall on port 8100 (ARGS="--port 9000" passes options)
 	@exec $(BIN)/rolecall serve $(ARGS)
 
-test: install-dev ## all tests, the real engine included
+test: install-dev ## all tests, the real engine included (ARGS="tests/core -x" runs some, one by one)
+ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
+else
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
+	@$(BIN)/python -m pytest -m alone
+endif
 
 test-fast: install-dev ## only the tests that start no process
 	@$(BIN)/python -m pytest tests/core tests/backends tests/runtime $(ARGS)

@@ -221,6 +221,7 @@ def _ready(found: list[Load], model: str) -> int:
 SMALL = Plan(22, (16376,), (4500, 7000, 9500), load_s=0.05, late_s=0.1, foreign_every_s=2, clients=2)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("processes", ["listed", "empty"])
 def test_footprints_are_learnt(nvml_library: Path, tmp_path: Path, processes: str) -> None:
     """Declared wrong by 0.5 to 2, a model is given what it takes from its fourth load on, and nothing is lost."""

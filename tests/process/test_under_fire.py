@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from harness import CHAT, FAKE_ENGINE, Gpus, Rolecall, eventually, fake_entry, prompt, rest_of, text_of, words
 from simulator import nvml
@@ -205,6 +206,7 @@ def _problems(server: Rolecall, endings: list[Ending]) -> Iterator[str]:
             yield f"the line of {ending.request_id} says another thing than its client saw: {ending.kind}"
 
 
+@pytest.mark.alone
 def test_every_request_ends_clearly_under_fire(nvml_library: Path, tmp_path: Path) -> None:
     """Whatever is killed when: whole answers or clear errors, cuts that are told, a line each, nothing left behind."""
     plan = Plan(requests=150, kill_every_s=0.8, load_s=0.1, late_s=0.1, token_delay_s=0.01, patience_s=1)
