@@ -160,7 +160,7 @@ def parse_json(body: bytes) -> Any:
     try:
         with _without_collection():
             value = orjson.loads(body) if len(body) < LARGE_BYTES else large_json.loads(body)
-    except orjson.JSONDecodeError as error:
+    except (orjson.JSONDecodeError, large_json.NotJson) as error:
         if "depth limit" in str(error):
             raise _too_deep() from None
         raise BadRequest(f"The body is not valid JSON: {error}.") from None
