@@ -231,10 +231,15 @@ class Engine:
         for line in range(knobs.chatty):
             log(f"srv    update_slots: request {self.stats.started}, line {line}")
         if request.path == "/tokenize":
-            await reply.json({"tokens": list(body.get("content", "").encode("utf-8", "replace"))})
+            await reply.json({"tokens": list(str(body.get("content", "")).encode("utf-8", "replace"))})
             return
         async with self._slot():
-            await self._in_slot(request.path, body, knobs, reply)
+            try:
+                await self._in_slot(request.path, body, knobs, reply)
+            except (TypeError, AttributeError, LookupError, ValueError) as error:
+                if reply.streaming:
+                    raise
+                await reply.error(400, f"the body has another shape: {error!r}")
 
     @contextlib.asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:

@@ -208,7 +208,7 @@ def test_odd_message_contents_do_not_shake_the_server(server: Rolecall, content:
     """Contents of any JSON kind are read without harm; the engine decides about them."""
     body = {"model": "text-only", "messages": [{"role": "user", "content": content}]}
     answer = server.http.post(CHAT, json=body)
-    assert answer.status_code in {200, 502}  # the fake engine dies of some of them
+    assert answer.status_code in {200, 400}
     assert server.get("/health")["status"] == "ok"
 
 

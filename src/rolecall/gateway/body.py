@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -15,6 +15,8 @@ from starlette.types import Message, Receive, Scope
 from rolecall.errors import BadRequest, BodyTooLarge, UnsupportedMediaType, UpstreamError
 from rolecall.gateway import large_json
 from rolecall.gateway.large_json import LARGE_BYTES, is_large
+
+T = TypeVar("T")
 
 _DISCARD_LIMIT_BYTES = 2**30
 _DISCARD_LIMIT_S = 30.0
@@ -137,9 +139,14 @@ def _too_large(size: int, limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body has {size} bytes or more; the limit is {limit} (setting max_body_bytes).")
 
 
+async def aside(size: int, work: Callable[[], T]) -> T:
+    """Return what ``work`` on a body of ``size`` bytes returns, and let others run meanwhile if that is large."""
+    return work() if size < LARGE_BYTES else await anyio.to_thread.run_sync(work)
+
+
 async def read_json(body: bytes) -> Any:
     """Return the parsed body as ``parse_json`` does, and let others run while a large one is parsed."""
-    return parse_json(body) if len(body) < LARGE_BYTES else await anyio.to_thread.run_sync(parse_json, body)
+    return await aside(len(body), lambda: parse_json(body))
 
 
 async def write_json(body: Mapping[str, Any]) -> bytes:

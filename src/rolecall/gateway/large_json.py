@@ -8,7 +8,7 @@ cut out and put back: each step is short, and the loop has its turn in between. 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -56,6 +56,8 @@ def loads(body: bytes) -> Any:
         raise BodyTooLarge(
             f"Without pictures and other long plain texts the body has {rest} bytes; {MAX_REST_BYTES} can be read."
         )
+    if not spans:
+        return _parsed(body, lambda place: place)
     token = secrets.token_hex(16)
     texts, parts, at = {}, [], 0
     for number, (start, end) in enumerate(spans):
@@ -63,13 +65,17 @@ def loads(body: bytes) -> Any:
         texts[name] = body[start:end].decode("ascii")
         parts += [body[at:start], name.encode()]
         at = end
-    try:
-        holder = [orjson.loads(b"".join([*parts, body[at:]]))]
-    except orjson.JSONDecodeError as error:
-        raise NotJson(f"{error.msg} (byte {_place(error.pos, spans, token)})") from None
+    holder = [_parsed(b"".join([*parts, body[at:]]), lambda place: _place(place, spans, token))]
     if _put_back(holder, texts) != len(texts):
         raise NotJson("the name of a field is too long")
     return holder[0]
+
+
+def _parsed(data: bytes, place_of: Callable[[int], int]) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise NotJson(f"{error.msg} (byte {place_of(error.pos)})") from None
 
 
 def _place(place: int, spans: Sequence[tuple[int, int]], token: str) -> int:

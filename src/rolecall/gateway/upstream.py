@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import anyio
+import httpcore
 import httpx
 
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
@@ -43,6 +45,69 @@ class Transport(Protocol):
         ...
 
 
+class _Closing:
+    """Closes to the end what has to be closed, even if whoever asked for it is cancelled while waiting for that."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Future[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """Close it; the result may be waited for."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return asyncio.shield(task)
+
+    async def end(self) -> None:
+        """Wait until all is closed."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+
+class _Connector(httpcore.AnyIOBackend):
+    """Makes connections; one whose request is cancelled in the moment in which it is made is closed: anyio loses it."""
+
+    def __init__(self, closing: _Closing) -> None:
+        self._closing = closing
+
+    async def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.AsyncNetworkStream:
+        """Connect, as httpcore asks for it."""
+        connecting = asyncio.ensure_future(super().connect_tcp(*args, **kwargs))
+        try:
+            return await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(self._close)
+            raise
+
+    def _close(self, connected: asyncio.Future[httpcore.AsyncNetworkStream]) -> None:
+        if not connected.cancelled() and connected.exception() is None:
+            self._closing.begin(connected.result().aclose())
+
+
+class _NewConnections(httpx.AsyncBaseTransport):
+    """A connection for each request, closed if the request is cancelled at any time.
+
+    In a common pool httpcore forgets one that was made and not used yet. Nobody reads from it or closes it: the engine
+    takes it for a client, and we run out of files.
+    """
+
+    def __init__(self, closing: _Closing) -> None:
+        self._tls = httpx.create_ssl_context(trust_env=False)  # costs as much as many requests
+        self._closing = closing
+        self._connector = _Connector(closing)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request on a connection of its own."""
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, trust_env=False)
+        transport._pool._network_backend = self._connector  # noqa: SLF001 - httpx has no argument for it
+        try:
+            return await transport.handle_async_request(request)
+        except BaseException:
+            await self._closing.begin(transport.aclose())
+            raise
+
+
 class HttpxTransport:
     """Over httpx, with a new connection for each request.
 
@@ -52,9 +117,11 @@ class HttpxTransport:
     """
 
     def __init__(self) -> None:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        self._closing = _Closing()
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
-        self._client = httpx.AsyncClient(limits=limits, timeout=timeout, follow_redirects=False, trust_env=False)
+        self._client = httpx.AsyncClient(
+            transport=_NewConnections(self._closing), timeout=timeout, follow_redirects=False, trust_env=False
+        )
 
     async def post(
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
@@ -77,17 +144,19 @@ class HttpxTransport:
         except httpx.HTTPError as error:
             raise UpstreamError(f"The engine broke off before it answered: {_reason(error)}.") from error
         self._client.cookies.clear()  # nothing of one answer goes along with another request
-        return HttpxResponse(response, secret=headers.get("authorization", "").removeprefix("Bearer "))
+        return HttpxResponse(response, self._closing, secret=headers.get("authorization", "").removeprefix("Bearer "))
 
     async def aclose(self) -> None:
         """Close what is open."""
+        await self._closing.end()
         await self._client.aclose()
 
 
 class HttpxResponse:
     """An answer over httpx. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
 
-    def __init__(self, response: httpx.Response, *, secret: str = "") -> None:
+    def __init__(self, response: httpx.Response, closing: _Closing, *, secret: str = "") -> None:
+        self._closing = closing
         self._secret = secret.encode()
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
@@ -118,6 +187,9 @@ class HttpxResponse:
 
     async def close(self) -> None:
         """Close the connection."""
+        await self._closing.begin(self._close())
+
+    async def _close(self) -> None:
         with suppress(httpx.HTTPError):
             await self._response.aclose()
 
