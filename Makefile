@@ -33,6 +33,10 @@ endif
 test-fast: install-dev ## only the tests that start no process
 	@$(BIN)/python -m pytest tests/core tests/backends tests/runtime $(ARGS)
 
+.PHONY: fuzz
+fuzz: install-dev ## ten thousand made-up bodies and ten thousand connections, new ones each time (some minutes)
+	@ROLECALL_FUZZ=10000 $(BIN)/python -m pytest tests/process/test_fuzz.py -s $(ARGS)
+
 .PHONY: test-vllm
 test-vllm: install-dev ## the vLLM driver with a real vLLM, in an environment of its own (.venv-vllm/, 2.5 GB)
 	@PYTHON="$(PYTHON)" sh tests/vllm/install.sh $(VENV)-vllm

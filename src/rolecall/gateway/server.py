@@ -26,6 +26,7 @@ from rolecall.gateway.inference import Inference
 from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
+from rolecall.gateway.tidy import Tidy
 from rolecall.gateway.upstream import HttpxTransport
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.decision_log import DecisionLog
@@ -45,6 +46,7 @@ from rolecall.settings import Settings
 log = logging.getLogger(__name__)
 
 _REFRESH_S = 2.0
+_TIDY_S = 5.0
 _KEYS_S = 0.5
 """How long a key that was revoked may go on to be taken."""
 _KEEP_ALIVE_S = 75
@@ -152,6 +154,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         for work in (
             _go_on(supervisor.tick, TICK_S),
             _go_on(gateway.watch_registry, _REFRESH_S),
+            _go_on(Tidy().look, _TIDY_S),
             _go_on(lambda: gateway.watch_files(launcher), _REFRESH_S),
             _go_on(gateway.watch_keys, _KEYS_S),
             _go_on(gateway.write_usage, SAVE_EVERY_S),

@@ -14,6 +14,7 @@ import httpx
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 
 CONNECT_TIMEOUT_S = 10.0
+_PART_BYTES = 2**18
 _HIDDEN = b"[API key]"
 
 
@@ -45,6 +46,26 @@ class Transport(Protocol):
         ...
 
 
+class _Parts:
+    """A body in parts of which each is sent before the next one is looked at.
+
+    It lets go of the whole once the answer begins: httpx's request is part of a cycle, and megabytes would wait in it
+    for the garbage collector.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield the parts."""
+        for at in range(0, len(self._body), _PART_BYTES):
+            yield self._body[at : at + _PART_BYTES]
+
+    def let_go(self) -> None:
+        """Hold nothing any more."""
+        self._body = b""
+
+
 class _Closing:
     """Closes to the end what has to be closed, even if whoever asked for it is cancelled while waiting for that."""
 
@@ -52,11 +73,20 @@ class _Closing:
         self._tasks: set[asyncio.Future[None]] = set()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
-        """Close it; the result may be waited for."""
+        """Begin to close."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return asyncio.shield(task)
+        return task
+
+    async def to_the_end(self, work: Coroutine[Any, Any, None]) -> None:
+        """Close, and be cancelled only when that is done."""
+        task = self.begin(work)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
 
     async def end(self) -> None:
         """Wait until all is closed."""
@@ -104,7 +134,7 @@ class _NewConnections(httpx.AsyncBaseTransport):
         try:
             return await transport.handle_async_request(request)
         except BaseException:
-            await self._closing.begin(transport.aclose())
+            await self._closing.to_the_end(transport.aclose())
             raise
 
 
@@ -127,8 +157,9 @@ class HttpxTransport:
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
     ) -> UpstreamResponse:
         """Send a request and wait for the head."""
+        parts = _Parts(body) if isinstance(body, bytes) else body
         try:
-            request = self._client.build_request("POST", url, headers=dict(headers), content=body)
+            request = self._client.build_request("POST", url, headers=dict(headers), content=parts)
             with anyio.fail_after(head_timeout_s):
                 response = await self._client.send(request, stream=True)
         except TimeoutError:
@@ -143,6 +174,9 @@ class HttpxTransport:
             raise UpstreamUnreachable("The engine cannot be reached: the connection was lost at once.") from error
         except httpx.HTTPError as error:
             raise UpstreamError(f"The engine broke off before it answered: {_reason(error)}.") from error
+        finally:
+            if isinstance(parts, _Parts):
+                parts.let_go()
         self._client.cookies.clear()  # nothing of one answer goes along with another request
         return HttpxResponse(response, self._closing, secret=headers.get("authorization", "").removeprefix("Bearer "))
 
@@ -187,11 +221,12 @@ class HttpxResponse:
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._closing.begin(self._close())
+        await self._closing.to_the_end(self._close())
 
     async def _close(self) -> None:
         with suppress(httpx.HTTPError):
             await self._response.aclose()
+        self._response.stream = httpx.ByteStream(b"")  # which referred back to the response
 
 
 def _reason(error: httpx.HTTPError) -> str:

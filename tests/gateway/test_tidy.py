@@ -1,0 +1,58 @@
+"""Memory is given back once there is much more of it than before."""
+
+from __future__ import annotations
+
+import gc
+
+from rolecall.gateway.tidy import Tidy
+
+MB = 2**20
+
+
+class Cycle:
+    """What only the garbage collector frees."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        Cycle.alive += 1
+        self.me = self
+
+    def __del__(self) -> None:
+        Cycle.alive -= 1
+
+
+async def test_memory_is_given_back_when_it_has_grown() -> None:
+    """32 MB more than the least that was held: garbage is collected and the allocator asked; not before."""
+    held = [100 * MB]
+    trimmed: list[int] = []
+
+    def trim() -> None:
+        trimmed.append(held[0])
+        held[0] -= 30 * MB
+
+    tidy = Tidy(trim, lambda: held[0])
+    await tidy.look()
+    for grown, times in ((131, 0), (133, 1), (130, 1), (134, 1), (136, 2)):
+        held[0] = grown * MB
+        await tidy.look()
+        assert len(trimmed) == times
+    held[0] = 60 * MB
+    await tidy.look()
+    held[0] = 93 * MB
+    gc.disable()
+    try:
+        Cycle()
+        await tidy.look()
+    finally:
+        gc.enable()
+    assert (len(trimmed), Cycle.alive) == (3, 0)
+
+
+async def test_the_real_allocator() -> None:
+    """Asking it does no harm, wherever this runs."""
+    tidy = Tidy()
+    await tidy.look()
+    kept = b"x" * 40 * MB
+    await tidy.look()
+    assert len(kept) == 40 * MB
