@@ -33,6 +33,8 @@ GROWTH_MB = 40
 PROBE = Path(__file__).parent / "loop_probe"
 LIMITS_MS = 200
 
+pytestmark = pytest.mark.alone
+
 fuzz = settings(
     max_examples=COUNT // AT_ONCE,
     deadline=None,

@@ -18,13 +18,14 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from harness import CHAT, Rolecall, eventually, fake_entry, prompt
 
 PROBE = Path(__file__).parent / "loop_probe"
 MODELS = ("m0", "m1")
-POOLED = {"threads": 6}
-"""What may be kept for a while: the threads of pools, as many as there was work for at once."""
+POOLED = {"threads": 40}
+"""What may be kept for a while: threads of the pools, which end at forty."""
 LOST_MEMORY_MB = 30
 """What may be kept for the next requests, by the allocator and in pools. 1 KB that leaks with each of 50,000 requests
 is 50 MB."""
@@ -284,6 +285,7 @@ def lines_of(server: Rolecall) -> int:
     return sum(file.read_bytes().count(b"\n") for file in server.folder.glob(server.log_path.name + "*"))
 
 
+@pytest.mark.alone
 def test_afterwards_everything_is_as_before(tmp_path: Path) -> None:
     """Six hundred requests, a third of whose clients leave early, take nothing with them, and each has its line."""
     plan = Plan()
