@@ -93,7 +93,7 @@ def unharmed(watched: Watched) -> Iterator[None]:
     sys.stdout.write(f"{report}, memory {before_mb:.0f} -> {watched.memory_mb():.0f} MB\n")  # seen with -s
     assert watched.held_ms() < HELD_MS, report
     assert watched.memory_mb() - before_mb < GROWTH_MB
-    assert watched.rolecall.row(MODEL)["in_flight"] == 0
+    watched.rolecall.await_in_flight(MODEL, 0)
     assert watched.rolecall.chat(MODEL).status_code == 200
 
 
