@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -437,7 +439,7 @@ def test_rubbish_after_a_request_does_not_get_into_its_answer(server: Rolecall, 
     eventually(lambda: server.row("text-only")["in_flight"] == 0, within_s=1)
 
 
-def test_one_connection_too_many_is_a_503(tmp_path: Any) -> None:
+def test_one_connection_too_many_is_a_503(tmp_path: Path) -> None:
     """The client is told so, and when to come back; once another one is closed it is served."""
     with Rolecall(tmp_path, settings={"max_connections": 3}) as server:
         server.http.close()
@@ -448,5 +450,19 @@ def test_one_connection_too_many_is_a_503(tmp_path: Any) -> None:
             given = said(server, GET + b"\r\n")
             error = refusal(given, 503)
             assert (error["code"], answers(given)[0][1]["retry-after"]) == ("too_many_connections", "2")
-            assert "3 connections are open already (setting max_connections)" in error["message"]
+            assert "3 connections are open already (setting max_connections, " in error["message"]
         eventually(lambda: answers(said(server, GET + b"Connection: close\r\n\r\n"))[0][0] == 200)
+
+
+def test_connections_are_bounded_by_open_files_too(tmp_path: Path) -> None:
+    """With 300 files there is room for a hundred connections; one more hears of it instead of being lost."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as held:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (300, hard))
+        try:
+            server = held.enter_context(Rolecall(tmp_path))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(100):
+            assert answer(held.enter_context(server.raw(GET + b"\r\n")))[0] == 200
+        assert "100 connections" in refusal(said(server, GET + b"\r\n"), 503)["message"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +39,8 @@ _FLUSH_S = 30.0
 """How long a client may take nothing of an answer whose connection is to be closed."""
 _LINGERING = 100
 """Connections above the limit that are told so; more are dropped without a word."""
+_OTHER_FILES = 100
+"""Of engines, logs and the libraries."""
 _PIPELINED = 8
 _UNREAD_BYTES = 64 * 2**20
 """What a client may send of a body that nobody reads, once it has its answer."""
@@ -61,13 +64,23 @@ class EdgeLimits:
     def of(cls, settings: Settings) -> EdgeLimits:
         """Return the limits that the settings name."""
         return cls(
-            connections=settings.max_connections,
+            connections=min(settings.max_connections, _connections_by_files()),
             header_bytes=settings.max_header_bytes,
             headers=settings.max_headers,
             header_s=settings.header_timeout_ms / 1000,
             body_s=settings.body_timeout_ms / 1000,
             body_rate=settings.min_body_bytes_per_s,
         )
+
+
+def _connections_by_files() -> int:
+    """Return for how many connections there are files: a request needs two, of its client and to its engine."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(10, (soft - _OTHER_FILES) // 2)
 
 
 @dataclass(slots=True)
@@ -424,5 +437,6 @@ def _slow_body(clock: _BodyClock, limits: EdgeLimits) -> RequestTimeout:
 
 def _too_many(limit: int) -> TooManyConnections:
     return TooManyConnections(
-        f"{limit} connections are open already (setting max_connections).", retry_after_s=_RETRY_S
+        f"{limit} connections are open already (setting max_connections, and the limit of open files).",
+        retry_after_s=_RETRY_S,
     )
