@@ -406,7 +406,7 @@ def test_a_client_that_leaves_with_requests_waiting_is_noticed(server: Rolecall)
     requests = [http_request(slow, headers={"Connection": "", "User-Agent": agent}) for agent in agents]
     before = server.stats("text-only")["started"]
     with server.raw(b"".join(requests)):
-        server.await_in_flight("text-only", 1)
+        eventually(lambda: server.stats("text-only")["in_flight"] == 1)
     eventually(lambda: server.row("text-only")["in_flight"] == 0, within_s=1)
     assert server.line_by(agents[0])["status"] == 499
     assert server.stats("text-only")["started"] == before + 1
