@@ -21,7 +21,7 @@ for python in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 py
 done
 [ -n "$python" ] || { echo "the clients need Python >= 3.10 with venv; found none. PYTHON=/path/to/python3 names one." >&2; exit 1; }
 
-echo "making $venv with the clients (once, a minute or two, 600 MB) ..."
+echo "making $venv with the clients (once, a minute or two, 700 MB) ..."
 "$python" -m venv --clear "$venv"
 echo '*' >"$venv/.gitignore"
 "$venv/bin/python" -m pip -qq --disable-pip-version-check install --require-hashes -r "$here/requirements.lock"
