@@ -259,9 +259,19 @@ if not IS_COMPLETE:
     del PYTHON[1:]
 
 
+OLDEST_NODE = 18
+
+
+def _version_of_node() -> int:
+    told = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout
+    return int(told.lstrip("v").partition(".")[0] or 0)
+
+
 def _reason(program: str) -> str | None:
     if not shutil.which(program):
         return f"{program} is not installed"
+    if program == "node" and _version_of_node() < OLDEST_NODE:
+        return f"node is older than {OLDEST_NODE}"
     if program == "node" and not (JS / "node_modules").is_dir():
         return "the npm package is not installed: npm was not there"
     return None

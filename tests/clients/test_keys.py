@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import openai
 import pytest
 
-from clients.adapters import EVERY, Client
+from clients.adapters import EVERY, IS_COMPLETE, Client
 from clients.entries import ANSWER, HELLO, SHIPPED, statuses
 from harness import Rolecall
 
@@ -108,3 +109,19 @@ def test_requests_a_minute(guarded: Guarded) -> None:
     answers = [client.chat.completions.create(model="role:chat", messages=HELLO) for _ in range(31)]
     assert {answer.choices[0].message.content for answer in answers} == {ANSWER}
     assert statuses(guarded.server, "role:chat", answers[-1]._request_id)[-2:] == [429, 200]
+
+
+@pytest.mark.skipif(not IS_COMPLETE, reason="make test-clients has Anthropic's client")
+def test_the_way_of_anthropic(guarded: Guarded) -> None:
+    """Its client sends the key in a header of its own, or as a token, and knows a refusal by its class."""
+    import anthropic
+
+    asked: Any = {"model": "role:chat", "max_tokens": 100, "messages": HELLO}
+    for name in ("api_key", "auth_token"):
+        with anthropic.Anthropic(base_url=guarded.server.base_url, **{name: guarded.keys["programs"]}) as client:
+            assert client.messages.create(**asked).content[0].text == ANSWER
+    with (
+        anthropic.Anthropic(base_url=guarded.server.base_url, api_key="rc-of-somebody-else") as client,
+        pytest.raises(anthropic.AuthenticationError, match="not one of this server's"),
+    ):
+        client.messages.create(**asked)
