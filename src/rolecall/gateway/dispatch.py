@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 _NOTICE_S = 0.5
 """How long the end of an engine may take to be noticed once its connections break."""
 
+_CLOSED_NOTICE_S = 10.0
+"""The same for an engine of ours that listens no more: vLLM's first process outlives its port by some seconds."""
+
 _RETRY_S = 5.0
 """After how long a request may come back whose model has not even begun to load."""
 
@@ -110,7 +113,7 @@ class Dispatch:
         try:
             return await self._ask(lease, held), lease
         except UpstreamUnreachable:
-            if not await _has_died(lease):
+            if not await _has_died(lease, _CLOSED_NOTICE_S if lease.backend.managed else _NOTICE_S):
                 raise
         except UpstreamError:
             if not (await _has_died(lease) and lease.has_run_out()):
@@ -249,7 +252,7 @@ def _still_waiting(outlook: Outlook | None, limit_s: float) -> ModelLoading:
     )
 
 
-async def _has_died(lease: Lease) -> bool:
-    with anyio.move_on_after(_NOTICE_S):
+async def _has_died(lease: Lease, notice_s: float = _NOTICE_S) -> bool:
+    with anyio.move_on_after(notice_s):
         await lease.engine_gone.wait()
     return lease.engine_gone.is_set()
