@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from harness import CHAT, Rolecall, fake_entry
+from harness import CHAT, Rolecall, fake_entry, prompt
 from process.fuzz_requests import BODIES, ENDPOINTS, MODEL, SOCKETS
 
 COUNT = int(os.environ.get("ROLECALL_FUZZ", "1000"))
@@ -30,6 +31,7 @@ HANG_S = 1.0
 HELD_MS = 50.0
 GROWTH_MB = 40
 """Memory that may be added, for caches and pools; 5 KB that leak with each request are 50 MB after ten thousand."""
+MB = 2**20
 PROBE = Path(__file__).parent / "loop_probe"
 LIMITS_MS = 200
 
@@ -71,9 +73,22 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     """Run one rolecall with limits of 0.2 s, whose loop is watched."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    probe = folder / "held"
     limits = {"header_timeout_ms": LIMITS_MS, "body_timeout_ms": LIMITS_MS}
+    with watching(tmp_path_factory.mktemp("fuzz"), limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """Run one rolecall as it is, whose loop is watched."""
+    with watching(tmp_path_factory.mktemp("large"), {}) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def watching(folder: Path, limits: Mapping[str, int]) -> Iterator[Watched]:
+    """Run a rolecall with a loaded model."""
+    probe = folder / "held"
     environ = {"PYTHONPATH": str(PROBE), "ROLECALL_LOOP_PROBE": str(probe)}
     entry = fake_entry(MODEL, roles=["chat"])
     with Rolecall(folder, [entry], settings=limits, environ=environ) as server:
@@ -165,3 +180,24 @@ def test_connections(watched: Watched) -> None:
             list(pool.map(lambda data: converse(watched, data), batch))
 
         send()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (json.dumps(prompt(MODEL, "A" * 16 * MB)).encode(), 200),
+        (json.dumps(prompt(MODEL, "\n" * 20 * MB)).encode(), 413),
+        (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}] * 100_000}).encode(), 400),
+        (json.dumps(prompt(MODEL, x=[[]] * 90_000)).encode(), 200),
+        (json.dumps(prompt(MODEL, x=list(range(900_000)))).encode(), 200),
+        (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, 400),
+        (b"[" * 10 * MB, 400),
+        (b"x" * 100 * MB, 413),
+    ],
+    ids=["text", "escapes", "messages", "lists", "numbers", "deep", "brackets", "above the limit"],
+)
+def test_large_bodies_do_not_hold_the_loop_up(patient: Watched, body: bytes, status: int) -> None:
+    """Bodies at the limits are served, bodies above them refused, and others are served meanwhile."""
+    patient.probe.unlink(missing_ok=True)
+    answer = patient.rolecall.http.post(CHAT, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, patient.held_ms() < HELD_MS) == (status, True), f"{patient.held_ms()} ms"

@@ -20,7 +20,7 @@ from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown
 from rolecall.gateway.account import Account
-from rolecall.gateway.body import ClientGone, parse_json, receive_body, receive_chunks, wait_until_gone
+from rolecall.gateway.body import ClientGone, aside, read_json, receive_body, receive_chunks, wait_until_gone
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.comments import Commentary
 from rolecall.gateway.dispatch import Dispatch
@@ -142,10 +142,12 @@ class Exchange:
             return upload
         raw = await receive_body(self._scope, receive, settings.max_body_bytes)
         self._line.bytes_in = len(raw)
-        body = parse_json(raw)
-        facts = read_facts(body, endpoint, max_image_bytes=settings.max_image_bytes, max_images=settings.max_images)
+        body = await read_json(raw)
+        if isinstance(body, dict):
+            check_counts(body, settings.max_messages)
+        limits = {"max_image_bytes": settings.max_image_bytes, "max_images": settings.max_images}
+        facts = await aside(len(raw), lambda: read_facts(body, endpoint, **limits))
         self._account.note_facts(facts, body)
-        check_counts(body, settings.max_messages)
         check_ranges(body, endpoint)
         wish = headers.get(HISTORY_HEADER.encode())
         return JsonRequest(self._services, body, facts, wish and wish.decode("latin-1"))

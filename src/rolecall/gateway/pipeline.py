@@ -20,7 +20,7 @@ from rolecall.core.history import ANSWER_HEADER, Cut, truncate
 from rolecall.core.overflow import read_overflow
 from rolecall.core.parameters import adapt
 from rolecall.core.transforms import RequestFacts
-from rolecall.gateway.body import dump_json
+from rolecall.gateway.body import write_json
 from rolecall.gateway.fitting import Sent
 from rolecall.gateway.incoming import Payload
 from rolecall.gateway.prompt_costs import Receipt
@@ -95,7 +95,7 @@ class JsonRequest:
 
     async def _written(self, lease: Lease, body: Mapping[str, Any]) -> Payload:
         body = await self._services.images.shrink(body, lease.entry)
-        data = dump_json(body)
+        data = await write_json(body)
         return Payload(data, len(data))
 
     @asynccontextmanager

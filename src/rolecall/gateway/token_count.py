@@ -18,7 +18,7 @@ import httpx
 import orjson
 
 from rolecall.core.conversation import image_positions, parts
-from rolecall.gateway.body import dump_json
+from rolecall.gateway.body import write_json
 from rolecall.runtime.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class EngineCounter:
             headers["authorization"] = authorization
         try:
             url = lease.upstream.url(path)
-            response = await self._http.post(url, content=dump_json(body), headers=headers, timeout=None)
+            response = await self._http.post(url, content=await write_json(body), headers=headers, timeout=None)
             value = orjson.loads(response.content) if response.status_code == httpx.codes.OK else None
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
