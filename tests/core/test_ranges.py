@@ -147,6 +147,13 @@ def test_too_many_entries_are_refused(name: str) -> None:
     assert caught.value.param == name
 
 
+def test_a_list_that_begins_with_a_token_is_no_list_of_tokens() -> None:
+    """Every entry decides; true is no token."""
+    for entries in ([1, *["x"] * 10], [True] * 11):
+        with pytest.raises(BadRequest, match="11 entries"):
+            check_counts({"input": entries}, 10)
+
+
 @pytest.mark.parametrize("body", [{}, {"input": "x" * 100}, {"prompt": list(range(100))}, {"messages": None}])
 def test_text_and_tokens_are_no_entries(body: dict[str, Any]) -> None:
     """A text is one, and so is a list of tokens."""
