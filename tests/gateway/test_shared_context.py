@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes import FakeBackend
 from gateway.test_engine_context import contexts, lease
@@ -40,7 +42,7 @@ class Requests:
         leave = asyncio.Event()
 
         async def request() -> None:
-            async with self.shared.room(self.lease, tokens):
+            async with self.shared.room(self.lease, lambda _: tokens):
                 self.inside.append(name)
                 try:
                     await leave.wait()
@@ -151,4 +153,59 @@ async def test_each_engine_has_a_context_of_its_own() -> None:
     each = requests()
     async with AsyncExitStack() as stack:
         for made in (each.lease, replace(lease(), backend=Sharing())):
-            await asyncio.wait_for(stack.enter_async_context(each.shared.room(made, 900)), 1)
+            await asyncio.wait_for(stack.enter_async_context(each.shared.room(made, lambda _: 900)), 1)
+
+
+async def test_how_much_is_held_may_depend_on_the_size() -> None:
+    """Whoever wants room is told how large the context is."""
+    each = requests()
+    asked: list[int] = []
+
+    def half(size: int) -> float:
+        asked.append(size)
+        return size / 2
+
+    async with each.shared.room(each.lease, half), each.shared.room(each.lease, half):
+        await each.come("third", 1)
+        assert each.inside == []
+    await settled()
+    assert (each.inside, asked) == (["third"], [1000, 1000])
+
+
+async def test_a_context_that_turns_out_smaller_lets_the_next_in() -> None:
+    """Who waits for more than the engine has, as it said since then, goes alone like any other."""
+    known = contexts(PAGES)
+    each = Requests(SharedContexts(known), replace(lease(), backend=Sharing()))
+    await each.come("a", 1000)
+    await each.come("b", 1000)
+    known.learn(each.lease, 600)
+    await each.come("c", 100)
+    assert each.inside == ["a"]
+    await each.go("a")
+    assert each.inside == ["b"]
+    await each.go("b")
+    assert each.inside == ["c"]
+
+
+@given(
+    st.lists(st.floats(0.01, 1500) | st.sampled_from([0.1, 333.3, 700.7]), min_size=1, max_size=8),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 7)), max_size=12),
+)
+def test_whatever_came_and_went_the_context_is_whole_again(sizes: list[float], ends: list[tuple[bool, int]]) -> None:
+    """Fractions of tokens leave nothing over: as long as anybody waits somebody is inside, at the end all were."""
+
+    async def come_and_go() -> None:
+        each = requests()
+        for number, tokens in enumerate(sizes):
+            await each.come(str(number), tokens)
+        for is_cancelled, number in [*ends, *((False, number) for number in range(len(sizes)))]:
+            if (name := str(number)) in each.tasks:
+                await (each.cancel(name) if is_cancelled else each.go(name))
+            waiting = [task for task, _ in each.tasks.values() if not task.done()]
+            assert not waiting or each.inside
+            assert len(each.inside) == 1 or sum(sizes[int(name)] for name in each.inside) <= 1000
+        await each.come("whole", 1000)
+        assert each.inside == ["whole"]
+        await each.go("whole")
+
+    asyncio.run(come_and_go())

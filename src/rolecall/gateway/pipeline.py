@@ -7,8 +7,8 @@ scaled down for it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import orjson
@@ -98,18 +98,13 @@ class JsonRequest:
         data = await write_json(body)
         return Payload(data, len(data))
 
-    @asynccontextmanager
-    async def room(self, lease: Lease) -> AsyncIterator[None]:
+    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
         """Hold what the request needs of a context that its engine's requests share; waits for it."""
-        counting, context = self._counting, None
-        if self._sent is not None and counting.shared.concerns(lease):
-            context = await counting.contexts.of(lease)
-        if self._sent is None or self._receipt is None or context is None:
-            yield
-            return
-        tokens = counting.costs.tokens(lease, self._receipt) + room_for_answer(self._sent.body, context)
-        async with counting.shared.room(lease, tokens):
-            yield
+        counting, sent, receipt = self._counting, self._sent, self._receipt
+        if sent is None or receipt is None:
+            return nullcontext()
+        tokens, body = counting.costs.tokens, sent.body
+        return counting.shared.room(lease, lambda context: tokens(lease, receipt) + room_for_answer(body, context))
 
     def learn(self, lease: Lease, prompt_tokens: int) -> None:
         """Take in how many tokens the engine counted of what it was sent."""
