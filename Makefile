@@ -48,7 +48,7 @@ test-clients: install-dev ## real clients of OpenAI's API, in an environment of 
 	@ROLECALL_TEST_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV)-clients/bin/python -m pytest -o pythonpath="tests src" tests/clients $(ARGS)
 
 coverage: install-dev ## branch coverage of core/, which must be 100 %
-	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 $(ARGS)
+	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 -n $(JOBS) $(ARGS)
 
 check: install-dev ## lint and types
 	@$(BIN)/python -m ruff check .
