@@ -235,12 +235,6 @@ def test_streamed_responses(client: openai.OpenAI) -> None:
     assert events[-1].response.output[0].content[0].text == ANSWER
 
 
-UNWIRED = pytest.mark.xfail(
-    strict=True, reason="core.responses is not used yet: llama.cpp's Responses lack what the client relies on"
-)
-
-
-@UNWIRED
 def test_the_stream_helper_of_responses(client: openai.OpenAI) -> None:
     """The client's own accumulation of a stream, with thoughts before the answer, ends with the whole."""
     with client.responses.stream(model="role:reasoning", input="Hello?") as stream:
@@ -251,14 +245,12 @@ def test_the_stream_helper_of_responses(client: openai.OpenAI) -> None:
     assert [item.type for item in whole.output] == ["reasoning", "message"]
 
 
-@UNWIRED
 def test_parsed_responses(client: openai.OpenAI) -> None:
     """A class as the format of a response is held to, and parsed."""
     answer = client.responses.parse(model="demo-chat", input="Hello?", text_format=Place, max_output_tokens=60)
     assert answer.output_parsed == Place(city="Paris", size=7)
 
 
-@UNWIRED
 def test_a_conversation_in_responses(client: openai.OpenAI) -> None:
     """Past answers may be given in the short form, or as the items that came."""
     short: Any = [*HELLO, {"role": "assistant", "content": ANSWER}, *HELLO]

@@ -107,3 +107,13 @@ def test_a_stream_from_tags_to_fields() -> None:
     assert passed.endswith(plain + b"data: [DONE]\n\n")
     assert watch.answer.text == ["b", "c"]
     assert watch.is_done
+
+
+def test_events_of_llama_cpps_responses_get_what_they_lack() -> None:
+    """OpenAI's clients put a stream together by these fields; other engines' events, and other endpoints', have them."""
+    came = {"type": "response.output_text.delta", "item_id": "m", "delta": "a"}
+    shape = AnswerShape(Asked("/v1/responses", "m"), backend="llama_cpp")
+    assert shape.rewrite(came)["sequence_number"] == 0
+    assert shape.rewrite(came)["sequence_number"] == 1
+    for other in (AnswerShape(Asked("/v1/responses"), backend="vllm"), AnswerShape(Asked(), backend="llama_cpp")):
+        assert other.rewrite(came) is came

@@ -234,3 +234,12 @@ def test_developers_become_systems_where_the_traits_say_so() -> None:
     assert adapted(body, traits=Traits(knows_developer=True))["messages"] is body["messages"]
     assert adapted(body, traits=Traits())["messages"] == [{"role": "system", "content": "be brief"}, HELLO]
     assert body["messages"][0]["role"] == "developer"
+
+
+def test_responses_for_llama_cpp_are_put_into_its_words() -> None:
+    """What only OpenAI could read goes, and a wanted format gets the name that llama.cpp knows."""
+    body = {"model": "m", "input": [{"type": "reasoning", "summary": []}], "text": {"format": {"type": "json_object"}}}
+    facts = read_facts(body, "/v1/responses", max_image_bytes=1)
+    fitted = adapt(body, facts, entry(backend="llama_cpp"), "m")
+    assert (fitted["input"], fitted["response_format"]) == ([], {"type": "json_object"})
+    assert adapt(body, facts, entry(backend="vllm"), "m")["input"] == body["input"]

@@ -6,11 +6,12 @@ from typing import Any
 
 import orjson
 
-from rolecall.core.endpoints import CHAT
+from rolecall.core.endpoints import CHAT, RESPONSES
 from rolecall.core.engine_errors import Asked, read_event
 from rolecall.core.error_shapes import event_message
 from rolecall.core.models import ModelEntry, ReasoningField, dashed, flag_value
 from rolecall.core.reasoning import ReasoningStream, shape_answer
+from rolecall.core.responses import ResponsesEvents
 
 
 def reasoning_form(setting: ReasoningField, entry: ModelEntry, *, thinks: bool = False) -> ReasoningField:
@@ -40,11 +41,20 @@ def starts_in_thought(entry: ModelEntry, *, template_opens: bool) -> bool:
 class AnswerShape:
     """Shapes one answer, whole or streamed; a ``core.sse.Rewriter``.
 
-    ``starts_in_thought`` says that the model's template opens a thought which the engine leaves in the content.
+    ``starts_in_thought`` says that the model's template opens a thought which the engine leaves in the content,
+    ``backend`` whose engine it is: of Responses llama.cpp's events lack fields.
     """
 
-    def __init__(self, asked: Asked, form: ReasoningField = "as_is", *, starts_in_thought: bool = False) -> None:
+    def __init__(
+        self,
+        asked: Asked,
+        form: ReasoningField = "as_is",
+        *,
+        starts_in_thought: bool = False,
+        backend: str = "",
+    ) -> None:
         self._asked = asked
+        self._events = ResponsesEvents(asked.model) if asked.endpoint == RESPONSES and backend == "llama_cpp" else None
         self._form: ReasoningField = form if asked.endpoint == CHAT else "as_is"
         self._starts_in_thought = starts_in_thought
         self._thoughts = ReasoningStream(form, starts_in_thought=starts_in_thought) if self._form != "as_is" else None
@@ -53,6 +63,8 @@ class AnswerShape:
         """Return what the client gets in place of a message of the stream; the same object if that is what came."""
         if message.get("error") or message.get("type") == "error":
             return event_message(self._asked.endpoint, read_event(message, self._asked))
+        if self._events is not None:
+            return self._events.rewrite(message)
         return message if self._thoughts is None else self._thoughts.rewrite(message)
 
     def flush(self) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 from rolecall.core.endpoints import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from rolecall.core.instructions import fit_instructions
 from rolecall.core.models import SIZE_DEFAULTS, ModelEntry
+from rolecall.core.responses import fit_responses
 from rolecall.core.traits import Traits
 from rolecall.core.transforms import RequestFacts
 
@@ -59,6 +60,8 @@ def adapt(
         _rename_limit(adapted, _limit_name(facts.endpoint, entry))
     if facts.hides_usage:
         adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}
+    if facts.endpoint == RESPONSES and entry.backend == "llama_cpp":
+        fit_responses(adapted)
     if traits is not None:
         fit_instructions(adapted, facts.endpoint, knows_developer=traits.knows_developer, backend=entry.backend)
     for key in entry.request.strip:

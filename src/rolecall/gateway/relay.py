@@ -116,7 +116,7 @@ class Relay:
         traits = self._services.roster.traits(lease.entry)
         form = reasoning_form(self._settings.reasoning_field, lease.entry, thinks=traits.thinks)
         opens = starts_in_thought(lease.entry, template_opens=traits.starts_in_thought)
-        return AnswerShape(self._asked(lease), form, starts_in_thought=opens)
+        return AnswerShape(self._asked(lease), form, starts_in_thought=opens, backend=lease.entry.backend)
 
     def _asked(self, lease: Lease) -> Asked:
         return Asked(self._facts.endpoint, lease.entry.name)
