@@ -110,7 +110,7 @@ def test_a_stream_from_tags_to_fields() -> None:
 
 
 def test_events_of_llama_cpps_responses_get_what_they_lack() -> None:
-    """OpenAI's clients put a stream together by these fields; other engines' events, and other endpoints', have them."""
+    """OpenAI's clients put a stream together by these fields; other engines' events have them."""
     came = {"type": "response.output_text.delta", "item_id": "m", "delta": "a"}
     shape = AnswerShape(Asked("/v1/responses", "m"), backend="llama_cpp")
     assert shape.rewrite(came)["sequence_number"] == 0
