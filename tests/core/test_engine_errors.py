@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -124,6 +125,42 @@ def test_too_long_a_prompt(answer: tuple[int, Any], needed: int | None, context:
     assert error.message.startswith("This model's maximum context length ")
     if needed != 0:
         assert (error.needed_tokens, error.context_tokens) == (needed, context)
+
+
+HOSTILE = (
+    *(
+        "exceed",
+        "exceed_",
+        "exceeds ",
+        "longer than ",
+        "context length is ",
+        "maximum model length of ",
+        "prompt (length ",
+    ),
+    *("input (1 tokens) is too large to process", "(1", "1", "requested 1 ", "resulted in 1", "does not support "),
+    *("At most 0 ", "download ", "Failed to parse ", "/a", "-/a", "~/", "/v1/", "sk-", "bearer ", "token ", "token\t="),
+    *("a", "a" * 159 + " ", " ", "\n", "[", '"', "Not Found"),
+)
+"""What searches for an engine's words may stumble over, again and again."""
+
+
+@pytest.mark.parametrize("piece", HOSTILE, ids=lambda piece: repr(piece[:20]))
+@pytest.mark.parametrize("status", [400, 404, 500])
+def test_a_quoted_request_takes_no_time_to_read(piece: str, status: int) -> None:
+    """An engine's error may quote megabytes of the client's choice: the loop, which all requests share, goes on."""
+    text = piece * (2**20 // len(piece))
+    began = time.process_time()
+    for said in (text, {"error": {"message": text, "code": text, "type": text}}, {"detail": [{"msg": text}]}):
+        read_error(status, said, ASKED)
+    assert time.process_time() - began < 0.5  # it takes some milliseconds
+
+
+def test_words_of_the_request_make_no_other_error() -> None:
+    """What stands far behind in an engine's message is what it quotes; and a code is a short word."""
+    quotes = "Failed to parse messages: bad role; messages = " + "x " * 4000
+    error = read_error(*llama(500, f"{quotes} maximum context length is 1 tokens, image input is not supported"))
+    assert type(error) is BadRequest
+    assert read_error(400, {"error": {"message": "no", "code": "c" * 1000}}).code == "c" * 100
 
 
 def test_numbers_stay_unknown_where_only_the_limit_is_said() -> None:

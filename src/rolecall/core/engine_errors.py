@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from rolecall.core.overflow import read_overflow
+from rolecall.core.overflow import MAX_READ, read_overflow
 from rolecall.errors import (
     BadRequest,
     BodyTooLarge,
@@ -32,13 +32,14 @@ from rolecall.errors import (
 
 MAX_QUOTED = 600
 """Characters of an engine's words that are passed on: some quote the whole request."""
+_MAX_CODE = 100
 
 RETRY_S = 5.0
 """When to come back to an engine that is busy and does not say for how long."""
 
 _OVERFLOW = re.compile(
     r"context_length_exceeded|exceed_context_size"
-    r"|(?:longer than|exceed\w*|larger than|too (?:long|large) for)[^.]{0,60}"
+    r"|(?:longer than|exceed(?:s|ed|ing)?|larger than|too (?:long|large) for)[^.]{0,60}"
     r"(?:context (?:length|size|window)|max_model_len|maximum model length)"
     r"|context (?:length|window|size) (?:is |was )?exceeded|prompt is too long",
     re.IGNORECASE,
@@ -46,7 +47,9 @@ _OVERFLOW = re.compile(
 """An engine's code, type or words about a prompt that does not fit; what has numbers is known to `core.overflow`."""
 _FULL_CACHE = "Context size has been exceeded"
 """llama.cpp's (500) for the requests that it answers at once and that share one cache: together they filled it."""
-_TOO_LARGE_AT_ONCE = re.compile(r"input \((\d{1,12}) tokens\) is too large to process.*batch size: (\d{1,12})")
+_TOO_LARGE_AT_ONCE = re.compile(
+    r"input \((\d{1,12}) tokens\) is too large to process[^\n]{0,200}?batch size: (\d{1,12})"
+)
 """llama.cpp's (500) for a text to embed or rank: it has to fit into one batch, ``--ubatch-size``."""
 _OTHER_SIZE = "encoder prompt"
 """vLLM's, in a sentence like that of an overflow: one picture is too large for the encoder."""
@@ -71,7 +74,7 @@ _SECRET = re.compile(
     r"|\b(?:api[_-]?key|token|password)[\"']?\s*[=:]\s*[\"']?[\w.~-]{6,}",
     re.IGNORECASE,
 )
-_BLOB = re.compile(r"[A-Za-z0-9+/=_-]{160,}")
+_BLOB = re.compile(r"(?<![A-Za-z0-9+/=_-])[A-Za-z0-9+/=_-]{160,}")
 
 _INSTEAD = {
     "/v1/embeddings": "Ask a model with the capability embedding.",
@@ -96,7 +99,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """An engine's error: the message as it is and fit for the client, its code and type, the field it is about."""
+    """An engine's error: how its message begins, the same fit for the client, its code and type, the field it means."""
 
     message: str
     words: str
@@ -134,11 +137,11 @@ def _listen(status: int, said: Any) -> _Told:
     message, fields = _fields(said)
     code, kind, param = (fields.get(name) for name in ("code", "type", "param"))
     return _Told(
-        message=message,
+        message=message[:MAX_READ],
         words=quoted(message) or f"(the status {status} and no reason)",
-        kinds=f"{code} {kind}",
-        code=code if isinstance(code, str) and code and not code.isdecimal() else None,
-        param=param[:100] if isinstance(param, str) and param else None,
+        kinds=f"{code} {kind}"[:MAX_READ],
+        code=code[:_MAX_CODE] if isinstance(code, str) and code and not code.isdecimal() else None,
+        param=param[:_MAX_CODE] if isinstance(param, str) and param else None,
     )
 
 

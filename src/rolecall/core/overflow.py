@@ -10,6 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+MAX_READ = 4096
+"""Characters of an engine's message that are searched.
+
+What it says itself comes first. What it quotes is the request's: it may take long to search, or look like another error.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Overflow:
@@ -57,7 +63,7 @@ def read_overflow(said: Any) -> Overflow | None:
     if isinstance(prompt, int) and isinstance(context, int) and context > 0:
         return Overflow(context, prompt)
     message = error.get("message")
-    return _read_sentence(message) if isinstance(message, str) else None
+    return _read_sentence(message[:MAX_READ]) if isinstance(message, str) else None
 
 
 def _read_sentence(message: str) -> Overflow | None:
