@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -137,7 +138,17 @@ def test_an_engine_that_tells_thoughts_itself_is_believed() -> None:
     ("text", "starts_in_thought", "was_cut", "said"),
     [
         ("so it is\n</think>\n\nHi", False, False, Said("so it is", "Hi")),
-        ("so it is</think>", False, False, Said("so it is")),
+        ("so it is\n </think>", False, False, Said("so it is")),
+        (
+            "The tag to close is </think>\nAnd more.",
+            False,
+            False,
+            Said(answer="The tag to close is </think>\nAnd more."),
+        ),
+        ("Close it with </think>", False, False, Said(answer="Close it with </think>")),
+        ("So:\n```\n</think>\n```", False, False, Said(answer="So:\n```\n</think>\n```")),
+        ("`</think>` it is:\n</think>\n", False, False, Said(answer="`</think>` it is:\n</think>\n")),
+        ("```a```\n</think>\n\nHi", False, False, Said("```a```", "Hi")),
         ("write `</think>` at the end", False, False, Said(answer="write `</think>` at the end")),
         ("a <think>b</think>\nc", False, False, Said(answer="a <think>b</think>\nc")),
         ("so it is</think>Hi", True, False, Said("so it is", "Hi")),
@@ -150,3 +161,23 @@ def test_an_engine_that_tells_thoughts_itself_is_believed() -> None:
 def test_whole_texts(text: str, said: Said, *, starts_in_thought: bool, was_cut: bool) -> None:
     """A whole text shows by its closing tag that it began with a thought, and by the lack of it that it did not."""
     assert split_whole(text, starts_in_thought=starts_in_thought, was_cut=was_cut) == said
+
+
+@given(text=texts, starts_in_thought=st.booleans(), size=st.integers(2**14 - 12, 2**14 + 12))
+def test_a_long_whole_text_is_split_as_any(text: str, size: int, *, starts_in_thought: bool) -> None:
+    """Where a whole text is taken in pieces makes no difference."""
+    whole = f"<think>{'x' * size}{text}</think>{text}"
+    assert split_whole(whole, starts_in_thought=starts_in_thought) == split(whole, starts_in_thought=starts_in_thought)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["<think></think>", "<think>a</think>", "</think>", "</think> \t", "\n", "\n</think>", "<thinking> ", "```"],
+)
+@pytest.mark.parametrize("starts_in_thought", [False, True])
+def test_a_long_whole_text_takes_no_time(piece: str, *, starts_in_thought: bool) -> None:
+    """However many tags there are: the loop, which all requests share, goes on."""
+    text = piece * (2**20 // len(piece))
+    began = time.process_time()
+    split_whole(text, starts_in_thought=starts_in_thought)
+    assert time.process_time() - began < 1.5  # it takes a tenth of that

@@ -6,7 +6,6 @@ it, for an answer may be about such tags. The white space next to a tag goes wit
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -21,7 +20,9 @@ TAGS = {
 OPEN, CLOSE = "<think>", "</think>"
 """The tags that are written, and the ones of templates that open the thought themselves."""
 
-_BARE_CLOSE = re.compile(re.escape(CLOSE) + r"[ \t]*(?:\r?\n|$)")
+_FENCE = "```"
+_PIECE = 2**12
+"""Characters of a whole text that are split at a time: a tag costs a copy of what is held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +128,26 @@ class ThoughtSplitter:
 def split_whole(text: str, *, starts_in_thought: bool = False, was_cut: bool = False) -> Said:
     """Return the thought and the answer of a whole text.
 
-    One that is known only by its closing tag is found here, too: there is no need to have said anything before. Where
-    a thought that the template is said to open never ends, the text is the answer, unless it ``was_cut``.
+    One that is known only by its closing tag, alone on its line, is found here, too: there is no need to have said
+    anything before. Where a thought that the template is said to open never ends, the text is the answer, unless it
+    ``was_cut``.
     """
-    is_bare = not starts_in_thought and _BARE_CLOSE.search(text) is not None and not _opens(text)
-    splitter = ThoughtSplitter(starts_in_thought=starts_in_thought or is_bare)
-    said = splitter.feed(text) + splitter.end()
     if starts_in_thought and not was_cut and CLOSE not in text and not _opens(text):
         return Said(answer=text)
-    return said
+    splitter = ThoughtSplitter(starts_in_thought=starts_in_thought or _closes_only(text))
+    said, at = [], 0
+    while at < len(text) and not splitter.is_settled:
+        said.append(splitter.feed(text[at : at + _PIECE]))
+        at += _PIECE
+    said += [splitter.end(), Said(answer=text[at:])]
+    return Said("".join(each.thought for each in said), "".join(each.answer for each in said))
+
+
+def _closes_only(text: str) -> bool:
+    """Whether the first closing tag, which nothing opened, ends a thought: an answer may be about such tags."""
+    before, closed, after = text.partition(CLOSE)
+    is_alone = not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()
+    return bool(closed) and is_alone and before.count(_FENCE) % 2 == 0 and not _opens(text)
 
 
 def _opens(text: str) -> bool:
