@@ -148,25 +148,24 @@ class Dispatch:
         raise _still_waiting(outlook, self._services.settings.max_wait_s)
 
     async def _ask(self, lease: Lease, held: contextlib.AsyncExitStack) -> UpstreamResponse:
-        """Send the request and return the head of the answer; if there is none, the lease is given back.
+        """Send the request and return the head of the answer, and let ``held`` give back what that needs.
 
+        If there is none, all is given back here, the room in a shared context too: whoever is asked next has its own.
         A request that the engine finds too long is sent once more if it can be made smaller: what was counted as
         fitting can be too long by a few tokens.
         """
-        held.callback(lease.release)
-        try:
+        async with contextlib.AsyncExitStack() as trial:
+            trial.callback(lease.release)
             self._account.note_lease(lease)
             payload = await self._incoming.payload(lease)
-            await self._hold_room(lease, held)
-            response = await self._post(lease, payload, held)
-            if response.status < 400:
-                return response
-            refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
-            smaller = await self._incoming.smaller(lease, refusal.status, refusal.content)
-            return refusal if smaller is None else await self._post(lease, smaller, held)
-        except BaseException:
-            lease.release()
-            raise
+            await self._hold_room(lease, trial)
+            response: UpstreamResponse = await self._post(lease, payload, trial)
+            if response.status >= 400:
+                refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
+                smaller = await self._incoming.smaller(lease, refusal.content)
+                response = refusal if smaller is None else await self._post(lease, smaller, trial)
+            held.push_async_callback(trial.pop_all().aclose)
+            return response
 
     async def _hold_room(self, lease: Lease, held: contextlib.AsyncExitStack) -> None:
         """Wait until the engine's context has room beside the requests that share it; raises ``EngineBusy``."""

@@ -46,7 +46,7 @@ class Incoming(Protocol):
         """Return the body for the engine of a lease; raises any ``RolecallError``."""
         ...
 
-    async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
         ...
 

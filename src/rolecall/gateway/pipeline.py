@@ -79,9 +79,8 @@ class JsonRequest:
             return await self._fitted(lease, await self._counting.fitter.prepare(body, lease, self._wish))
         return await self._written(lease, body)
 
-    async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
-        del status
         overflow = read_overflow(_parsed(answer)) if self._sent is not None else None
         if self._sent is None or overflow is None:
             return None

@@ -161,7 +161,7 @@ class Upload:
         body = _Parts(self._form, self._file, lease.backend.served_id(lease.entry).encode())
         return Payload(body, body.size, f"{MULTIPART}; boundary={self._form.boundary.decode('latin-1')}")
 
-    async def smaller(self, lease: Lease, status: int, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
         """A recording cannot be made smaller."""
 
     def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
