@@ -192,10 +192,11 @@ def requests(routes: list[Any]) -> Iterator[Scope]:
     """One request for each route and method, with odd ids where there are some."""
     for route in routes:
         for id_ in ("one", "a/b", "health", "x/load", "select_by_role"):
-            path = route.path.replace("{id:path}", id_)
-            yield from (
-                {"type": "http", "method": m, "path": path, "headers": []} for m in ("GET", "HEAD", "POST", "PUT")
-            )
+            for end in ("", "\n", "\r", "/", "\n\n"):
+                path = route.path.replace("{id:path}", id_) + end
+                yield from (
+                    {"type": "http", "method": m, "path": path, "headers": []} for m in ("GET", "HEAD", "POST", "PUT")
+                )
 
 
 async def test_a_scope_is_that_of_the_route_which_answers(routes: list[Any]) -> None:
@@ -215,3 +216,13 @@ async def test_a_scope_is_that_of_the_route_which_answers(routes: list[Any]) -> 
     admins = {path for path, expected in seen if expected == "admin"}
     assert {"/v1/models/{id:path}/load", "/v1/models/{id:path}/unload", "/v1/admin/reload"} <= admins
     assert {"/v1/config/proxy", "/v1/config/profile", "/v1/models/health"} <= admins
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+async def test_a_refusal_has_the_shape_that_its_client_reads(keys: Keys, path: str) -> None:
+    """Anthropic's clients get their own form of error, others OpenAI's."""
+    _, _, body = await ask(door(keys), [HOST], path=path)
+    assert body["type"] == "error"
+    assert body["error"]["type"] == "authentication_error"
+    _, _, body = await ask(door(keys), [HOST])
+    assert set(body) == {"error"}

@@ -272,14 +272,15 @@ HOSTILE: list[list[str]] = [
 
 @pytest.mark.parametrize("fields", HOSTILE)
 def test_anything_else_is_a_401(guarded: Rolecall, fields: list[str]) -> None:
-    """In OpenAI's shape, on every route but GET /health, without a word of what was sent, and never a 500."""
+    """In its client's shape, on every route but GET /health, without a word of what was sent, and never a 500."""
     for method, path in ROUTES:
         answer = guarded.exchange(raw_request(method, path, "Host: localhost", "Content-Length: 0", *fields))
         if (method, path) == ("GET", "/health"):
             assert json.loads(answer[2]) == {"status": "ok", "name": "rolecall"}
             continue
         error = error_of(401, answer)
-        assert (error["code"], error["type"]) == ("invalid_api_key", "invalid_request_error")
+        kind = "authentication_error" if path.startswith("/v1/messages") else "invalid_request_error"
+        assert (error["code"], error["type"]) == ("invalid_api_key", kind)
         assert answer[1]["www-authenticate"] == "Bearer"
         assert KEY not in error["message"]
 
@@ -312,6 +313,18 @@ def test_scopes(guarded: Rolecall, method: str, path: str) -> None:
             error = answer.json()["error"]
             assert (error["code"], error["type"]) == ("permission_denied", "permission_error")
             assert "needs inference" in error["message"] if is_inference else "needs admin" in error["message"]
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_a_control_character_opens_no_other_route(guarded: Rolecall, method: str, path: str) -> None:
+    """A line feed behind a path is a 400 for every key: no route is served to a key that may not use it."""
+    path, _, query = path.partition("?")
+    for token in (KEY, ADMIN):
+        for control in ("%0A", "%0D", "%00", "%7F", "%C2%85"):
+            target = f"{path}{control}" + (f"?{query}" if query else "")
+            fields = ("Host: localhost", f"Authorization: Bearer {token}", "Content-Length: 0")
+            error = error_of(400, guarded.exchange(raw_request(method, target, *fields)))
+            assert "control character" in error["message"]
 
 
 def test_a_key_that_is_bound_sees_what_it_may_use(guarded: Rolecall) -> None:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins, is_host_rule, is_loopback
 from rolecall.errors import MethodNotAllowed, RolecallError
 from rolecall.gateway.door import Door, Keys
@@ -86,7 +87,7 @@ async def _http_error(request: Request, error: Exception) -> Json:
         known: RolecallError = MethodNotAllowed(f"{path[:200]} does not take {request.method}; it takes {allowed}.")
     else:
         known = not_found(path)
-    return Json(known.body(), status_code=known.status, headers=getattr(error, "headers", None))
+    return Json(error_body(path, known), status_code=known.status, headers=getattr(error, "headers", None))
 
 
 async def _bug(_request: Request, error: Exception) -> Json:

@@ -1,8 +1,8 @@
 """The door: in front of everything else, it decides who comes in.
 
-For each request, in this order: is ``Host`` one of ours; may this web page ask; is it a browser's question beforehand
-(CORS preflight); whose key is it; does the key have the scope. What is refused here has cost next to nothing, and what
-comes in carries its `Caller`. Answers to pages that are allowed say so, errors and streams as well.
+For each request, in this order: does its path mean the same to everybody; is ``Host`` one of ours; may this web page
+ask; is it a browser's question beforehand (CORS preflight); whose key is it; does the key have the scope. What is
+refused here has cost next to nothing, and what comes in carries its `Caller`. Answers to pages that are allowed say so, errors and streams as well.
 
 Nothing here, and nothing behind it, decides by ``request.url``, which is made from the ``Host`` header: what counts is
 ``scope["path"]``.
@@ -11,6 +11,7 @@ Nothing here, and nothing behind it, decides by ``request.url``, which is made f
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from datetime import datetime, timezone
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins
 from rolecall.core.keys import ApiKey
 from rolecall.core.keys import Scope as KeyScope
@@ -49,6 +51,8 @@ _SAFE = frozenset({"GET", "HEAD"})
 _EXPOSED = (b"x-request-id", b"retry-after", b"x-should-retry")
 _OURS = b"x-rolecall-"
 _REPORT_EVERY_S = 10.0
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+"""``$`` of a route's pattern also matches before a line feed: it would answer what looks like no path of ours."""
 
 Headers = dict[bytes, bytes]
 Needs = Callable[[Scope], KeyScope | None]
@@ -91,6 +95,7 @@ class Door:
             return
         origin: bytes | None = None
         try:
+            _check_path(scope["path"])
             headers = _headers(scope)
             if b"host" in headers:
                 self._hosts.check(headers[b"host"])
@@ -102,7 +107,7 @@ class Door:
             introduce(scope, self._caller(scope, headers))
         except RolecallError as error:
             self._refusals.note(scope, error)
-            await _refuse(error, send)
+            await _refuse(error, scope["path"], send)
             return
         await self._app(scope, receive, send)
 
@@ -188,6 +193,12 @@ def _headers(scope: Scope) -> Headers:
     return found
 
 
+def _check_path(path: str) -> None:
+    """Raise ``BadRequest`` for a path with control characters."""
+    if _CONTROLS.search(path):
+        raise BadRequest("The path has a control character, such as a line feed (%0A); no path of this server has one.")
+
+
 def _is_health(scope: Scope) -> bool:
     return scope["path"] == HEALTH and scope["method"] in _SAFE
 
@@ -222,8 +233,8 @@ def _token(name: bytes, value: bytes) -> bytes:
     return token.strip()
 
 
-async def _refuse(error: RolecallError, send: Send) -> None:
-    body = orjson.dumps(error.body())
+async def _refuse(error: RolecallError, path: str, send: Send) -> None:
+    body = orjson.dumps(error_body(path, error))
     pairs = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
     headers = [(name.encode(), value.encode()) for name, value in pairs.items()]
     if isinstance(error, OriginNotAllowed):

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from rolecall.core.catalog import Target
@@ -95,25 +95,14 @@ def routes(
 def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | None]:
     """Return a function that tells the scope of an API key that a request needs; None where any key will do.
 
-    It looks for the route as the router does, so that both mean the same one. A route that is not known to be for
-    everybody with a key needs ``admin``; what no route answers needs any key.
+    It asks the routes themselves, in the router's order, so that both mean the same one. A route that is not known to
+    be for everybody with a key needs ``admin``; what no route answers needs any key.
     """
-    all_routes = list(routes)
-    plain = {
-        (method, route.path): _scope_of(route)
-        for route in reversed(all_routes)
-        if "{" not in route.path
-        for method in route.methods or ()
-    }
-    patterns = [route for route in all_routes if "{" in route.path]
+    all_routes = tuple(routes)
 
     def needed(scope: Scope) -> ApiKeyScope | None:
-        method, path = scope["method"], scope["path"]
-        if (method, path) in plain:
-            return plain[method, path]
-        found = (route for route in patterns if method in (route.methods or ()) and route.path_regex.match(path))
-        route = next(found, None)
-        return None if route is None else _scope_of(route)
+        found = next((route for route in all_routes if route.matches(scope)[0] is Match.FULL), None)
+        return None if found is None else _scope_of(found)
 
     return needed
 
