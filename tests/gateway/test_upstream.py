@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import socket
 
 import pytest
 
@@ -89,3 +90,18 @@ async def test_nobody_listens() -> None:
     with pytest.raises(UpstreamUnreachable):
         await transport.post(f"http://127.0.0.1:{port}/", {}, b"", head_timeout_s=5)
     await transport.aclose()
+
+
+async def test_nobody_takes_the_connection() -> None:
+    """An engine that listens and accepts nobody in time cannot be reached: nothing was sent to it."""
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(2):  # one more than the queue is long
+            each = waiting.enter_context(socket.socket())
+            each.settimeout(0)
+            each.connect_ex(full.getsockname())
+        transport = HttpxTransport(connect_timeout_s=0.1)
+        with pytest.raises(UpstreamUnreachable, match="does not take the connection in time"):
+            await transport.post(f"http://127.0.0.1:{full.getsockname()[1]}/", {}, b"", head_timeout_s=5)
+        await transport.aclose()

@@ -6,22 +6,26 @@ without a name, fields into memory, and the engine is sent the same parts in the
 
 from __future__ import annotations
 
+import secrets
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import anyio.to_thread
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from rolecall.core.catalog import Target
 from rolecall.core.transforms import RequestFacts
-from rolecall.errors import BadRequest, BodyTooLarge
+from rolecall.errors import BadRequest, BodyTooLarge, RolecallError
 from rolecall.gateway.incoming import Payload
 from rolecall.runtime.lease import Lease
+
+T = TypeVar("T")
 
 MULTIPART = "multipart/form-data"
 MAX_PARTS = 100
@@ -52,8 +56,8 @@ class Form:
 
     def __init__(self, content_type: bytes, file: IO[bytes]) -> None:
         kind, options = parse_options_header(content_type)
-        self.boundary = options.get(b"boundary", b"")
-        if kind.decode("latin-1") != MULTIPART or not self.boundary:
+        boundary = options.get(b"boundary", b"")
+        if kind.decode("latin-1") != MULTIPART or not boundary:
             raise BadRequest("The content-type of an upload must be multipart/form-data with a boundary.")
         self.parts: list[Part] = []
         self._file = file
@@ -61,24 +65,27 @@ class Form:
         self._end = 0
         self._name = self._value = b""
         self._is_complete = False
-        self._parser = MultipartParser(
-            self.boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_header_field": self._header_name,
-                "on_header_value": self._header_value,
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_end,
-                "on_part_data": self._data,
-                "on_end": self._finish,
-            },
-        )
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._begin,
+                    "on_header_field": self._header_name,
+                    "on_header_value": self._header_value,
+                    "on_header_end": self._header_end,
+                    "on_headers_finished": self._headers_end,
+                    "on_part_data": self._data,
+                    "on_end": self._finish,
+                },
+            )
+        except FormParserError as error:
+            raise BadRequest(f"The upload's boundary cannot be used: {error}.") from None
 
     async def feed(self, data: bytes) -> None:
         """Take in the next bytes."""
         try:
             self._parser.write(data)
-        except MultipartParseError as error:
+        except FormParserError as error:
             raise BadRequest(f"The upload is not valid multipart/form-data: {error}.") from None
         if len(self._unwritten) >= _WRITE_BYTES:
             await self._write()
@@ -96,7 +103,7 @@ class Form:
 
     async def _write(self) -> None:
         data, self._unwritten = self._unwritten, bytearray()
-        await anyio.to_thread.run_sync(self._file.write, data)
+        await _on_disk(lambda: self._file.write(data))
 
     def _begin(self) -> None:
         if len(self.parts) == MAX_PARTS:
@@ -158,8 +165,9 @@ class Upload:
 
     async def payload(self, lease: Lease) -> Payload:
         """Return the parts, with the engine's name for the model."""
-        body = _Parts(self._form, self._file, lease.backend.served_id(lease.entry).encode())
-        return Payload(body, body.size, f"{MULTIPART}; boundary={self._form.boundary.decode('latin-1')}")
+        boundary = secrets.token_hex(16)  # the client's may hold what a header takes only in quotes, or not at all
+        body = _Parts(self._form, self._file, lease.backend.served_id(lease.entry).encode(), boundary.encode())
+        return Payload(body, body.size, f"{MULTIPART}; boundary={boundary}")
 
     async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
         """A recording cannot be made smaller."""
@@ -180,15 +188,15 @@ class Upload:
 class _Parts:
     """The body for the engine; ``size`` in bytes."""
 
-    def __init__(self, form: Form, file: IO[bytes], model: bytes) -> None:
+    def __init__(self, form: Form, file: IO[bytes], model: bytes, boundary: bytes) -> None:
         self._file = file
         self._pieces: list[bytes | Part] = []
         for part in form.parts:
-            self._pieces.append(part.head(form.boundary))
+            self._pieces.append(part.head(boundary))
             is_model = part.name == "model" and not part.is_file
             self._pieces.append(part if part.is_file else model if is_model else bytes(part.content))
             self._pieces.append(b"\r\n")
-        self._pieces.append(b"--" + form.boundary + b"--\r\n")
+        self._pieces.append(b"--" + boundary + b"--\r\n")
         self.size = sum(piece.size if isinstance(piece, Part) else len(piece) for piece in self._pieces)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -198,12 +206,21 @@ class _Parts:
                 continue
             for start in range(piece.start, piece.start + piece.size, _WRITE_BYTES):
                 size = min(_WRITE_BYTES, piece.start + piece.size - start)
-                yield await anyio.to_thread.run_sync(_read, self._file, start, size)
+                yield await _on_disk(partial(_read, self._file, start, size))
 
 
 def _read(file: IO[bytes], start: int, size: int) -> bytes:
     file.seek(start)
     return file.read(size)
+
+
+async def _on_disk(work: Callable[[], T]) -> T:
+    """Do something with a file in a thread; raises ``RolecallError`` for what the disk makes impossible."""
+    try:
+        return await anyio.to_thread.run_sync(work)
+    except OSError as error:
+        problem = error.strerror or type(error).__name__
+        raise RolecallError(f"rolecall cannot keep the upload in a file in its state_dir: {problem}.") from error
 
 
 def is_upload(headers: Mapping[bytes, bytes]) -> bool:
@@ -218,7 +235,7 @@ async def read_upload(
 
     Raises ``BadRequest`` for what is no multipart body or names no model, ``BodyTooLarge`` above ``limit`` bytes.
     """
-    file = await anyio.to_thread.run_sync(_nameless, folder)
+    file = await _on_disk(partial(_nameless, folder))
     try:
         form = Form(content_type, file)
         async for chunk in _limited(chunks, limit):

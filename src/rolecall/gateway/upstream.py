@@ -146,9 +146,9 @@ class HttpxTransport:
     the cancellation by which a client's leaving is passed on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         self._closing = _Closing()
-        timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        timeout = httpx.Timeout(None, connect=connect_timeout_s)
         self._client = httpx.AsyncClient(
             transport=_NewConnections(self._closing), timeout=timeout, follow_redirects=False, trust_env=False
         )
@@ -167,8 +167,8 @@ class HttpxTransport:
         except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
             # httpx would quote the header.
             raise UpstreamError("The engine's address or API key holds characters that HTTP does not allow.") from None
-        except httpx.ConnectError as error:
-            raise UpstreamUnreachable(f"The engine cannot be reached: {error}.") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise UpstreamUnreachable(f"The engine cannot be reached: {_reason(error)}.") from error
         except (OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
             raise UpstreamUnreachable("The engine cannot be reached: the connection was lost at once.") from error
@@ -230,4 +230,6 @@ class HttpxResponse:
 
 
 def _reason(error: httpx.HTTPError) -> str:
+    if isinstance(error, httpx.ConnectTimeout):
+        return "it does not take the connection in time"
     return str(error).rstrip(".") or type(error).__name__
