@@ -163,7 +163,7 @@ def test_whole_texts(text: str, said: Said, *, starts_in_thought: bool, was_cut:
     assert split_whole(text, starts_in_thought=starts_in_thought, was_cut=was_cut) == said
 
 
-@given(text=texts, starts_in_thought=st.booleans(), size=st.integers(2**14 - 12, 2**14 + 12))
+@given(text=texts, starts_in_thought=st.booleans(), size=st.integers(2**12 - 12, 2**12 + 12))
 def test_a_long_whole_text_is_split_as_any(text: str, size: int, *, starts_in_thought: bool) -> None:
     """Where a whole text is taken in pieces makes no difference."""
     whole = f"<think>{'x' * size}{text}</think>{text}"

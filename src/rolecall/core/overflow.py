@@ -13,7 +13,8 @@ from typing import Any
 MAX_READ = 4096
 """Characters of an engine's message that are searched.
 
-What it says itself comes first. What it quotes is the request's: it may take long to search, or look like another error.
+What it says itself comes first. What it quotes is the request's, which may take long to search or look like another
+error.
 """
 
 
