@@ -192,6 +192,7 @@ def test_fields_that_act_on_engines_do_not_reach_them() -> None:
         num_ctx=4096,
         keep_alive=0,
         id_slot=3,
+        sse_ping_interval=0,
         chat_template="{{ 1 }}",
         kv_transfer_params={"remote_host": "10.0.0.1"},
         prompt_embeds="AAAA",

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rolecall.core.sse import MAX_EVENT_BYTES, Answer, StreamWatch
@@ -47,7 +47,7 @@ cuts = st.lists(st.integers(min_value=0), max_size=20)
 ends = st.sampled_from(["\n\n", "\r\n\r\n", "\r\n\n", "\n\r\n", "\r\r"])
 chunks = st.sampled_from([*STORY, {"error": {"message": "out of memory"}}, {"choices": [], "usage": None}, [], 5, None])
 noise = st.sampled_from(
-    [": ping\n\n", "event: x\nid: 1\n\n", "data:\n\n", "\n\n", "data: {broken\n\n", "\xff\n\n", "\x00"]
+    [": ping\n\n", ":\n\n", "event: x\nid: 1\n\n", "data:\n\n", "\n\n", "data: {broken\n\n", "\xff\n\n", "\x00"]
 )
 events = st.builds(event, chunks, ends) | noise.map(lambda text: text.encode("latin-1")) | st.just(DONE)
 streams = st.lists(events, max_size=10).map(b"".join)
@@ -62,18 +62,37 @@ def test_splits_change_nothing(stream: bytes, at: list[int], *, hide_usage: bool
     assert watched(*split(stream, at), hide_usage=hide_usage) == watched(stream, hide_usage=hide_usage)
 
 
-@given(stream=st.binary(max_size=200) | streams, at=cuts)
-def test_all_bytes_pass(stream: bytes, at: list[int]) -> None:
-    """Whatever comes goes on, at once and unchanged."""
-    watch = StreamWatch(Answer(), hide_usage=False)
-    assert [watch.feed(piece) for piece in split(stream, at)] == split(stream, at)
-    assert watch.close() == b""
+@given(stream=st.binary(max_size=200) | streams, at=cuts, hide_usage=st.booleans())
+def test_all_else_passes(stream: bytes, at: list[int], *, hide_usage: bool) -> None:
+    """What holds nothing that is kept from clients passes unchanged: events, and what is no event stream at all."""
+    assume(not any(line.split(b":")[0] in {b"id", b"retry", b""} and line.strip() for line in stream.splitlines()))
+    assume(not hide_usage or b'"usage": {' not in stream)
+    assert watched(*split(stream, at), hide_usage=hide_usage)[1] == stream
 
 
-@given(stream=st.binary(max_size=200), at=cuts)
-def test_garbage_passes_where_usage_is_hidden(stream: bytes, at: list[int]) -> None:
-    """What is no event stream at all passes whole, too, if only at its end."""
-    assert watched(*split(stream, at), hide_usage=True)[1] == stream
+@pytest.mark.parametrize(
+    ("came", "passes"),
+    [
+        (":\n\n", ": ping\n\n"),
+        (": \r\n\r\n", ": ping\r\n\r\n"),
+        (":\r\r", ": ping\r\r"),
+        (":", ": ping"),
+        (": hm\n:\ndata: 5\n\n", ": hm\n: ping\ndata: 5\n\n"),
+        ("id: 5\n\n", ""),
+        ("id\n\n", ""),
+        ("id", ""),
+        ("retry: 3000\r\n\r\n", ""),
+        ("event: x\r\nid:5\r\nretry: 3\r\ndata: 5\r\n\r\n", "event: x\r\ndata: 5\r\n\r\n"),
+        ('data: {"id": "id: 5", "text": ":"}\n\n', 'data: {"id": "id: 5", "text": ":"}\n\n'),
+        ("idle: 5\nretrying\n id: 5\n::\n\n", "idle: 5\nretrying\n id: 5\n::\n\n"),
+    ],
+)
+@pytest.mark.parametrize("pieces", [1, 99])
+def test_what_clients_stumble_over_does_not_reach_them(came: str, passes: str, pieces: int) -> None:
+    """``id`` and ``retry`` are left out, empty comments get a word, whatever the line ends; nothing else changes."""
+    size = -(-len(came) // pieces)
+    cut = [came[at : at + size].encode() for at in range(0, len(came), size)]
+    assert watched(*cut)[1] == passes.encode()
 
 
 @given(messages=st.lists(chunks | st.just(USAGE_ONLY), max_size=8), end=ends.filter(lambda end: end != "\r\r"), at=cuts)
@@ -197,8 +216,9 @@ def test_rewriting_does_not_depend_on_splits(messages: list[Any], end: str, at: 
 
 def test_only_what_changes_is_written_anew() -> None:
     """A message that stays what it is passes byte for byte, its event's other lines too; events have their names."""
-    same = b': hm\nevent: x\nid: 7\ndata: {"text":   "JA"}\r\n\r\n'
+    same = b': hm\nevent: x\ndata: {"text":   "JA"}\r\n\r\n'
     assert rewritten(same) == same
+    assert rewritten(b"id: 7\n" + same) == same
     assert rewritten(event({"text": "ja"})) == b'data: {"text":"JA"}\n\n'
     assert rewritten(event({"type": "ping", "text": "x"})) == b'event: ping\ndata: {"type":"ping","text":"X"}\n\n'
     assert rewritten(event({"type": "a\nb", "text": "x"})) == b'data: {"type":"a\\nb","text":"X"}\n\n'
@@ -312,8 +332,8 @@ def test_error_in_the_stream_ends_it(error: Any, text: str) -> None:
 
 
 def test_comments_and_fields_without_data_say_nothing() -> None:
-    """Comments, event names, retry times and empty data pass unread."""
-    stream = b": ping\n\nevent: x\nretry: 3\nid: 5\n\ndata:\n\n\n\n"
+    """Comments, event names and empty data pass unread."""
+    stream = b": ping\n\nevent: x\n\ndata:\n\n\n\n"
     answer, passed = watched(stream, hide_usage=True)
     assert answer == Answer(keeps_text=True)
     assert passed == stream

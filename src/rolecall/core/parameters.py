@@ -29,6 +29,7 @@ _NOT_FOR_CLIENTS = frozenset(
         "keep_alive",  # loading and unloading are rolecall's
         "id_slot",  # llama.cpp: waits for one slot and throws out what it has cached, whoever's that is
         "slot_id",
+        "sse_ping_interval",  # llama.cpp: 0 stops the pings that keep a stream's connection open, 1 sends many
         "chat_template",  # vLLM: a program that runs in the engine (GHSA-6fvq-23cw-5628); llama.cpp ignores it
         "kv_transfer_params",  # vLLM: a host to fetch the cache from
         "ec_transfer_params",

@@ -13,6 +13,9 @@ __all__ = ["MAX_EVENT_BYTES", "Answer", "Rewriter", "StreamWatch", "encode"]
 
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 _NAME = re.compile(r"[\w.]+")
+_CONTROLS = (b"id", b"retry")
+_UNWANTED = re.compile(rb"(?:^|[\r\n])(?:(?:id|retry)(?:[:\r\n]|$)|:[ \t]*(?:[\r\n]|$))")
+_PING = b": ping"
 _OVERLAP = 2
 MAX_EVENT_BYTES = 4 * 2**20
 """A longer event is passed on unread: nothing that is watched for is that long."""
@@ -41,15 +44,15 @@ class StreamWatch:
     """Reads a server-sent event stream as it passes, wherever it is split.
 
     With ``hide_usage`` the chunk that holds nothing but the usage is taken out: the client did not ask for it. With a
-    ``rewriter`` events go on as it says. All other bytes pass unchanged; where neither is asked for, at once, else by
-    whole events.
+    ``rewriter`` events go on as it says. The fields ``id`` and ``retry`` are taken out: at the blank line after one,
+    and after an ``id`` at any later one, openai-python reads an empty message and fails (its issue 3833). A comment
+    without a word, llama.cpp's ping, gets one. All other bytes pass unchanged, by whole events.
     """
 
     def __init__(self, answer: Answer, *, hide_usage: bool, rewriter: Rewriter | None = None) -> None:
         self.answer = answer
         self._hide_usage = hide_usage
         self._rewriter = rewriter
-        self._is_open = not hide_usage and rewriter is None
         self._pending = b""
         self._skips = False
 
@@ -71,19 +74,19 @@ class StreamWatch:
             # what stays may be the first part of the blank line that ends it
             passed.append(self._pending[:-_OVERLAP])
             self._pending = self._pending[-_OVERLAP:]
-        return data if self._is_open else b"".join(passed)
+        return b"".join(passed)
 
     def close(self) -> bytes:
         """Read what the end of the stream left without a blank line; return what was held back and goes on."""
         rest, self._pending = self._pending, b""
-        passed = self._pass(rest)
-        return b"" if self._is_open else passed + self._flush()
+        return self._pass(rest) + self._flush()
 
     def _pass(self, event: bytes) -> bytes:
         """Read an event; return what goes on to the client in its place."""
         skipped, self._skips = self._skips or len(event) > MAX_EVENT_BYTES, False
         if skipped:
             return event
+        event = _cleaned(event)
         lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
         data = b"\n".join(lines)
         if data == b"[DONE]":
@@ -109,3 +112,16 @@ class StreamWatch:
             return b""
         self.answer.read(held)
         return encode(held)
+
+
+def _cleaned(event: bytes) -> bytes:
+    """Return an event without ``id`` and ``retry``, and with a word in a comment that has none."""
+    if not _UNWANTED.search(event):
+        return event
+    lines = [line for line in event.splitlines(keepends=True) if _field(line) not in _CONTROLS]
+    cleaned = b"".join(_PING + line[len(line.rstrip(b"\r\n")) :] if line.rstrip() == b":" else line for line in lines)
+    return cleaned if cleaned.strip() else b""
+
+
+def _field(line: bytes) -> bytes:
+    return line.rstrip(b"\r\n").partition(b":")[0]
