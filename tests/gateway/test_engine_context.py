@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,19 +42,23 @@ def lease(*, managed: bool = True, key: str | None = None, **fields: Any) -> Lea
     )
 
 
-def contexts(pages: dict[str, Any], asked: list[str] | None = None) -> EngineContexts:
-    """Return contexts of an engine with these pages; others are 404, and a page may be an exception."""
+def contexts(
+    pages: dict[str, Any], asked: list[str] | None = None, clock: Callable[[], float] = time.monotonic
+) -> EngineContexts:
+    """Return contexts of an engine with these pages; others are 404, a page may be an exception or a status."""
 
     def answer(request: httpx.Request) -> httpx.Response:
         (asked if asked is not None else []).append(request.url.path)
         page = pages.get(request.url.path)
         if isinstance(page, Exception):
             raise page
+        if isinstance(page, int):
+            return httpx.Response(page)
         if isinstance(page, str):
             return httpx.Response(200, text=page)
         return httpx.Response(404 if page is None else 200, json=page)
 
-    return EngineContexts(httpx.AsyncClient(transport=httpx.MockTransport(answer)))
+    return EngineContexts(httpx.AsyncClient(transport=httpx.MockTransport(answer)), clock=clock)
 
 
 @pytest.mark.parametrize(
@@ -130,3 +136,44 @@ async def test_an_engine_that_hangs_is_waited_for_a_moment() -> None:
 
     http = httpx.AsyncClient(transport=httpx.MockTransport(hang))
     assert await EngineContexts(http, within_s=0.01).of(lease(context_length=9)) == 9
+
+
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), 500, 503])
+@pytest.mark.parametrize("path", ["/v1/models", "/props"])
+async def test_an_engine_that_did_not_answer_is_asked_again(failure: Any, path: str) -> None:
+    """Not by every request: after half a minute; what it says then is kept."""
+    now, asked, pages = 100.0, list[str](), LLAMA_CPP | {path: failure}
+    known, held = contexts(pages, asked, lambda: now), lease(context_length=9)
+    assert [await known.of(held) for _ in range(2)] == [9, 9]
+    assert asked.count(path) == 1
+    pages[path] = LLAMA_CPP[path]
+    now += 29
+    assert await known.of(held) == 9
+    now += 1
+    assert [await known.of(held) for _ in range(2)] == [2048, 2048]
+    assert asked.count(path) == 2
+
+
+async def test_a_page_that_an_engine_does_not_have_is_an_answer() -> None:
+    """An engine without the pages has said all there is, and is not asked again."""
+    now, asked = 0.0, list[str]()
+    known, held = contexts({"/v1/models": 404, "/props": 501}, asked, lambda: now), lease()
+    for _ in range(3):
+        assert await known.of(held) is None
+        now += 1000
+    assert asked == ["/v1/models", "/props"]
+
+
+async def test_what_an_error_told_meanwhile_stays() -> None:
+    """An answer to a question that was asked before does not undo it."""
+    held = lease()
+
+    class Telling(dict[str, Any]):
+        """Pages in whose reading another request is refused."""
+
+        def get(self, path: Any, default: Any = None) -> Any:
+            known.learn(held, 1024)
+            return LLAMA_CPP.get(path, default)
+
+    known = contexts(Telling())
+    assert await known.of(held) == 1024

@@ -15,10 +15,9 @@ from weakref import WeakKeyDictionary
 
 import anyio
 import httpx
-import orjson
 
 from rolecall.core.conversation import image_positions, parts
-from rolecall.gateway.body import write_json
+from rolecall.gateway.engine_questions import ask, field, number
 from rolecall.runtime.lease import Lease
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,6 @@ _PASSED = ("tools", "tool_choice", "chat_template_kwargs", "reasoning_effort", "
 """What of a request changes its prompt besides the messages."""
 _VLLM_PASSED = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
 
-_Answer: TypeAlias = Mapping[str, Any] | None
 _Way: TypeAlias = Callable[[Lease, Mapping[str, Any]], Coroutine[Any, Any, int | None]]
 
 
@@ -67,36 +65,26 @@ class EngineCounter:
 
     async def _by_input_tokens(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
         answer = await self._post(lease, "/v1/chat/completions/input_tokens", _text_of(lease, body, _PASSED))
-        return _number(answer, "input_tokens")
+        return number(answer, "input_tokens")
 
     async def _by_template(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
         rendered = await self._post(lease, "/apply-template", _text_of(lease, body, _PASSED))
-        prompt = (rendered or {}).get("prompt")
+        prompt = field(rendered, "prompt")
         if not isinstance(prompt, str):
             return None
         cut = {"content": prompt, "add_special": True, "parse_special": True}
-        tokens = (await self._post(lease, "/tokenize", cut) or {}).get("tokens")
+        tokens = field(await self._post(lease, "/tokenize", cut), "tokens")
         return len(tokens) if isinstance(tokens, list) else None
 
     async def _by_tokenize(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
-        return _number(await self._post(lease, "/tokenize", _text_of(lease, body, _VLLM_PASSED)), "count")
+        return number(await self._post(lease, "/tokenize", _text_of(lease, body, _VLLM_PASSED)), "count")
 
-    async def _post(self, lease: Lease, path: str, body: Mapping[str, Any]) -> _Answer:
-        """Return the JSON object of an answer, None for a failure; raises ``_Missing`` where there is no such page."""
-        headers = {"content-type": "application/json", "connection": "close"}
-        if (authorization := lease.upstream.authorization()) is not None:
-            headers["authorization"] = authorization
-        try:
-            url = lease.upstream.url(path)
-            response = await self._http.post(url, content=await write_json(body), headers=headers, timeout=None)
-            value = orjson.loads(response.content) if response.status_code == httpx.codes.OK else None
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
-            # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
-            log.debug("%s did not count: %s", lease.entry.name, type(error).__name__)
-            return None
-        if response.status_code in {httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED}:
+    async def _post(self, lease: Lease, path: str, body: Mapping[str, Any]) -> Any:
+        """Return the JSON of an answer, None for a failure; raises ``_Missing`` where there is no such page."""
+        said = await ask(self._http, lease.upstream, path, body)
+        if said is not None and said.is_absent:
             raise _Missing
-        return value if isinstance(value, dict) else None
+        return said and said.value
 
 
 def _text_of(lease: Lease, body: Mapping[str, Any], passed: tuple[str, ...]) -> dict[str, Any]:
@@ -113,8 +101,3 @@ def _without_images(message: Any) -> Any:
         return message
     left = [part for position, part in enumerate(parts(message)) if position not in out]
     return {**message, "content": left or ""}
-
-
-def _number(answer: _Answer, key: str) -> int | None:
-    number = (answer or {}).get(key)
-    return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else None
