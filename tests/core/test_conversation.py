@@ -77,7 +77,7 @@ HOSTILE = st.recursive(
     st.none()
     | st.booleans()
     | st.integers(-1, 1)
-    | st.sampled_from(["1", "image", "image_url", "text", "assistant", "user"]),
+    | st.sampled_from(["1", "image", "image_url", "text", "<think>", "assistant", "user"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
@@ -96,6 +96,7 @@ HOSTILE_MESSAGES = st.lists(
     ),
     max_size=8,
 )
+"""Messages of any shape, made of the words that are looked for."""
 
 
 @given(HOSTILE_MESSAGES)

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.test_conversation import HOSTILE_MESSAGES
 from rolecall.core.conversation import image_positions, parts, split
 from rolecall.core.fit import ANSWER_NOTE, IMAGE_NOTE, Costs, costs_of, fit, is_fitted
 from rolecall.core.history import Cut, HistoryPolicy, truncate, without_reasoning
@@ -69,24 +70,6 @@ policies = st.builds(
     st.booleans(),
     st.integers(0, 3),
     st.sampled_from(["off", "vision", "all"]),
-)
-hostile = st.recursive(
-    st.none() | st.booleans() | st.integers(-1, 1) | st.sampled_from(["1", "image", "text", "<think>", "user"]),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(["role", "content", "type", "text", "tool_calls", "id", "reasoning"]), inner, max_size=4
-        )
-    ),
-    max_leaves=10,
-)
-hostile_messages = st.lists(
-    hostile
-    | st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "assistant", "tool", "system", "x"])},
-        optional={"content": hostile, "tool_calls": hostile, "tool_call_id": hostile, "reasoning_content": hostile},
-    ),
-    max_size=8,
 )
 
 
@@ -251,7 +234,7 @@ def test_fit_drops_no_more_than_it_must(messages: list[Any], budget: int) -> Non
         assert more.cut.dropped_messages <= result.cut.dropped_messages
 
 
-@given(hostile_messages, policies, st.integers(0, 40))
+@given(HOSTILE_MESSAGES, policies, st.integers(0, 40))
 def test_no_shape_is_trouble(messages: list[Any], policy: HistoryPolicy, budget: int) -> None:
     """Messages of any shape are truncated and fitted without an exception, and the current turn stays."""
     images = [[5.0] * len(image_positions(message)) for message in messages]

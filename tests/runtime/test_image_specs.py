@@ -16,9 +16,10 @@ from builders import entry
 from fakes import FakeBackend
 from rolecall.core.image_tokens import ImageSpec, image_tokens
 from rolecall.core.models import ModelEntry
+from rolecall.runtime.file_memory import MOST_REMEMBERED
 from rolecall.runtime.folder_images import folder_spec
 from rolecall.runtime.gguf_header import GgufHeader
-from rolecall.runtime.image_specs import MOST_REMEMBERED, ImageSpecs, named_spec
+from rolecall.runtime.image_specs import ImageSpecs, named_spec
 from rolecall.runtime.projector_images import projector_spec
 
 SIZES = [(64, 64), (640, 480), (1920, 1080)]

@@ -26,9 +26,10 @@ from rolecall.backends.base import Backend, Places
 from rolecall.backends.llama_server import LlamaServer
 from rolecall.core.footprint import MB, Estimate
 from rolecall.core.models import ModelEntry
+from rolecall.runtime.file_memory import MOST_REMEMBERED
 from rolecall.runtime.gguf_facts import gguf_facts
 from rolecall.runtime.gguf_header import read_gguf
-from rolecall.runtime.model_files import MOST_REMEMBERED, ModelFiles
+from rolecall.runtime.model_files import ModelFiles
 from rolecall.runtime.safetensors import safetensors_facts
 
 F32, F16, Q8_0, Q4_K = 0, 1, 8, 12

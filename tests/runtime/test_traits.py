@@ -149,14 +149,3 @@ def test_a_huge_file_is_left_alone(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer_config.json").open("wb") as file:
         file.truncate(33 * 2**20)
     assert traits(tmp_path) == NOTHING_KNOWN
-
-
-def test_few_files_are_remembered(tmp_path: Path) -> None:
-    """A registry that changes all the time does not fill the memory."""
-    reader = TraitsReader()
-    for number in range(260):
-        file = tmp_path / str(number)
-        file.mkdir()
-        (file / "chat_template.jinja").write_text(DEVELOPER)
-        traits(file, reader=reader)
-    assert len(reader._known) == 256

@@ -12,22 +12,20 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 
 from rolecall.backends.base import Backend
 from rolecall.core.image_tokens import ImageSpec
 from rolecall.core.models import ModelEntry, dashed, flag_value
+from rolecall.runtime.file_memory import FileMemory
 from rolecall.runtime.folder_images import folder_spec
 from rolecall.runtime.gguf_header import read_gguf
 from rolecall.runtime.projector_images import projector_spec
 
 log = logging.getLogger(__name__)
 
-MOST_REMEMBERED = 256
 MOST_JSON_BYTES = 2**22
 _FLAGS = ("--image-min-tokens", "--image-max-tokens", "-ub", "--ubatch-size")
-_State: TypeAlias = tuple[object, ...]
 
 _QWEN_2 = ImageSpec("smart", patch_size=14, merge=2, min_pixels=3136, max_pixels=12845056, around=2)
 _BY_NAME: tuple[tuple[str, ImageSpec], ...] = (
@@ -68,8 +66,7 @@ class ImageSpecs:
     """Specs of entries; what was read of files is remembered for as long as the files stay the same."""
 
     def __init__(self) -> None:
-        self._known: dict[_State, ImageSpec | None] = {}
-        self._lock = Lock()
+        self._memory = FileMemory[ImageSpec | None]()
 
     def of(self, entry: ModelEntry, backend: Backend) -> ImageSpec | None:
         """Return how the entry's model cuts images up; None if nothing tells.
@@ -79,15 +76,9 @@ class ImageSpecs:
         arguments = tuple(map(dashed, entry.backend_config.extra_args))
         try:
             files = tuple(_telling(backend.files(entry)))
-            state: _State = (*((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in files), arguments)
+            known = self._memory.recall(files, lambda: _read(files, arguments), arguments)
         except (OSError, ValueError):
-            return named_spec(entry)
-        with self._lock:
-            if state not in self._known:
-                while len(self._known) >= MOST_REMEMBERED:
-                    del self._known[next(iter(self._known))]
-                self._known[state] = _read(files, arguments)
-            known = self._known[state]
+            known = None
         return known or named_spec(entry)
 
 

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import TypeAlias
 
 from rolecall.backends.base import Backend
@@ -20,21 +19,19 @@ from rolecall.core.gguf_footprint import GgufFacts, ProjectorFacts, gguf_estimat
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.vllm_footprint import SafetensorsFacts, vllm_estimate
 from rolecall.runtime.fields import MOST, MOST_LAYERS
+from rolecall.runtime.file_memory import FileMemory
 from rolecall.runtime.gguf_facts import gguf_facts, projector_facts
 from rolecall.runtime.gguf_header import gguf_parts, read_gguf
 from rolecall.runtime.safetensors import safetensors_facts
 
 log = logging.getLogger(__name__)
 
-MOST_REMEMBERED = 256
-
 
 class ModelFiles:
     """Estimates for entries; what was read of a file is remembered for as long as the file stays the same."""
 
     def __init__(self) -> None:
-        self._known: dict[_State, _Facts | None] = {}
-        self._lock = Lock()
+        self._memory = FileMemory[_Facts | None]()
 
     def estimate_mb(self, entry: ModelEntry, backend: Backend, *, on_gpu: bool = True) -> Estimate | None:
         """Return what the entry needs on its GPUs, or in host RAM; None where the files do not tell.
@@ -48,19 +45,10 @@ class ModelFiles:
         if not files:
             return None
         try:
-            state = (_state(files), dtype)
+            facts = self._memory.recall(_all_read(files), lambda: _read(files, dtype), dtype)
         except (OSError, ValueError):  # not installed, or a name that no file can have
             return None
-        with self._lock:
-            facts = self._facts(state, files, dtype)
         return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
-
-    def _facts(self, state: _State, files: Sequence[Path], dtype: str | None) -> _Facts | None:
-        if state not in self._known:
-            while len(self._known) >= MOST_REMEMBERED:
-                del self._known[next(iter(self._known))]
-            self._known[state] = _read(files, dtype)
-        return self._known[state]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +58,11 @@ class _Gguf:
 
 
 _Facts: TypeAlias = _Gguf | SafetensorsFacts
-_State: TypeAlias = tuple[tuple[tuple[str, int, int], ...], str | None]
 
 
-def _state(files: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Path, size and time of every file that an estimate reads."""
-    read = [part for file in files for part in (sorted(_in_folder(file)) if file.is_dir() else gguf_parts(file))]
-    statuses = [(path, path.stat()) for path in read]
-    return tuple((str(path), status.st_size, status.st_mtime_ns) for path, status in statuses)
+def _all_read(files: Sequence[Path]) -> list[Path]:
+    """Return every file that an estimate reads."""
+    return [part for file in files for part in (sorted(_in_folder(file)) if file.is_dir() else gguf_parts(file))]
 
 
 def _in_folder(folder: Path) -> Iterable[Path]:

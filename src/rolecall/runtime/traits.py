@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any
 
 from rolecall.backends.base import Backend
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.traits import Traits, traits_of
+from rolecall.runtime.file_memory import FileMemory
 from rolecall.runtime.gguf_header import read_gguf
 
-MOST_REMEMBERED = 256
 MOST_BYTES = 32 * 2**20
 """A tokenizer_config.json that lists a large vocabulary has some MB, a template some kB."""
 
@@ -23,15 +22,12 @@ _TOKENIZER = "tokenizer_config.json"
 _IN_FOLDER = ("chat_template.jinja", "chat_template.json", _TOKENIZER, "additional_chat_templates/*.jinja")
 _ARGUMENTS = ("--chat-template", "--chat-template-file")
 
-_State: TypeAlias = tuple[tuple[str, int, int], ...]
-
 
 class TraitsReader:
     """Reads templates; those of a file are remembered for as long as it stays the same."""
 
     def __init__(self) -> None:
-        self._known: dict[_State, tuple[str, ...]] = {}
-        self._lock = Lock()
+        self._memory = FileMemory[tuple[str, ...]]()
 
     def of(self, entry: ModelEntry, backend: Backend) -> Traits:
         """Return what is known of a model; a file that cannot be read says nothing. Safe to call from threads."""
@@ -43,23 +39,13 @@ class TraitsReader:
         )
 
     def _templates(self, entry: ModelEntry, backend: Backend) -> tuple[str, ...]:
-        with suppress(OSError, ValueError, RecursionError):
+        with suppress(OSError, ValueError):
             files = tuple(_files(entry, backend))
             if files:
-                return self._read(files)
+                return self._memory.recall(files, lambda: _read(files))
             # No such file: llama.cpp takes the text of a template here, or the name of one that it brings.
             return tuple(filter(None, [_argument(entry)]))
         return ()
-
-    def _read(self, files: Sequence[Path]) -> tuple[str, ...]:
-        with self._lock:
-            state = tuple(map(_state, files))
-            if state not in self._known:
-                while len(self._known) >= MOST_REMEMBERED:
-                    del self._known[next(iter(self._known))]
-                self._known[state] = ()  # so that a file without sense is not read again and again
-                self._known[state] = tuple(text for file in files for text in _templates_in(file))
-            return self._known[state]
 
 
 def _argument(entry: ModelEntry) -> str | None:
@@ -82,9 +68,12 @@ def _files(entry: ModelEntry, backend: Backend) -> Iterator[Path]:
             yield path
 
 
-def _state(file: Path) -> tuple[str, int, int]:
-    status = file.stat()
-    return str(file), status.st_size, status.st_mtime_ns
+def _read(files: Sequence[Path]) -> tuple[str, ...]:
+    """Return the templates in files; none if one of them makes no sense."""
+    try:
+        return tuple(text for file in files for text in _templates_in(file))
+    except (OSError, ValueError, RecursionError):
+        return ()
 
 
 def _templates_in(file: Path) -> Iterable[str]:
