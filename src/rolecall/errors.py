@@ -30,6 +30,7 @@
     │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
     │   ├── NotLoaded                  503 model_not_loaded      autostart is off
     │   ├── TooManyConnections         503 too_many_connections
+    │   ├── DiskFull                   503 disk_full               no room for an upload
     │   ├── EngineBusy                 503 engine_busy           the engine itself says so
     │   └── ShuttingDown               503 shutting_down
     └── UpstreamError                  502 engine_error          the engine broke off or answered rubbish
@@ -315,6 +316,12 @@ class TooManyConnections(Unavailable):
     """No more connections are taken for now."""
 
     code = "too_many_connections"
+
+
+class DiskFull(Unavailable):
+    """The disk that uploads are kept on has no room for one more."""
+
+    code = "disk_full"
 
 
 class EngineBusy(Unavailable):

@@ -12,12 +12,19 @@ import pytest
 
 from gateway.test_engine_context import lease
 from rolecall.core.transforms import RequestFacts
-from rolecall.errors import BadRequest, RolecallError
+from rolecall.errors import BadRequest, DiskFull, RolecallError
 from rolecall.gateway.incoming import Payload
-from rolecall.gateway.uploads import Form, Upload, read_upload
+from rolecall.gateway.uploads import Form, Storage, Upload, read_upload
 from rolecall.gateway.upstream import HttpxTransport
 
 PATH = "/v1/audio/transcriptions"
+MB = 2**20
+TYPE = b"multipart/form-data; boundary=x"
+LIMIT = 64 * MB
+HEAD = (
+    b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nears\r\n'
+    b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+)
 
 
 class BrokenDisk(io.BytesIO):
@@ -118,4 +125,48 @@ async def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
         yield b""
 
     with pytest.raises(RolecallError, match="state_dir: No such file or directory"):
-        await read_upload(nothing(), b"multipart/form-data; boundary=x", PATH, 1, tmp_path / "gone")
+        await read_upload(nothing(), b"multipart/form-data; boundary=x", PATH, Storage(tmp_path / "gone", 1))
+
+
+class Disk:
+    """A disk on which each question finds ``step`` bytes less."""
+
+    def __init__(self, free: int, step: int = 0) -> None:
+        self.free = free
+        self.step = step
+
+    def __call__(self, _folder: Path) -> int:
+        self.free -= self.step
+        return self.free
+
+
+async def recording(megabytes: int) -> AsyncIterator[bytes]:
+    yield HEAD
+    for _ in range(megabytes):
+        yield bytes(MB)
+    yield b"\r\n--x--\r\n"
+
+
+async def test_as_much_as_the_limit_has_to_be_free(tmp_path: Path) -> None:
+    """A byte less, and an upload is not begun."""
+    await Storage(tmp_path, LIMIT, Disk(LIMIT)).check_room()
+    with pytest.raises(DiskFull, match="max_upload_bytes") as caught:
+        await Storage(tmp_path, LIMIT, Disk(LIMIT - 1)).check_room()
+    assert caught.value.headers() == {"retry-after": "30"}
+
+
+async def test_uploads_together_never_fill_the_disk(tmp_path: Path) -> None:
+    """Each looks again at every megabyte: where several share the room of one, they end before nothing is left."""
+    disk = Disk(LIMIT + 20 * MB, MB)
+    storage = Storage(tmp_path, LIMIT, disk)
+    uploads = (read_upload(recording(12), TYPE, PATH, storage) for _ in "ab")
+    results = await asyncio.gather(*uploads, return_exceptions=True)
+    assert any(isinstance(result, DiskFull) for result in results), results
+    assert disk.free >= LIMIT - 2 * MB
+
+
+async def test_an_upload_is_kept_whole_where_there_is_room(tmp_path: Path) -> None:
+    """It is there to be passed on, as long as it was sent."""
+    upload = await read_upload(recording(3), TYPE, PATH, Storage(tmp_path, LIMIT, Disk(LIMIT)))
+    assert upload.facts.model == "ears"
+    upload.let_go()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from harness import CHAT, Rolecall, eventually, fake_entry, prompt
+from harness import CHAT, Rolecall, eventually, fake_entry, prompt, read_to_end
 from rolecall.core.keys import hashed
 from rolecall.runtime.usage import USAGE, read_usage
 
@@ -58,6 +59,60 @@ def test_requests_a_minute(rolecall: Rolecall) -> None:
         assert ask(running, "rc-free").status_code == 200
         line = running.line_of(refused)
         assert (line["status"], line["key"], line["model"]) == (429, "few", None)
+
+
+BIG = b"x" * (8 * 2**20)
+
+
+def refusals_of_big_bodies(running: Rolecall, path: str, content_type: str, key: str) -> Iterator[tuple[int, bytes]]:
+    """Send large bodies that are no JSON and no upload as three kinds of clients do; return what each is told."""
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": content_type}
+    answer = running.http.post(path, content=BIG, headers=headers)
+    yield answer.status_code, answer.content
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+    connection.request("POST", path, BIG, headers)
+    plain = connection.getresponse()
+    yield plain.status, plain.read()
+    connection.close()
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    asks = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BIG)}\r\nExpect: 100-continue\r\n{head}\r\n"
+    )
+    with running.raw(asks.encode()) as raw:
+        told = read_to_end(raw)
+    yield int(told[9:12]), told.partition(b"\r\n\r\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [(CHAT, "application/json"), ("/v1/audio/transcriptions", "multipart/form-data; boundary=x")],
+)
+def test_one_too_many_is_refused_before_its_body_is_read(rolecall: Rolecall, path: str, content_type: str) -> None:
+    """A body that could not even be read is a 429, which clients get that are still sending; each has one line."""
+    with rolecall as running:
+        assert [ask(running, "rc-few").status_code for _ in range(2)] == [200, 200]
+        lines = len(running.log_lines(2))
+        for status, content in refusals_of_big_bodies(running, path, content_type, "rc-few"):
+            assert (status, json.loads(content)["error"]["code"]) == (429, "rate_limit_exceeded")
+        told = running.log_lines(lines + 3)[lines:]
+        assert [(line["status"], line["key"], line["bytes_in"]) for line in told] == [(429, "few", 0)] * 3
+
+
+def test_a_connection_goes_on_after_a_refusal(rolecall: Rolecall) -> None:
+    """What was sent of a refused body is not taken for the next request."""
+    with rolecall as running:
+        assert [ask(running, "rc-few").status_code for _ in range(2)] == [200, 200]
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=30)
+        connection.connect()
+        socket, told = connection.sock, []
+        for key in ("rc-few", "rc-free"):
+            headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+            connection.request("POST", CHAT, json.dumps(prompt("one")), headers)
+            answer = connection.getresponse()
+            answer.read()
+            told.append((answer.status, connection.sock is socket))
+        connection.close()
+        assert told == [(429, True), (200, True)]
 
 
 def test_tokens_a_day(rolecall: Rolecall) -> None:

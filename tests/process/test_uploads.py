@@ -92,6 +92,17 @@ def test_an_upload_over_the_limit_is_refused(server: Rolecall) -> None:
     assert "max_upload_bytes" in answer.json()["error"]["message"]
 
 
+def test_a_disk_without_room_refuses_uploads_alone(tmp_path: Path) -> None:
+    """With less than the limit free it is a 503 that says when to come back; the client is heard out."""
+    entries = [fake_entry("ears", capabilities=["audio", "text"])]
+    with Rolecall(tmp_path, entries, settings={"max_upload_bytes": 2**60}) as full:
+        answer = full.http.post(PATH, files={"file": ("a", bytes(8 * 2**20))}, data={"model": "ears"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
+        assert answer.json()["error"]["code"] == "disk_full"
+        assert full.line_of(answer)["status"] == 503
+        assert full.chat("ears").status_code == 200
+
+
 def test_no_boundary_is_told(server: Rolecall) -> None:
     """A content type without a boundary cannot be taken apart."""
     answer = server.http.post(PATH, content=b"x", headers={"content-type": "multipart/form-data"})

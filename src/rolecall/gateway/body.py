@@ -58,8 +58,7 @@ async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     if declared.isdigit() and int(declared) > limit:
-        if headers.get(b"expect", b"").lower() != b"100-continue":
-            await _discard(receive)
+        await discard_body(headers, receive)
         raise _too_large(int(declared), limit)
     while True:
         message = await _next(receive)
@@ -125,14 +124,26 @@ async def _next(receive: Receive) -> Message:
     return message
 
 
-async def _discard(receive: Receive) -> None:
+async def discard_body(headers: Mapping[bytes, bytes], receive: Receive) -> bool:
+    """Read a refused body that nobody has begun to read; return whether that was all of it.
+
+    It ends after 1 GiB or 30 s. Nothing is read of one that asked ``Expect: 100-continue``: its client waits for the
+    answer. Raises ``ClientGone``.
+    """
+    if headers.get(b"expect", b"").lower() == b"100-continue":
+        return False
+    return await _discard(receive)
+
+
+async def _discard(receive: Receive) -> bool:
     size = 0
     with anyio.move_on_after(_DISCARD_LIMIT_S):
         while size < _DISCARD_LIMIT_BYTES:
             message = await _next(receive)
             size += len(message.get("body", b""))
             if not message.get("more_body"):
-                return
+                return True
+    return False
 
 
 def _too_large(size: int, limit: int) -> BodyTooLarge:

@@ -2,7 +2,8 @@
 
 For each request, in this order: does its path mean the same to everybody; is ``Host`` one of ours; may this web page
 ask; is it a browser's question beforehand (CORS preflight); whose key is it; does the key have the scope. What is
-refused here has cost next to nothing, and what comes in carries its `Caller`. Answers to pages that are allowed say so, errors and streams as well.
+refused here has cost next to nothing, and what comes in carries its `Caller`. Answers to pages that are allowed say so,
+errors and streams as well.
 
 Nothing here, and nothing behind it, decides by ``request.url``, which is made from the ``Host`` header: what counts is
 ``scope["path"]``.

@@ -20,7 +20,15 @@ from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown
 from rolecall.gateway.account import Account
-from rolecall.gateway.body import ClientGone, aside, read_json, receive_body, receive_chunks, wait_until_gone
+from rolecall.gateway.body import (
+    ClientGone,
+    aside,
+    discard_body,
+    read_json,
+    receive_body,
+    receive_chunks,
+    wait_until_gone,
+)
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.comments import Commentary
 from rolecall.gateway.dispatch import Dispatch
@@ -29,7 +37,7 @@ from rolecall.gateway.pipeline import JsonRequest
 from rolecall.gateway.relay import Relay
 from rolecall.gateway.reply import Reply
 from rolecall.gateway.services import Services
-from rolecall.gateway.uploads import is_upload, read_upload
+from rolecall.gateway.uploads import Storage, is_upload, read_upload
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.lease import Lease
 
@@ -63,6 +71,7 @@ class Exchange:
         self._answering: asyncio.Task[None] | None = None
         self.request_id = new_request_id()
         self._reply = Reply(send, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
+        self._storage = Storage(services.settings.state_dir, services.settings.max_upload_bytes)
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
         self._line = self._account.line
         self._caller = caller_of(scope)
@@ -109,6 +118,7 @@ class Exchange:
     async def _serve(self, receive: Receive) -> None:
         incoming: Incoming | None = None
         with self._receiving:
+            await self._admit(receive)
             incoming = await self._receive(receive)
         if incoming is None:
             raise ShuttingDown
@@ -130,14 +140,31 @@ class Exchange:
         if failure is not None:
             raise failure
 
+    async def _admit(self, receive: Receive) -> None:
+        """Raise ``RateLimited`` and ``DiskFull`` before anything of the body is kept or read into objects.
+
+        Most clients look for an answer only after they have sent everything, so the body is thrown away first.
+        """
+        headers = dict(self._scope["headers"])
+        try:
+            self._caller.begin()
+            if self._is_upload(headers):
+                await self._storage.check_room()
+        except RolecallError:
+            if not await discard_body(headers, receive):
+                self._told = lambda: {"connection": "close"}
+            raise
+
+    def _is_upload(self, headers: Mapping[bytes, bytes]) -> bool:
+        return self._scope["path"] in UPLOADS and is_upload(headers)
+
     async def _receive(self, receive: Receive) -> Incoming:
         """Return the request, whole; raises ``BadRequest`` and ``ClientGone``."""
         settings, headers = self._services.settings, dict(self._scope["headers"])
         endpoint = self._scope["path"]
-        if endpoint in UPLOADS and is_upload(headers):
+        if self._is_upload(headers):
             chunks = self._counted(receive_chunks(receive))
-            folder = settings.state_dir
-            upload = await read_upload(chunks, headers[b"content-type"], endpoint, settings.max_upload_bytes, folder)
+            upload = await read_upload(chunks, headers[b"content-type"], endpoint, self._storage)
             self._account.note_facts(upload.facts, {})
             return upload
         raw = await receive_body(self._scope, receive, settings.max_body_bytes)
@@ -161,7 +188,6 @@ class Exchange:
 
     async def _respond(self, incoming: Incoming) -> None:
         services, facts = self._services, incoming.facts
-        self._caller.begin()
         target = self._caller.check(services.roster.resolve(facts.model))
         self._line.role = target.role  # a fallback may have another one
         streams = facts.stream and facts.endpoint in _STREAMING

@@ -11,7 +11,7 @@ from starlette.types import Send
 
 from rolecall.core.endpoints import CHAT
 from rolecall.core.error_shapes import error_body, error_event
-from rolecall.errors import BodyTooLarge, RolecallError
+from rolecall.errors import BodyTooLarge, DiskFull, RolecallError
 from rolecall.gateway.body import ClientGone
 
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -75,7 +75,7 @@ class Reply:
             await self.break_off(error)
             return
         headers = {"content-type": "application/json", **(told or {}), **error.headers()}
-        if isinstance(error, BodyTooLarge):  # what is left of the body may be taken for the next request
+        if isinstance(error, BodyTooLarge | DiskFull):  # what is left of the body may be taken for the next request
             headers["connection"] = "close"
         await self.whole(error.status, headers, orjson.dumps(error_body(self._endpoint, error)))
 

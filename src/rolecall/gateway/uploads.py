@@ -7,6 +7,7 @@ without a name, fields into memory, and the engine is sent the same parts in the
 from __future__ import annotations
 
 import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -21,7 +22,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from rolecall.core.catalog import Target
 from rolecall.core.transforms import RequestFacts
-from rolecall.errors import BadRequest, BodyTooLarge, RolecallError
+from rolecall.errors import BadRequest, BodyTooLarge, DiskFull, RolecallError
 from rolecall.gateway.incoming import Payload
 from rolecall.runtime.lease import Lease
 
@@ -32,6 +33,9 @@ MAX_PARTS = 100
 MAX_FIELD_BYTES = 2**20
 _WRITE_BYTES = 2**20
 """What is collected before it is written: a switch to a thread for each 64 KB would cost more than the writing."""
+_KEPT_FREE_BYTES = 256 * 2**20
+"""What uploads leave of the disk for logs and other files, however many of them come at a time."""
+_RETRY_S = 30
 
 
 @dataclass(slots=True)
@@ -52,15 +56,19 @@ class Part:
 
 
 class Form:
-    """A multipart body on its way in: ``feed`` it, then ``close`` it. Raises ``BadRequest`` for one that is none."""
+    """A multipart body on its way in: ``feed`` it, then ``close`` it. Raises ``BadRequest`` for one that is none.
 
-    def __init__(self, content_type: bytes, file: IO[bytes]) -> None:
+    ``check_space`` is called, in a thread, before anything is written; what it raises ends the upload.
+    """
+
+    def __init__(self, content_type: bytes, file: IO[bytes], check_space: Callable[[], None] | None = None) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind.decode("latin-1") != MULTIPART or not boundary:
             raise BadRequest("The content-type of an upload must be multipart/form-data with a boundary.")
         self.parts: list[Part] = []
         self._file = file
+        self._check_space = check_space
         self._unwritten = bytearray()
         self._end = 0
         self._name = self._value = b""
@@ -103,7 +111,12 @@ class Form:
 
     async def _write(self) -> None:
         data, self._unwritten = self._unwritten, bytearray()
-        await _on_disk(lambda: self._file.write(data))
+        await _on_disk(lambda: self._keep(data))
+
+    def _keep(self, data: bytearray) -> None:
+        if self._check_space is not None:
+            self._check_space()
+        self._file.write(data)
 
     def _begin(self) -> None:
         if len(self.parts) == MAX_PARTS:
@@ -228,17 +241,47 @@ def is_upload(headers: Mapping[bytes, bytes]) -> bool:
     return headers.get(b"content-type", b"").split(b";")[0].strip().lower() == MULTIPART.encode()
 
 
-async def read_upload(
-    chunks: AsyncIterator[bytes], content_type: bytes, endpoint: str, limit: int, folder: Path
-) -> Upload:
-    """Receive an upload into a nameless file in ``folder``.
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
-    Raises ``BadRequest`` for what is no multipart body or names no model, ``BodyTooLarge`` above ``limit`` bytes.
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where uploads are kept: a folder, the ``limit`` of each in bytes, and what tells how many are free there."""
+
+    folder: Path
+    limit: int
+    free: Callable[[Path], int] = _free
+
+    async def check_room(self) -> None:
+        """Raise ``DiskFull`` unless one more upload has room."""
+        if await _on_disk(lambda: self.free(self.folder)) < self.limit:
+            raise _disk_full()
+
+    def check_space(self) -> None:
+        """Raise ``DiskFull`` before this upload and others together fill the disk."""
+        if self.free(self.folder) < min(self.limit, _KEPT_FREE_BYTES):
+            raise _disk_full()
+
+
+def _disk_full() -> DiskFull:
+    return DiskFull(
+        "The disk with the state folder (state_dir) has no room for an upload: as many bytes as max_upload_bytes have "
+        "to be free. Who runs the server can make room, or lower that setting; other requests are served.",
+        retry_after_s=_RETRY_S,
+    )
+
+
+async def read_upload(chunks: AsyncIterator[bytes], content_type: bytes, endpoint: str, storage: Storage) -> Upload:
+    """Receive an upload into a nameless file.
+
+    Raises ``BadRequest`` for what is no multipart body or names no model, ``BodyTooLarge`` above the limit of bytes,
+    ``DiskFull``.
     """
-    file = await _on_disk(partial(_nameless, folder))
+    file = await _on_disk(partial(_nameless, storage.folder))
     try:
-        form = Form(content_type, file)
-        async for chunk in _limited(chunks, limit):
+        form = Form(content_type, file, storage.check_space)
+        async for chunk in _limited(chunks, storage.limit):
             await form.feed(chunk)
         await form.close()
         return Upload(form, file, _facts(form, endpoint))
