@@ -70,7 +70,7 @@ def _until(word: str, pieces: Iterator[str]) -> Iterator[str]:
 def test_who_has_no_more_time(base_url: str, server: Rolecall, client: type[Client], model: str) -> None:
     """A time limit of the client's own, whatever it waited for."""
     with left(server, model), pytest.raises(Exception, match=r"(?i)timed out|^$"):
-        client(base_url, limit_s=0.5).whole(model)
+        client(base_url, limit_s=1).whole(model)
 
 
 @pytest.mark.parametrize("client", PYTHON)
@@ -98,7 +98,7 @@ async def _begin(server: Rolecall, model: str, begun: asyncio.Event) -> None:
     """Wait until a request has come as far as it does with this model."""
     wait: dict[str, Any] = {
         "never-ready": lambda: asyncio.to_thread(server.await_waiting, 1),
-        "thinks-long": lambda: asyncio.to_thread(server.await_in_flight, model, 1),
+        "thinks-long": lambda: asyncio.to_thread(eventually, lambda: server.stats(model)["in_flight"] == 1),
         "talks-long": begun.wait,
     }
     await wait[model]()
