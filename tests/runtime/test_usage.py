@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +45,8 @@ async def test_usage_outlives_the_process(tmp_path: Path) -> None:
     book.begin(limited)
     book.close()
     again = UsageBook(path, clock)
-    assert (again.today(limited).requests, again.today(limited).tokens) == (2, 40)
-    assert (again.today(key("other")).requests, again.today(key("new"))) == (1, Usage(20_000))
+    used = [used_today(read_usage(path), each, clock.now)[:3] for each in (limited, key("other"), key("new"))]
+    assert used == [(20_000, 2, 40), (20_000, 1, 0), (20_000, 0, 0)]
     with pytest.raises(RateLimited, match="2 requests a minute"):
         again.begin(limited)
     clock.now += 30
@@ -80,6 +83,53 @@ async def test_old_counts_are_forgotten(tmp_path: Path) -> None:
     await book.write()
     assert len(read_usage(path)) == 1
     assert used_today(read_usage(path), key(), clock.now) == Usage(20_001, 1)
+
+
+async def test_a_write_that_was_cancelled_before_it_began_is_made_up_for(tmp_path: Path) -> None:
+    """What it was to write is written at the end."""
+    path, clock, is_free = tmp_path / "usage.json", Clock(), threading.Event()
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    busy = loop.run_in_executor(None, is_free.wait)
+    book = UsageBook(path, clock)
+    book.begin(key())
+    writing = asyncio.create_task(book.write())
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.wait({writing})
+    book.close()
+    is_free.set()
+    await busy
+    assert used_today(read_usage(path), key(), clock.now).requests == 1
+
+
+async def test_the_end_does_not_race_with_a_cancelled_write(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its thread is still at work when the last text is written; the file holds the last one, whole."""
+    clock = Clock()
+    for number in range(30):
+        path = tmp_path / f"{number}.json"
+        book = UsageBook(path, clock)
+        for _ in range(200):
+            book.begin(key())
+        writing = asyncio.create_task(book.write())
+        await asyncio.sleep(0)
+        writing.cancel()
+        book.begin(key())
+        book.close()
+        await asyncio.wait({writing})
+        await asyncio.get_running_loop().run_in_executor(None, lambda: None)
+        assert used_today(read_usage(path), key(), clock.now).requests == 201
+    assert caplog.text == ""
+
+
+def test_a_row_that_makes_no_sense_costs_the_others_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One key begins anew, with a warning; the limits of all others hold."""
+    path = tmp_path / "usage.json"
+    row = {"day": 20_000, "requests": 3, "tokens": 100, "full_at": 0}
+    rows = {key().sha256[:16]: row, "a": {"day": -1}, "b": 7, "c": row | {"tokens": None}}
+    path.write_text(json.dumps({"version": 1, "used": rows}))
+    assert read_usage(path) == {key().sha256[:16]: Usage(20_000, 3, 100, 0.0)}
+    assert caplog.text.count("its counting begins anew") == 3
 
 
 async def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

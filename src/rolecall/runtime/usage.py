@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -36,6 +37,8 @@ class UsageBook:
         self._used = read_usage(path)
         self._is_dirty = False
         self._has_failed = False
+        self._writing = threading.Lock()  # the last text is written while the thread of an earlier one still runs
+        self._text_number = self._written_number = 0
 
     def begin(self, key: ApiKey) -> None:
         """Count a request; raises ``RateLimited`` if the key allows no more of them."""
@@ -47,29 +50,32 @@ class UsageBook:
         self._used[_id(key)] = spend(self._used.get(_id(key), NOTHING), tokens, self._clock())
         self._is_dirty = True
 
-    def today(self, key: ApiKey) -> Usage:
-        """Return what a key has used today."""
-        return on_day_of(self._clock(), self._used.get(_id(key), NOTHING))
-
     async def write(self) -> None:
         """Write what has changed, without holding up the loop."""
         if self._is_dirty:
-            await asyncio.to_thread(self._write, self._text())
+            await asyncio.to_thread(self._write, *self._text())
 
     def close(self) -> None:
-        """Write what has changed, now."""
-        if self._is_dirty:
-            self._write(self._text())
+        """Write what has changed, now; also what a ``write`` that was cancelled may not have written."""
+        if self._is_dirty or self._written_number < self._text_number:
+            self._write(*self._text())
 
-    def _text(self) -> str:
+    def _text(self) -> tuple[str, int]:
+        """Return what the file is to hold, and how many of such texts there were."""
         now = self._clock()
         # Yesterday's are forgotten, unless their bucket is still filling.
         self._used = {id_: used for id_, used in self._used.items() if used.day >= day_of(now) or used.full_at > now}
         self._is_dirty = False  # what changes from here on is written the next time
         rows = {id_: used._asdict() for id_, used in self._used.items()}
-        return json.dumps({"version": VERSION, "used": rows}) + "\n"
+        self._text_number += 1
+        return json.dumps({"version": VERSION, "used": rows}) + "\n", self._text_number
 
-    def _write(self, text: str) -> None:
+    def _write(self, text: str, number: int) -> None:
+        with self._writing:
+            if number > self._written_number:  # not over a later one
+                self._replace(text, number)
+
+    def _replace(self, text: str, number: int) -> None:
         try:
             write_privately(self._path, text)
         except OSError as error:
@@ -79,6 +85,7 @@ class UsageBook:
             self._has_failed = True
         else:
             self._has_failed = False
+            self._written_number = number
 
 
 def _id(key: ApiKey) -> str:
@@ -91,7 +98,7 @@ def used_today(used: Mapping[str, Usage], key: ApiKey, now: float) -> Usage:
 
 
 def read_usage(path: Path) -> dict[str, Usage]:
-    """Return what was used by each key; nothing, with a warning, of a file that makes no sense."""
+    """Return what was used by each key; nothing, with a warning, of a file or a row that makes no sense."""
     try:
         with path.open("rb") as file:
             return dict(_rows(json.loads(file.read(_MOST_BYTES))))
@@ -106,8 +113,11 @@ def _rows(data: Any) -> Iterator[tuple[str, Usage]]:
     if data["version"] != VERSION:
         raise ValueError(f"its version is {data['version']!r:.80}")
     for id_, used in data["used"].items():
-        day, requests, tokens = (_count(used[name]) for name in ("day", "requests", "tokens"))
-        yield str(id_), Usage(day, requests, tokens, _time(used["full_at"]))
+        try:
+            day, requests, tokens = (_count(used[name]) for name in ("day", "requests", "tokens"))
+            yield str(id_), Usage(day, requests, tokens, _time(used["full_at"]))
+        except (ValueError, KeyError, TypeError) as error:  # the other keys' limits stay
+            log.warning("what the API key %.16s has used cannot be read, its counting begins anew: %r", id_, error)
 
 
 def _count(value: object) -> int:
