@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from engines.test_end_to_end import ANSWER, CAPTION, DEMO, SETTINGS, real_entry
-from harness import CHAT, Rolecall
+from harness import CHAT, Rolecall, upstream_entry
 
 pytest.importorskip("xllamacpp", reason="the embedded engine needs an extra: rolecall[llama]")
 pytest.importorskip("gguf", reason="the demo models need an extra: rolecall[llama]")
@@ -32,6 +33,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
             DEMO + "demo-vision.gguf",
             context_length=CONTEXT_TOKENS,
             backend_config={"mmproj_path": "mmproj-demo-vision.gguf"},
+        ),
+        real_entry(
+            "seer-off",
+            DEMO + "demo-vision.gguf",
+            context_length=CONTEXT_TOKENS,
+            backend_config={"mmproj_path": "mmproj-demo-vision.gguf"},
+            history={"vision_truncate_history": False, "history_fit": "off"},
         ),
         real_entry("talker", DEMO + "demo-chat.gguf", context_length=CONTEXT_TOKENS),
         real_entry("demo-chat", DEMO + "demo-chat.gguf"),
@@ -100,6 +108,26 @@ def test_questions_about_the_newest_picture(server: Rolecall) -> None:
         assert dropped(line["truncate_history"])[1] <= 1
         messages += [answer.json()["choices"][0]["message"], {"role": "user", "content": f"And {number}?"}]
     assert dropped(line["truncate_history"])[1] == 1
+
+
+def test_an_engine_that_cannot_be_asked(server: Rolecall, tmp_path: Path) -> None:
+    """Behind a server that others run nothing can be counted, and its pictures' costs are unknown: no request fails."""
+    far = upstream_entry(
+        "far",
+        f"{server.base_url}/v1",
+        served_model_id="seer-off",
+        capabilities=["text", "vision"],
+        context_length=CONTEXT_TOKENS,
+    )
+    with Rolecall(tmp_path, [far]) as near:
+        messages: list[dict[str, Any]] = [SYSTEM]
+        for number in range(25):
+            messages.append(show(number))
+            answer, _ = ask(near, "far", messages, x_rolecall_history="fit")
+            messages += [answer.json()["choices"][0]["message"], {"role": "user", "content": f"And {number}?"}]
+            answer, line = ask(near, "far", messages)
+            messages.append(answer.json()["choices"][0]["message"])
+    assert dropped(line["truncate_history"])[0] > 40
 
 
 def test_a_new_picture_alone(server: Rolecall) -> None:

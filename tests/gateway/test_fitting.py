@@ -206,6 +206,9 @@ async def test_a_refusal_by_numbers_makes_a_smaller_request() -> None:
     assert again is not None
     assert sum(map(characters, again.body["messages"])) <= 1024 - 148
     assert again.cut.dropped_messages == 41 - len(again.body["messages"])
+    last = await each.smaller(smaller, lease(), Overflow(2048, 2100), is_last=True)
+    assert last is not None
+    assert last.cut.dropped_messages == 40  # of all that was said, the current turn is left
 
 
 async def test_where_the_text_was_counted_the_pictures_are_to_blame() -> None:

@@ -106,7 +106,8 @@ class Dispatch:
         does if the engine ran out of memory before it answered. One that dies otherwise with the request in hand may
         have died of it, and the client is told.
         """
-        facts, self._account.line.role = self._incoming.facts, target.role
+        facts, line = self._incoming.facts, self._account.line
+        line.role = target.role or line.role
         entries = self._able(target, facts)
         demand = Demand(role=target.role, needs=facts.needs, profile=target.profile)
         lease = await self._lease(entries, demand)
@@ -152,7 +153,8 @@ class Dispatch:
 
         If there is none, all is given back here, the room in a shared context too: whoever is asked next has its own.
         A request that the engine finds too long is sent once more if it can be made smaller: what was counted as
-        fitting can be too long by a few tokens.
+        fitting can be too long by a few tokens. Where that was too long as well, so much is misjudged of it that it is
+        sent as small as it may become.
         """
         async with contextlib.AsyncExitStack() as trial:
             trial.callback(lease.release)
@@ -160,9 +162,11 @@ class Dispatch:
             payload = await self._incoming.payload(lease)
             await self._hold_room(lease, trial)
             response: UpstreamResponse = await self._post(lease, payload, trial)
-            if response.status >= 400:
+            for is_last in (False, True):
+                if response.status < 400:
+                    break
                 refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
-                smaller = await self._incoming.smaller(lease, refusal.content)
+                smaller = await self._incoming.smaller(lease, refusal.content, is_last=is_last)
                 response = refusal if smaller is None else await self._post(lease, smaller, trial)
             held.push_async_callback(trial.pop_all().aclose)
             return response

@@ -98,8 +98,10 @@ class Fitter:
         context = await self._contexts.of(lease)
         return sent if context is None else await self._fit(sent, lease, policy, context)
 
-    async def smaller(self, sent: Sent, lease: Lease, overflow: Overflow, wish: str | None = None) -> Sent | None:
-        """Return a smaller body after the engine refused one; None if the policy has none.
+    async def smaller(
+        self, sent: Sent, lease: Lease, overflow: Overflow, wish: str | None = None, *, is_last: bool = False
+    ) -> Sent | None:
+        """Return a smaller body after the engine refused one, ``is_last`` the smallest; None if the policy has none.
 
         Raises ``ContextLengthExceeded`` with the engine's number if nothing more may be left out.
         """
@@ -115,7 +117,8 @@ class Fitter:
         room = max(room_for_answer(sent.body, overflow.context), overflow.answer)
         if room >= overflow.context:
             return None  # it is the answer that finds no room, and the engine says so
-        fitted = await _off_loop(fit, messages, policy, told, (overflow.context - room) * _CAUTION)
+        budget = 0 if is_last else (overflow.context - room) * _CAUTION
+        fitted = await _off_loop(fit, messages, policy, told, budget)
         if fitted.cut.is_cut:
             return _after(sent, fitted)
         if overflow.prompt is None or overflow.prompt >= overflow.context:

@@ -46,8 +46,11 @@ class Incoming(Protocol):
         """Return the body for the engine of a lease; raises any ``RolecallError``."""
         ...
 
-    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
-        """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
+    async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
+        """Return a smaller body if an engine's error answer says that the last one was too long and that can be.
+
+        ``is_last``: the smallest that there can be.
+        """
         ...
 
     def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:

@@ -79,12 +79,12 @@ class JsonRequest:
             return await self._fitted(lease, await self._counting.fitter.prepare(body, lease, self._wish))
         return await self._written(lease, body)
 
-    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
         overflow = read_overflow(_parsed(answer)) if self._sent is not None else None
         if self._sent is None or overflow is None:
             return None
-        sent = await self._counting.fitter.smaller(self._sent, lease, overflow, self._wish)
+        sent = await self._counting.fitter.smaller(self._sent, lease, overflow, self._wish, is_last=is_last)
         return None if sent is None else await self._fitted(lease, sent)
 
     async def _fitted(self, lease: Lease, sent: Sent) -> Payload:

@@ -182,7 +182,7 @@ class Upload:
         body = _Parts(self._form, self._file, lease.backend.served_id(lease.entry).encode(), boundary.encode())
         return Payload(body, body.size, f"{MULTIPART}; boundary={boundary}")
 
-    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
         """A recording cannot be made smaller."""
 
     def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
