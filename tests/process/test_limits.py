@@ -159,3 +159,10 @@ def test_models_and_roles(rolecall: Rolecall) -> None:
             assert running.line_of(refused)["key"] == name
         assert error_of(ask(running, "rc-admin"), 403)["message"].endswith("needs inference.")
         assert error_of(ask(running, "rc-free", "nobody"), 404)["code"] == "model_not_found"
+        # A bound key cannot find out which names there are: an unknown one is refused in the words of a forbidden one.
+        for key, forbidden, unknown in (("rc-bound", "two", "tow"), ("rc-role", "role:other", "role:othre")):
+            words = error_of(ask(running, key, forbidden), 403)["message"]
+            assert error_of(ask(running, key, unknown), 403)["message"] == words.replace("'other'", "'othre'")
+        path = "/v1/models/tow"
+        shown = running.http.get(path, headers={"Authorization": "Bearer rc-bound"})
+        assert "two" not in error_of(shown, 403)["message"]

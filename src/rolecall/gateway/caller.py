@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from starlette.types import Scope
 
 from rolecall.core import keys
-from rolecall.core.catalog import Target
+from rolecall.core.catalog import ROLE_PREFIX, Target
 from rolecall.core.keys import ApiKey, allowed, is_visible
 from rolecall.core.models import ModelEntry
-from rolecall.errors import Forbidden
+from rolecall.errors import Forbidden, ModelNotFound
 from rolecall.runtime.usage import UsageBook
+
+Resolve = Callable[[str], Target]
+"""Finds what a name stands for; raises ``ModelNotFound``."""
 
 _CALLER = "rolecall.caller"
 
@@ -30,6 +34,10 @@ class Caller(Protocol):
 
     def check(self, target: Target) -> Target:
         """Return the target with those of its entries that this caller may use; raises ``Forbidden`` if none is."""
+        ...
+
+    def find(self, resolve: Resolve, name: str) -> Target:
+        """Return what of a name this caller may use; raises ``ModelNotFound`` and ``Forbidden``."""
         ...
 
     def sees(self, entry: ModelEntry) -> bool:
@@ -59,6 +67,10 @@ class Anyone:
         """Return it as it is."""
         return target
 
+    def find(self, resolve: Resolve, name: str) -> Target:
+        """Return what the name stands for."""
+        return resolve(name)
+
     def sees(self, entry: ModelEntry) -> bool:
         """Return True."""
         del entry
@@ -84,6 +96,11 @@ class Stranger:
     def check(self, target: Target) -> Target:
         """Allow nothing."""
         del target
+        raise Forbidden("Models need an API key.")
+
+    def find(self, resolve: Resolve, name: str) -> Target:
+        """Allow nothing."""
+        del resolve, name
         raise Forbidden("Models need an API key.")
 
     def sees(self, entry: ModelEntry) -> bool:
@@ -118,6 +135,20 @@ class KeyHolder:
     def check(self, target: Target) -> Target:
         """Return it with the entries that the key allows."""
         return allowed(self._key, target)
+
+    def find(self, resolve: Resolve, name: str) -> Target:
+        """Return what the key may use of a name; it learns no more of a name that there is not than of a forbidden one.
+
+        Nor does it learn what other names there are.
+        """
+        try:
+            return self.check(resolve(name))
+        except ModelNotFound:
+            if not (self._key.models or self._key.roles):
+                raise
+            is_role = name[: len(ROLE_PREFIX)].lower() == ROLE_PREFIX
+            self.check(Target((), name[len(ROLE_PREFIX) :] if is_role else None))
+            raise ModelNotFound(f"There is no {name[:200]!r} that the key may use.") from None
 
     def sees(self, entry: ModelEntry) -> bool:
         """Whether the key has a use for the entry."""

@@ -188,7 +188,7 @@ class Exchange:
 
     async def _respond(self, incoming: Incoming) -> None:
         services, facts = self._services, incoming.facts
-        target = self._caller.check(services.roster.resolve(facts.model))
+        target = self._caller.find(services.roster.resolve, facts.model)
         self._line.role = target.role  # a fallback that is a role has its own
         streams = facts.stream and facts.endpoint in _STREAMING
         self._told = lambda: self._headers(target, incoming)

@@ -139,7 +139,7 @@ class _Api:
 
     async def model(self, request: Request) -> Json:
         id_ = request.path_params["id"]
-        target = caller_of(request.scope).check(self._services.roster.resolve(id_))
+        target = caller_of(request.scope).find(self._services.roster.resolve, id_)
         if target.role is None:
             card = self._card(target.entries[0].name)
         else:
