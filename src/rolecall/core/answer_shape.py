@@ -59,6 +59,11 @@ class AnswerShape:
         self._starts_in_thought = starts_in_thought
         self._thoughts = ReasoningStream(form, starts_in_thought=starts_in_thought) if self._form != "as_is" else None
 
+    @property
+    def changes_whole(self) -> bool:
+        """Whether anything may change in a whole answer."""
+        return self._form != "as_is"
+
     def rewrite(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return what the client gets in place of a message of the stream; the same object if that is what came."""
         if message.get("error") or message.get("type") == "error":
@@ -73,7 +78,7 @@ class AnswerShape:
 
     def whole(self, said: Any) -> Any:
         """Return a whole answer (parsed) for the client; the same object if it is to pass as it came."""
-        if self._form == "as_is" or not isinstance(said, dict):
+        if not self.changes_whole or not isinstance(said, dict):
             return said
         return shape_answer(said, self._form, starts_in_thought=self._starts_in_thought)
 

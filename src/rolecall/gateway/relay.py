@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from rolecall.core.answer_shape import AnswerShape, reasoning_form, starts_in_thought
-from rolecall.core.endpoints import MESSAGES, RESPONSES
+from rolecall.core.endpoints import EMBEDDINGS, HEARING, MESSAGES, RESPONSES
 from rolecall.core.engine_errors import Asked, read_error
+from rolecall.core.large_answer import is_object, usage_of
 from rolecall.core.sse import StreamWatch
 from rolecall.core.transforms import GENERATING, RequestFacts
 from rolecall.errors import RolecallError, UpstreamError
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import parse_answer
-from rolecall.gateway.reply import Reply, as_stream
+from rolecall.gateway.reply import EVENT_STREAM, Reply, as_stream
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.lease import Lease
@@ -25,6 +27,18 @@ _CUT = (None, "abort")
 
 _FINISHING = GENERATING | {RESPONSES, MESSAGES}
 """The endpoints whose streams say that they are finished."""
+
+_NOT_JSON_ALONE = frozenset({*HEARING, EMBEDDINGS})
+"""The endpoints whose answers may be sound, subtitles, plain text or bytes."""
+
+_LARGE_BYTES = 2**20
+"""What is larger is not parsed if nobody needs more of it than its usage."""
+
+_MAX_ERROR_BYTES = 4 * 2**20
+"""What an error answer has beyond that is not read."""
+
+_LONGEST_WAIT_S = 86_400.0
+_NO_STREAM = "The engine gave a whole answer that fits into no stream, though one was asked for."
 
 _PASSED_HEADERS = ("content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms")
 
@@ -60,8 +74,13 @@ class Relay:
             raise UpstreamError(f"The engine answered with the status {response.status}, which is no answer.")
         # An engine that compresses although it was asked not to: its answer passes unread, and therefore whole.
         is_plain = response.headers.get("content-encoding", "identity") == "identity"
-        if is_plain and response.headers.get("content-type", "").startswith("text/event-stream"):
+        if response.status >= 400:
+            body = await self._waiting(self._read(response, lease, _MAX_ERROR_BYTES))
+            raise self._refusal(response, b"".join(body) if is_plain else b"", lease)
+        if is_plain and response.headers.get("content-type", "").startswith(EVENT_STREAM):
             await self._stream(response, lease)
+        elif is_plain and not self._is_json(response):
+            await self._pass(response, lease)
         else:
             await self._whole(response, lease, is_plain=is_plain)
 
@@ -90,6 +109,7 @@ class Relay:
         if self._facts.endpoint in GENERATING and not self._answer.error and self._answer.finish_reason in _CUT:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
         await self._reply.body(rest, more=False)
+        self.is_delivered = True
 
     async def _tell_late(self, promised: Mapping[str, str]) -> None:
         """Tell in comments what was not known yet when a stream that waits was given its head."""
@@ -99,17 +119,59 @@ class Relay:
 
     async def _whole(self, response: UpstreamResponse, lease: Lease, *, is_plain: bool) -> None:
         """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""
-        body = await self._waiting(self._read(response, lease))
-        if response.status >= 400:
-            raise self._refusal(response, body if is_plain else b"", lease)
+        parts = await self._waiting(self._read(response, lease))
+        shape = self._shape(lease)
+        if is_plain and self._may_pass_unread(parts, shape):
+            self._answer.read({"usage": usage_of(parts)})
+            await self._pass_parts(response, parts)
+            return
+        body = b"".join(parts)
         said = parse_answer(response.status, body) if is_plain else None
         self._answer.read(said)
         self._line.status = response.status
-        shape = self._shape(lease)
         if self._reply.has_head:
             await self._pass_into_stream(response.status, shape.whole(said))
         else:
             await self._reply.whole(response.status, self._response_headers(response), shape.whole_bytes(body, said))
+        self.is_delivered = True
+
+    def _is_json(self, response: UpstreamResponse) -> bool:
+        """Whether the answer is to be read as JSON; a web page is no answer anywhere, but something's error."""
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        is_called_so = kind == "text/html" or kind.removeprefix("application/").endswith("json")
+        return is_called_so or self._facts.endpoint not in _NOT_JSON_ALONE
+
+    async def _pass(self, response: UpstreamResponse, lease: Lease) -> None:
+        """Pass on what is no JSON, unread, as it comes; one that breaks off later is not ended properly."""
+        if self._reply.has_head:
+            raise UpstreamError(_NO_STREAM)
+        chunks = response.chunks(self._settings.backend_timeout_ms / 1000)
+        chunk = await self._waiting(_next(chunks))
+        if self._reply.has_head:  # it waited for the first bytes
+            raise UpstreamError(_NO_STREAM)
+        length = response.headers.get("content-length")
+        sized = {} if length is None else {"content-length": length}
+        self._line.status = response.status
+        await self._reply.start(response.status, self._response_headers(response) | sized)
+        while chunk is not None:
+            lease.touch()
+            await self._reply.body(chunk)
+            self.is_delivered = str(self._reply.bytes_out) == length
+            chunk = await _next(chunks)
+        await self._reply.body(b"", more=False)
+        self.is_delivered = True
+
+    def _may_pass_unread(self, parts: Sequence[bytes], shape: AnswerShape) -> bool:
+        """Whether a whole answer is large, and neither its form nor the log asks for more of it than its usage."""
+        is_wanted = shape.changes_whole or self._answer.keeps_text or self._reply.has_head
+        return sum(map(len, parts)) > _LARGE_BYTES and not is_wanted and is_object(parts)
+
+    async def _pass_parts(self, response: UpstreamResponse, parts: Sequence[bytes]) -> None:
+        self._line.status = response.status
+        length = {"content-length": str(sum(map(len, parts)))}
+        await self._reply.start(response.status, self._response_headers(response) | length)
+        for left, part in zip(range(len(parts) - 1, -1, -1), parts, strict=True):
+            await self._reply.body(part, more=left > 0)
         self.is_delivered = True
 
     def _shape(self, lease: Lease) -> AnswerShape:
@@ -128,22 +190,26 @@ class Relay:
         except orjson.JSONDecodeError:
             said = body.decode(errors="replace")
         after = response.headers.get("retry-after", "")
-        return read_error(
-            response.status, said, self._asked(lease), retry_after_s=float(after) if after.isdecimal() else None
-        )
+        wait_s = min(float(after), _LONGEST_WAIT_S) if after.isdecimal() else None
+        return read_error(response.status, said, self._asked(lease), retry_after_s=wait_s)
 
-    async def _read(self, response: UpstreamResponse, lease: Lease) -> bytes:
-        parts = []
+    async def _read(self, response: UpstreamResponse, lease: Lease, limit: float = math.inf) -> list[bytes]:
+        """Return the body in its parts, up to the one with which it has more than ``limit`` bytes."""
+        parts: list[bytes] = []
+        size = 0
         async for chunk in response.chunks(self._settings.backend_timeout_ms / 1000):
             lease.touch()
             parts.append(chunk)
-        return b"".join(parts)
+            size += len(chunk)
+            if size > limit:
+                break
+        return parts
 
     async def _pass_into_stream(self, status: int, said: Any) -> None:
         """Pass a whole answer on to a client whose stream has begun while it waited."""
         chunk = as_stream(said) if self._facts.endpoint in GENERATING else None
         if chunk is None:
-            raise UpstreamError("The engine gave a whole answer that fits into no stream, though one was asked for.")
+            raise UpstreamError(_NO_STREAM)
         await self._reply.start(status, {})
         await self._reply.body(chunk, more=False)
 

@@ -14,6 +14,7 @@ from rolecall.core.error_shapes import error_body, error_event
 from rolecall.errors import BodyTooLarge, DiskFull, RolecallError
 from rolecall.gateway.body import ClientGone
 
+EVENT_STREAM = "text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
@@ -35,6 +36,7 @@ class Reply:
         self._send = send
         self._request_id = request_id
         self._endpoint = endpoint
+        self._has_events = False
         self._is_within_event = False
 
     async def promise(self, headers: Mapping[str, str]) -> None:
@@ -49,6 +51,7 @@ class Reply:
             await self._head(status, headers)
 
     async def _head(self, status: int, headers: Mapping[str, str]) -> None:
+        self._has_events = headers.get("content-type", "").startswith(EVENT_STREAM)
         pairs = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         pairs.append((b"x-request-id", self._request_id.encode()))
         self.has_head = True
@@ -80,12 +83,12 @@ class Reply:
         await self.whole(error.status, headers, orjson.dumps(error_body(self._endpoint, error)))
 
     async def break_off(self, error: RolecallError) -> None:
-        """End a stream with an error as its last event, unless it is complete.
+        """End a stream with an error as its last event, unless it is complete; any other answer as it is.
 
         It is not ended properly: the server then closes the connection without the last chunk, and no client can take
         the answer for a whole one. Raises ``ClientGone`` as ``body`` does.
         """
-        if not self.is_complete:
+        if not self.is_complete and self._has_events:  # within sound or subtitles an error would be part of them
             # An event that the engine left unfinished is ended, so that ours is one of its own.
             await self.body((b"\n\n" if self._is_within_event else b"") + error_event(self._endpoint, error))
 
