@@ -156,3 +156,41 @@ def test_nothing_that_engines_write_is_too_odd_to_read(message: Any) -> None:
     """Whatever form a message has, it is read as far as it makes sense."""
     answer = read(message)
     assert answer.is_complete or answer.finish_reason is None
+
+
+def streamed(*deltas: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+    return [{"choices": [{"delta": each}], **more} for each in deltas]
+
+
+@pytest.mark.parametrize(
+    ("messages", "tokens"),
+    [
+        ([], 0),
+        (streamed({"role": "assistant", "content": ""}), 0),
+        (streamed({"content": "a"}, {"content": "b"}, {"reasoning": "c"}), 3),
+        (streamed({"content": "x" * 41}), 11),
+        (streamed({"content": "漢" * 4}), 3),
+        (streamed({"reasoning_content": "x" * 40, "reasoning": "x" * 40}), 10),
+        (streamed({"tool_calls": [{"index": 0, "function": {"arguments": "x" * 40}}]}), 10),
+        ([{"type": "content_block_delta", "delta": {"text": "x" * 40}}], 10),
+        ([{"type": "response.output_text.delta", "delta": "x" * 40}], 10),
+        ([{"object": "response", "output": [{"content": [{"type": "output_text", "text": "x" * 40}]}]}], 10),
+        ([{"type": "message_start", "message": {"usage": {"input_tokens": 5, "output_tokens": 1}}}], 1),
+        ([{"choices": [{"message": {"content": "x" * 40}, "finish_reason": "stop"}]}], 10),
+        (streamed({"content": "a"}, usage={"completion_tokens": 7}), 7),
+    ],
+)
+def test_what_was_written_is_estimated_by_what_was_seen(messages: list[dict[str, Any]], tokens: int) -> None:
+    """Where the engine has not told: a token a piece, or four bytes a token, whichever is more."""
+    answer = Answer()
+    for message in messages:
+        answer.read(message)
+    assert answer.tokens_written == tokens
+
+
+def test_what_the_engine_told_in_the_end_is_believed() -> None:
+    """A complete answer has the tokens that its engine counted, more or fewer."""
+    answer = Answer()
+    answer.read({"choices": [{"message": {"content": "x" * 400}, "finish_reason": "stop"}]})
+    answer.read({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+    assert answer.tokens_written == 2

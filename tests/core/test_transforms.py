@@ -38,6 +38,9 @@ def facts(body: Any, endpoint: str = CHAT) -> RequestFacts:
 # -- facts
 
 
+ODD: list[Any] = ["false", "true", 0, 1, [], {}]
+
+
 def test_facts_of_a_small_request() -> None:
     """A request that says nothing special is a whole answer to words."""
     read = facts(chat())
@@ -73,6 +76,7 @@ def test_nulls_are_silence() -> None:
     """Optional fields given as null say nothing."""
     read = facts(chat(stream=None, stream_options=None, metadata=None))
     assert read == facts(chat())
+    assert facts(chat(stream_options={"include_usage": None})) == facts(chat())
     assert facts(chat(metadata={"prompt_id": None})).prompt_id is None
 
 
@@ -112,6 +116,14 @@ def test_usage_is_hidden_from_who_did_not_ask(endpoint: str, *, stream: bool, wa
         (chat(stream="yes"), "stream", "The field 'stream' must be true or false."),
         (chat(stream=1), "stream", "The field 'stream' must be true or false."),
         (chat(stream_options=True), "stream_options", "The field 'stream_options' must be an object."),
+        *(
+            (
+                chat(stream_options={"include_usage": odd}),
+                "stream_options.include_usage",
+                "The field 'stream_options.inc",
+            )
+            for odd in ODD
+        ),
         ({"model": "m"}, "messages", "The field 'messages' is missing."),
         ({"model": "m", "messages": []}, "messages", "The field 'messages' must be a non-empty list."),
         ({"model": "m", "messages": HELLO}, "messages", "The field 'messages' must be a non-empty list."),

@@ -11,6 +11,7 @@ from rolecall.backends.base import Places, Upstream
 from rolecall.backends.llama_server import LlamaServer
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand, Selection
+from rolecall.errors import UpstreamError
 from rolecall.gateway.account import Account
 from rolecall.runtime.lease import Lease
 
@@ -37,3 +38,29 @@ def test_the_waits_for_a_second_engine_are_added() -> None:
     assert (account.line.queue_ms, account.line.load_ms) == (100.0, 2000.0)
     account.note_lease(lease("second", 0.5, 3000.25))
     assert (account.line.queue_ms, account.line.load_ms, account.line.model) == (100.5, 5000.25, "second")
+
+
+def account() -> Account:
+    return Account({"path": "/v1/chat/completions", "headers": [], "client": None}, "req_1", keeps_prompts=False)
+
+
+def test_a_prompt_that_an_engine_has_is_owed() -> None:
+    """Its estimate counts until the engine tells, and not at all where there was no answer."""
+    left = account()
+    left.note_lease(lease("one", 0, 0))
+    assert left.tokens(lambda _lease: 40.4) == 0
+    left.note_sent()
+    left.answer.read({"choices": [{"delta": {"content": "hi"}}]})
+    assert left.tokens(lambda _lease: 40.4) == 41
+    left.answer.read({"choices": [], "usage": {"prompt_tokens": 30, "completion_tokens": 5}})
+    assert left.tokens(lambda _lease: 40.4) == 35
+    refused = account()
+    refused.note_lease(lease("one", 0, 0))
+    refused.note_sent()
+    refused.note_error(UpstreamError("no"), within_answer=False)
+    assert refused.tokens(lambda _lease: 40.4) == 0
+    cut = account()
+    cut.note_lease(lease("one", 0, 0))
+    cut.note_sent()
+    cut.note_error(UpstreamError("no"), within_answer=True)
+    assert cut.tokens(lambda _lease: 40.4) == 40

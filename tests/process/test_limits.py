@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from harness import CHAT, Rolecall, eventually, fake_entry, prompt, read_to_end
+from harness import CHAT, Rolecall, eventually, fake_entry, http_request, new_agent, prompt, read_to_end, words
 from rolecall.core.keys import hashed
 from rolecall.runtime.usage import USAGE, read_usage
 
@@ -127,6 +127,48 @@ def test_tokens_a_day(rolecall: Rolecall) -> None:
         with pytest.raises(openai.RateLimitError, match="tokens today, and may use 20 a day"):
             client.chat.completions.create(model="one", messages=[{"role": "user", "content": "hi"}])
         assert len(running.log_lines(before + 1)) == before + 1
+
+
+SLOW: dict[str, Any] = {"tokens": 1000, "token_delay_s": 0.02}
+
+
+@pytest.mark.parametrize("options", [None, {"include_usage": True}])
+def test_who_leaves_early_pays_too(rolecall: Rolecall, options: Any) -> None:
+    """A client that closes its connection before the usage chunk has used the prompt and what it saw."""
+    with rolecall as running:
+        body = prompt("one", words(50), stream=True, stream_options=options, fake=SLOW)
+        with running.http.stream("POST", CHAT, json=body, headers={"Authorization": "Bearer rc-free"}) as answer:
+            next(line for line in answer.iter_lines() if "w3" in line)
+        line = running.line_of(answer)
+        assert (line["error"].partition(":")[0], line["prompt_tokens"]) == ("client_gone", None)
+    (used,) = read_usage(running.state / USAGE).values()
+    assert (used.requests, 30 < used.tokens < 500) == (1, True), used
+
+
+def engine_has_one(running: Rolecall) -> bool:
+    """Whether the engine has a request in hand; rolecall is asked for its port as an admin."""
+    rows = running.http.get("/v1/models/health", headers={"Authorization": "Bearer rc-admin"}).json()["data"]
+    port = next((row.get("port") for row in rows if row["model"] == "one" and row["in_flight"]), None)
+    return port is not None and httpx.get(f"http://127.0.0.1:{port}/stats", trust_env=False).json()["in_flight"] == 1
+
+
+def test_who_leaves_before_a_whole_answer_pays_the_prompt(rolecall: Rolecall) -> None:
+    """The engine has read it, though nobody has seen a word."""
+    agent = new_agent()
+    headers = {"Authorization": "Bearer rc-free", "User-Agent": agent}
+    with rolecall as running:
+        with running.raw(http_request(prompt("one", words(50), fake=SLOW), headers=headers)):
+            eventually(lambda: engine_has_one(running))
+        assert running.line_by(agent)["status"] == 499
+    (used,) = read_usage(running.state / USAGE).values()
+    assert (used.requests, 30 < used.tokens < 500) == (1, True), used
+
+
+def test_a_wish_for_usage_is_a_boolean(rolecall: Rolecall) -> None:
+    """Anything else might be read one way here, and another way by an engine."""
+    with rolecall as running:
+        refused = ask(running, "rc-free", stream=True, stream_options={"include_usage": "false"})
+        assert error_of(refused, 400)["param"] == "stream_options.include_usage"
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

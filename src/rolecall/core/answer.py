@@ -16,6 +16,8 @@ _BLOCK_KEYS = ("text", "thinking", "partial_json")
 _RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
 """Anthropic counts them beside ``input_tokens``, OpenAI within."""
+_BYTES_PER_TOKEN = 4
+"""English text has about four letters a token with the tokenizers of today's models."""
 
 
 @dataclass(slots=True)
@@ -37,6 +39,23 @@ class Answer:
     is_complete: bool = False
     is_over: bool = False
     text: list[str] = field(default_factory=list)
+    _pieces: int = field(default=0, compare=False)
+    _bytes: int = field(default=0, compare=False)
+
+    @property
+    def tokens_seen(self) -> int:
+        """Estimate the tokens that the model wrote by what was seen of them: a piece of a stream has at least one."""
+        return max(self._pieces, -(-self._bytes // _BYTES_PER_TOKEN))
+
+    @property
+    def tokens_written(self) -> int:
+        """Return the tokens that the model wrote: those that it told, or else an estimate.
+
+        What is told before the end, as Messages do in their first event, is no more than a beginning.
+        """
+        if self.is_complete and self.completion_tokens is not None:
+            return self.completion_tokens
+        return max(self.completion_tokens or 0, self.tokens_seen)
 
     def read(self, message: Any) -> None:
         """Take in one JSON object of the answer: a chunk or an event of a stream, or a whole answer."""
@@ -66,6 +85,12 @@ class Answer:
             self.finish_reason = str(reason)
             self.is_complete = True
 
+    def _write(self, *pieces: Any) -> None:
+        """Count what the model wrote in one go: texts, or objects with texts in them."""
+        self.has_output = True
+        self._pieces += 1
+        self._bytes += sum(map(_bytes_of, pieces))
+
     def _say(self, text: Any) -> None:
         self.has_output = self.has_output or bool(text)
         if self.keeps_text and isinstance(text, str):
@@ -75,7 +100,8 @@ class Answer:
         self._finish(choice.get("finish_reason"))
         said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
         if isinstance(said, dict) and any(said.get(key) for key in _OUTPUT_KEYS):
-            self.has_output = True
+            thought = said.get("reasoning_content") or said.get("reasoning")
+            self._write(said.get("content"), thought, said.get("tool_calls"), said.get("refusal"))
             self._say(said.get("content"))
 
     def _read_event(self, kind: str, event: dict[str, Any]) -> None:
@@ -103,13 +129,13 @@ class Answer:
 
     def _read_block(self, block: Any) -> None:
         if isinstance(block, dict) and (block.get("type") == "tool_use" or any(block.get(key) for key in _BLOCK_KEYS)):
-            self.has_output = True
+            self._write(*(block.get(key) for key in (*_BLOCK_KEYS, "input")))
             self._say(block.get("text"))
 
     def _read_response_delta(self, kind: str, event: dict[str, Any]) -> None:
         if not kind.endswith(".delta") or not event.get("delta"):
             return
-        self.has_output = True
+        self._write(event["delta"])
         if kind == "response.output_text.delta":
             self._say(event["delta"])
 
@@ -124,6 +150,7 @@ class Answer:
         reason = details.get("reason") if isinstance(details, dict) else None
         self._finish(reason or response.get("status"))
         for text in () if is_told else _texts(response):
+            self._write(text)
             self._say(text)
 
     def _read_usage(self, usage: Any) -> None:
@@ -138,6 +165,14 @@ class Answer:
         details = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
         if isinstance(details, dict):
             self.reasoning_tokens = _count(details, "reasoning_tokens")
+
+
+def _bytes_of(value: Any) -> int:
+    """Return the size of all texts in a value, encoded as UTF-8."""
+    if isinstance(value, str):
+        return len(value.encode(errors="replace"))
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(_bytes_of, inner))
 
 
 def _objects(items: Any) -> Iterator[dict[str, Any]]:

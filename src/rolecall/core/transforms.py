@@ -57,6 +57,10 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise BadRequest("The field 'stream_options' must be an object.", param="stream_options")
+    wants_usage = (options or {}).get("include_usage")
+    if wants_usage is not None and not isinstance(wants_usage, bool):
+        problem = "The field 'stream_options.include_usage' must be true or false."
+        raise BadRequest(problem, param="stream_options.include_usage")
     messages = _messages(body) if endpoint == CHAT else _turns(body)
     media = find_media(body)
     metadata = body.get("metadata")
@@ -68,7 +72,7 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         messages=len(messages),
         images=check_images(media, max_images=max_images, max_image_bytes=max_image_bytes),
         addresses=sum(medium.is_address for medium in media),
-        wants_usage=bool((options or {}).get("include_usage")),
+        wants_usage=bool(wants_usage),
         prompt_id=_text(named.get("prompt_id")),
         prompt_version=_text(named.get("prompt_version")),
     )

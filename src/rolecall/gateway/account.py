@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import Scope
@@ -26,20 +26,31 @@ class Account:
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
         self.line = RequestLine(request_id=request_id, endpoint=scope["path"], client=_client(scope))
+        self.is_owed = False
         self._headers = scope["headers"]
         self._keeps_prompts = keeps_prompts
         self._first_output_at: float | None = None
 
-    @property
-    def tokens(self) -> int:
-        """The tokens of prompt and completion together, as far as the engine told."""
-        return (self.answer.prompt_tokens or 0) + (self.answer.completion_tokens or 0)
+    def tokens(self, estimated_prompt: Callable[[Lease], float]) -> int:
+        """Return the tokens of prompt and completion together: what the engine told, or else an estimate.
+
+        An engine tells at the end, and a client can leave before.
+        """
+        prompt = self.answer.prompt_tokens
+        if prompt is None:
+            prompt = round(estimated_prompt(self.lease)) if self.is_owed and self.lease else 0
+        return prompt + self.answer.tokens_written
+
+    def note_sent(self) -> None:
+        """Take in that an engine has the request: from now on its prompt is owed."""
+        self.is_owed = True
 
     def note_error(self, error: RolecallError, *, within_answer: bool) -> None:
         """Take in why it failed; ``within_answer`` says that the status is that of an answer that had begun."""
         self.line.error = error.summary()
         if not within_answer:
             self.line.status = error.status
+            self.is_owed = False  # there was no answer
 
     def note_facts(self, facts: RequestFacts, body: Mapping[str, Any]) -> None:
         """Take in what was asked for."""

@@ -189,6 +189,7 @@ class Dispatch:
 
     async def _post(self, lease: Lease, payload: Payload, held: contextlib.AsyncExitStack) -> UpstreamResponse:
         lease.touch()
+        self._account.note_sent()
         response = await self._services.transport.post(
             lease.upstream.url(self._incoming.facts.endpoint),
             self._headers(lease, payload),

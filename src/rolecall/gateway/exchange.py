@@ -66,6 +66,7 @@ class Exchange:
         self._services = services
         self._scope = scope
         self._relay: Relay | None = None
+        self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
         self._receiving = anyio.CancelScope()
         self._answering: asyncio.Task[None] | None = None
@@ -99,7 +100,10 @@ class Exchange:
         finally:
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
-            self._caller.spend(self._account.tokens)
+            self._caller.spend(self._account.tokens(self._estimated_prompt))
+
+    def _estimated_prompt(self, lease: Lease) -> float:
+        return 0 if self._incoming is None else self._incoming.estimate(lease)
 
     def interrupt(self) -> None:
         """End the answer now: the server has waited for it as long as it will."""
@@ -116,10 +120,10 @@ class Exchange:
         await self._reply.fail(error, self._told())
 
     async def _serve(self, receive: Receive) -> None:
-        incoming: Incoming | None = None
         with self._receiving:
             await self._admit(receive)
-            incoming = await self._receive(receive)
+            self._incoming = await self._receive(receive)
+        incoming = self._incoming
         if incoming is None:
             raise ShuttingDown
         answering = self._answering = asyncio.create_task(self._respond(incoming))

@@ -61,6 +61,10 @@ class Incoming(Protocol):
         """Take in how many tokens the engine counted of what it was sent."""
         ...
 
+    def estimate(self, lease: Lease) -> float:
+        """Return how many tokens the prompt that was sent is thought to have; 0 if nothing is known of it."""
+        ...
+
     def let_go(self) -> None:
         """Give back what the request holds: it is not sent again."""
         ...

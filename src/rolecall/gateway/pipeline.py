@@ -110,6 +110,10 @@ class JsonRequest:
         if self._receipt is not None:
             self._counting.costs.settle(lease, self._receipt, prompt_tokens)
 
+    def estimate(self, lease: Lease) -> float:
+        """Return how many tokens the prompt that was sent is thought to have; 0 for what is no chat."""
+        return 0 if self._receipt is None else self._counting.costs.tokens(lease, self._receipt)
+
     def let_go(self) -> None:
         """Let the body go."""
         self._body, self._sent = {}, None
