@@ -348,7 +348,11 @@ class Rolecall:
     def __enter__(self) -> Self:
         """Start it and wait until it says where it is ready."""
         self.launch()
-        ready = eventually(self._ready_line)
+        try:
+            ready = eventually(self._ready_line)
+        except BaseException:
+            self.kill()
+            raise
         self.base_url = ready.partition(" ready at ")[2].partition("/v1 ")[0]
         self.port = int(self.base_url.rpartition(":")[2])
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=32)
