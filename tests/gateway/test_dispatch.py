@@ -39,7 +39,7 @@ class Holding:
         """Return an empty object."""
         return Payload(b"{}", 2)
 
-    async def smaller(self, lease: Lease, answer: bytes) -> Payload | None:
+    async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
         """Return that it cannot be made smaller."""
         return None
 

@@ -82,7 +82,9 @@ async def test_a_whole_answer_is_delivered(endpoint: str, response: FakeResponse
         sent.append(message)
 
     account = Account({"path": endpoint, "headers": [], "client": None}, "req_1", keeps_prompts=False)
-    services = SimpleNamespace(settings=Settings.model_validate({}), roster=SimpleNamespace(traits=lambda _entry: Traits()))
+    services = SimpleNamespace(
+        settings=Settings.model_validate({}), roster=SimpleNamespace(traits=lambda _entry: Traits())
+    )
     reply = Reply(send, "req_1", 9, endpoint)
     facts = RequestFacts(endpoint, "m")
     relay = Relay(cast("Services", services), reply, account, facts, waiting=at_once, headers=dict)
