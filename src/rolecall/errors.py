@@ -62,6 +62,8 @@ class RolecallError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
     code: str | None = "internal_error"
+    discreet: str | None = None
+    """The message without what an engine may quote of the request or its answer, where its words are in it."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after_s: float | None = None, code: str | None = None
@@ -83,9 +85,9 @@ class RolecallError(Exception):
             return {}
         return {"retry-after": str(min(MAX_RETRY_AFTER_S, max(1, math.ceil(self.retry_after_s))))}
 
-    def summary(self) -> str:
-        """Return ``code: message`` for the log."""
-        return f"{self.code}: {self.message}"
+    def summary(self, *, discreetly: bool = False) -> str:
+        """Return ``code: message`` for the log; ``discreetly`` where that may hold no prompts."""
+        return f"{self.code}: {self.discreet if discreetly and self.discreet is not None else self.message}"
 
 
 class BadRequest(RolecallError):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.engine_errors import MAX_QUOTED, RETRY_S, Asked, quoted, read_error, read_event
+from rolecall.core.engine_errors import MAX_QUOTED, RETRY_S, Asked, quoted, read_error, read_event, without_quotes
 from rolecall.errors import (
     BadRequest,
     BodyTooLarge,
@@ -160,7 +160,7 @@ def test_words_of_the_request_make_no_other_error() -> None:
     quotes = "Failed to parse messages: bad role; messages = " + "x " * 4000
     error = read_error(*llama(500, f"{quotes} maximum context length is 1 tokens, image input is not supported"))
     assert type(error) is BadRequest
-    assert read_error(400, {"error": {"message": "no", "code": "c" * 1000}}).code == "c" * 100
+    assert read_error(400, {"error": {"message": "no", "code": "c" * 1000}}).code == "invalid_request"
 
 
 def test_numbers_stay_unknown_where_only_the_limit_is_said() -> None:
@@ -293,6 +293,59 @@ def test_our_own_key_is_not_the_clients_fault() -> None:
 def test_engines_words_are_made_fit_for_clients(text: str, safe: str) -> None:
     """No keys, no folders, no images in base64, and not too much of it."""
     assert quoted(text) == safe
+
+
+SECRET = "my private words"
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "kept"),
+    [
+        (500, f"Failed to parse messages: Missing 'role'; messages = [{SECRET}]", ["Failed to parse messages …"]),
+        (400, f"Unsupported tool type: {SECRET}", ["Unsupported tool type …"]),
+        (400, f"Jinja Exception: roles must alternate: {SECRET}", ["Jinja Exception …", "roles must alternate"]),
+        (400, f"[{{'type': 'missing', 'input': '{SECRET}'}}]", []),
+        (500, f"Something broke\n{SECRET}", ["The engine failed (500): Something broke …"]),
+        (500, "Compute error", ["The engine failed (500): Compute error"]),
+        (500, "It isn't the client's fault", ["It isn't the client's fault"]),
+        (500, f"invalid literal for int() with base 10: '{SECRET}'", ["invalid literal for int() with base 10"]),
+        (503, f"busy with `{SECRET}`", ["The engine says: busy with …"]),
+        (501, f"no {{{SECRET}", ["does not serve /v1/embeddings: no …"]),
+        (401, f"who is “{SECRET}”?", ["api_key_env", "who is …"]),
+        (429, f"x={SECRET}", ["x …"]),
+        (400, f"image input is not supported - hint: {SECRET}", ["image input is not supported - hint …"]),
+        (400, "a " * 150 + SECRET, ["a a …"]),
+        (400, {"error": {"message": "no", "code": SECRET}}, ["no"]),
+        (400, {"error": {"message": f"request (9 tokens) exceeds the context size (5): {SECRET}"}}, ["(9 tokens)"]),
+    ],
+)
+def test_the_log_gets_the_cause_without_the_request(status: int, said: Any, kept: list[str]) -> None:
+    """Where no prompts are to be logged, the engine's words end before what they quote; the client gets them all."""
+    error = read_error(status, said, ASKED)
+    summary = error.summary(discreetly=True)
+    assert SECRET not in summary
+    assert all(words in summary for words in kept)
+    assert error.summary() == f"{error.code}: {error.message}"
+
+
+@given(said=st.text(), status=st.integers(400, 599))
+def test_a_discreet_summary_is_bounded(said: str, status: int) -> None:
+    """Whatever the engine's words are."""
+    assert len(read_error(status, f"{said}'{SECRET}'", ASKED).summary(discreetly=True)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        (f"The engine failed (500): broke on '{SECRET}'", "The engine failed (500): broke on …"),
+        (f"The engine says: no: {SECRET}", "The engine says: no …"),
+        (f"broke: {SECRET}", "broke …"),
+        ("broke", "broke"),
+    ],
+)
+def test_words_without_quotes(told: str, kept: str) -> None:
+    """What rolecall says before an engine's words stays."""
+    assert without_quotes(told) == kept
 
 
 @given(text=st.text() | st.text("/~ab.", max_size=3000))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
 from starlette.types import Scope
 
 from rolecall.backends.base import Places, Upstream
 from rolecall.backends.llama_server import LlamaServer
+from rolecall.core.engine_errors import read_error
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand, Selection
 from rolecall.errors import UpstreamError
 from rolecall.gateway.account import Account
+from rolecall.gateway.body import parse_answer
 from rolecall.runtime.lease import Lease
 
 
@@ -28,6 +31,29 @@ def lease(model: str, queue_ms: float, load_ms: float) -> Lease:
         engine_gone=asyncio.Event(),
         _give_back=lambda: None,
     )
+
+
+SECRET = "my private words"
+
+
+@pytest.mark.parametrize("keeps_prompts", [False, True])
+def test_an_engines_error_brings_no_prompt_into_the_line(*, keeps_prompts: bool) -> None:
+    """What an engine quotes in an error, at once or within its answer, is in the line only where prompts are."""
+    scope: Scope = {"path": "/v1/chat/completions", "headers": [], "client": None}
+    said = f"Failed to parse messages: Missing 'role'; messages = [{SECRET}]"
+    with pytest.raises(UpstreamError, match=SECRET) as no_json:
+        parse_answer(200, f'{{"content": "{SECRET}'.encode())
+    for error, cause in [(read_error(500, said), "invalid_request: Failed to parse"), (no_json.value, "not JSON")]:
+        account = Account(scope, "req_1", keeps_prompts=keeps_prompts)
+        account.note_error(error, within_answer=False)
+        line = account.close("p", 0)
+        assert cause in line["error"]
+        assert (SECRET in line["error"]) is keeps_prompts
+    account = Account(scope, "req_1", keeps_prompts=keeps_prompts)
+    account.answer.read({"error": {"message": said}})
+    line = account.close("p", 0)
+    assert line["error"].startswith("upstream_error: Failed to parse messages")
+    assert (SECRET in line["error"]) is keeps_prompts
 
 
 def test_the_waits_for_a_second_engine_are_added() -> None:

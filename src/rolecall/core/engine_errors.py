@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -33,6 +33,7 @@ from rolecall.errors import (
 MAX_QUOTED = 600
 """Characters of an engine's words that are passed on: some quote the whole request."""
 _MAX_CODE = 100
+_CODE = re.compile(r"[\w.:-]{1,100}")
 
 RETRY_S = 5.0
 """When to come back to an engine that is busy and does not say for how long."""
@@ -65,6 +66,10 @@ _CLIENTS_FAULT = re.compile(
     re.IGNORECASE,
 )
 """What engines answer with 500 although the request is to blame: it would fail again and again."""
+_PHRASES = (_UNSUPPORTED, _CLIENTS_FAULT)
+_OURS = re.compile(r"The engine (?:says|gave up|failed \(\d{3}\)|finds the request too large): ")
+_QUOTATION = re.compile(r"""["`“„«‘{\[<=:\n]|(?<!\w)'""")
+_MAX_UNQUOTED = 200
 _NO_ROUTE = re.compile(r"File Not Found|404 page not found|Not Found|Method Not Allowed", re.IGNORECASE)
 """The whole of what servers say of a path that they do not have: llama.cpp, Ollama, vLLM."""
 
@@ -115,6 +120,23 @@ def quoted(text: str) -> str:
     return text if len(text) <= MAX_QUOTED else text[: MAX_QUOTED - 1] + "…"
 
 
+def without_quotes(words: str) -> str:
+    """Return the beginning of an engine's words, up to where they may quote the request, for a log without prompts.
+
+    Quoted may be all that follows a quotation mark, a bracket, a colon, an equals sign or a line's end. llama.cpp:
+    "Unsupported tool type: …", "Failed to parse messages: …; messages = […"; vLLM: pydantic's words. Of what follows
+    the known phrases stay, which say what is wrong.
+    """
+    ours = _OURS.match(words)
+    start = ours.end() if ours else 0
+    found = _QUOTATION.search(words, start)
+    if found is None and len(words) <= _MAX_UNQUOTED:
+        return words
+    end = min(found.start() if found else len(words), start + _MAX_UNQUOTED)
+    known = dict.fromkeys(phrase[0] for pattern in _PHRASES for phrase in pattern.finditer(words, end, MAX_READ))
+    return " … ".join([f"{words[:end].rstrip()} …".lstrip(), *known])
+
+
 def read_error(status: int, said: Any, asked: Asked = Asked(), *, retry_after_s: float | None = None) -> RolecallError:
     """Return what an engine's error answer means for the client.
 
@@ -123,7 +145,13 @@ def read_error(status: int, said: Any, asked: Asked = Asked(), *, retry_after_s:
     """
     told = _listen(status, said)
     wait_s = RETRY_S if retry_after_s is None else retry_after_s
-    return _too_long(said, told) or _wrong_input(told) or _by_status(status, told, asked, wait_s)
+
+    def meaning(told: _Told) -> RolecallError:
+        return _too_long(said, told) or _wrong_input(told) or _by_status(status, told, asked, wait_s)
+
+    error = meaning(told)
+    error.discreet = meaning(replace(told, words=without_quotes(told.words))).message
+    return error
 
 
 def read_event(message: Mapping[str, Any], asked: Asked = Asked()) -> RolecallError:
@@ -140,7 +168,7 @@ def _listen(status: int, said: Any) -> _Told:
         message=message[:MAX_READ],
         words=quoted(message) or f"(the status {status} and no reason)",
         kinds=f"{code} {kind}"[:MAX_READ],
-        code=code[:_MAX_CODE] if isinstance(code, str) and code and not code.isdecimal() else None,
+        code=code if isinstance(code, str) and _CODE.fullmatch(code) and not code.isdecimal() else None,
         param=param[:_MAX_CODE] if isinstance(param, str) and param else None,
     )
 

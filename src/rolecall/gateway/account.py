@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from rolecall.core.engine_errors import without_quotes
 from rolecall.core.sse import Answer
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import RolecallError
@@ -47,7 +48,7 @@ class Account:
 
     def note_error(self, error: RolecallError, *, within_answer: bool) -> None:
         """Take in why it failed; ``within_answer`` says that the status is that of an answer that had begun."""
-        self.line.error = error.summary()
+        self.line.error = error.summary(discreetly=not self._keeps_prompts)
         if not within_answer:
             self.line.status = error.status
             self.is_owed = False  # there was no answer
@@ -82,7 +83,8 @@ class Account:
         line.profile, line.bytes_out = profile, bytes_out
         line.prompt_tokens, line.completion_tokens = answer.prompt_tokens, answer.completion_tokens
         line.reasoning_tokens, line.finish_reason = answer.reasoning_tokens, answer.finish_reason
-        line.error = line.error or (f"upstream_error: {answer.error}" if answer.error else None)
+        if answer.error and not line.error:
+            line.error = f"upstream_error: {answer.error if self._keeps_prompts else without_quotes(answer.error)}"
         line.duration_ms = _ms(now - self.started_at)
         if self._first_output_at is not None:
             line.ttft_ms = _ms(self._first_output_at - self.started_at)

@@ -279,7 +279,10 @@ def parse_answer(status: int, body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         said = " ".join(body[:_QUOTED_BYTES].decode(errors="replace").split()) or "nothing"
-        raise UpstreamError(f"The engine's answer (status {status}) is not JSON: {said}") from None
+        problem = f"The engine's answer (status {status}) is not JSON"
+        error = UpstreamError(f"{problem}: {said}")
+        error.discreet = f"{problem} ({len(body)} bytes)."
+        raise error from None
 
 
 async def wait_until_gone(receive: Receive) -> None:
