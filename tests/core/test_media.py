@@ -14,6 +14,7 @@ from rolecall.core.media import (
     MAX_DEPTH,
     Medium,
     Path,
+    Places,
     check_images,
     find_media,
     images,
@@ -395,3 +396,39 @@ def test_an_address_is_found_among_anything(part: str, others: dict[str, Any], p
     content.insert(position, filled(PARTS[part][0], WEB))
     body = {**others, "messages": [{"role": "user", "content": content}]}
     assert any(m.path[:4] == ("messages", 0, "content", position) and m.is_address for m in find_media(body))
+
+
+# -- places
+
+
+def test_media_keep_the_places_in_which_they_came() -> None:
+    """Whatever goes before them, and whatever they become; of the same string the first place counts."""
+    body = said(
+        PARTS["chat"][0],
+        {"type": "image_url", "image_url": {"url": WEB + "?1"}},
+        {"file": WEB + "?2"},
+        PARTS["chat"][0],
+    )
+    media = find_media(body)
+    texts = [value_at(body, medium.path) for medium in media]
+    places = Places.of(body, media)
+    names = [(0, "messages[1].content[0]"), (1, "messages[1].content[1]"), (0, "messages[1].content[2]")]
+    names.append(names[0])
+    assert [places.place(text, 7, "elsewhere") for text in texts] == names
+    places.replace(texts[1], inline := "data:," + WEB)
+    assert places.place(inline, 7, "elsewhere") == names[1]
+    assert places.place(texts[1], 7, "elsewhere") == names[1]
+
+
+def test_what_did_not_come_with_the_request_has_no_such_place() -> None:
+    """Then it is where it stands; so it is with a picture that is no string, and with what was forgotten."""
+    body = said({"type": "image", "uuid": "1"}, {"type": "image_url", "image_url": {"url": WEB + "?1"}})
+    text = body["messages"][1]["content"][1]["image_url"]["url"]
+    places = Places.of(body, find_media(body))
+    places.replace("a stranger", other := "a cat")
+    for stranger in (other, 7, None):
+        assert places.place(stranger, 7, "elsewhere") == (7, "elsewhere")
+    places.keep(body)
+    assert places.place(text, 7, "elsewhere") == (1, "messages[1].content[1]")
+    places.keep(said())
+    assert places.place(text, 7, "elsewhere") == (7, "elsewhere")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rolecall.core.endpoints import CHAT
+from rolecall.core.media import Medium
 from rolecall.core.transforms import RequestFacts, read_facts
 from rolecall.errors import BadRequest, BodyTooLarge
 
@@ -68,6 +69,10 @@ def test_facts_of_a_rich_request() -> None:
         wants_usage=True,
         prompt_id="7",
         prompt_version="v" * 200,
+        media=(
+            Medium("image", ("messages", 1, "content", 1, "image_url", "url"), size=3),
+            Medium("image", ("messages", 1, "content", 2, "image_url"), size=3),
+        ),
     )
     assert facts(body).needs == {"text", "vision"}
 

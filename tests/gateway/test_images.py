@@ -23,7 +23,7 @@ from rolecall.core.transforms import read_facts
 from rolecall.errors import BadRequest, BodyTooLarge, InvalidImage, InvalidImageUrl, InvalidMediaUrl
 from rolecall.gateway.image_fetch import ImageFetcher
 from rolecall.gateway.images import Images
-from rolecall.gateway.pictures import image_size
+from rolecall.gateway.pictures import Pictures, image_size
 from rolecall.settings import Settings, load_settings
 
 CHAT = "/v1/chat/completions"
@@ -405,7 +405,7 @@ async def test_sizes_are_told_for_each_message(made: Images) -> None:
         {"role": "user", "content": [{"type": "image_url", "image_url": None}, "odd", {"image_url": uri(png(3, 2))}]},
         "odd",
     ]
-    sizes = made.sizes()
+    sizes = Pictures().sizes()
     assert await sizes.of(messages) == [[], [(7, 5), None, (400, 300)], [None, (3, 2)], []]
     assert await sizes.of(messages[1:2], 30_000) == [[(7, 5), None, (200, 150)]]
 
@@ -448,7 +448,7 @@ async def test_the_loop_is_never_blocked(made: Images, web: Web) -> None:
 
 
 async def all_work(made: Images, web: Web, body: dict[str, Any]) -> None:
-    await made.sizes().of(body["messages"])
+    await Pictures().sizes().of(body["messages"])
     await made.shrink(body, entry(max_image_pixels=1_000_000))
     await admitted(web.images(), shows(*(f"{web.server.url}?{number}" for number in range(2))))
 

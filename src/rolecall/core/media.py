@@ -8,7 +8,7 @@ schema to every engine, and an address that stands where no known part has one c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -120,6 +120,40 @@ class Medium:
     def can_be_fetched(self) -> bool:
         """Whether it is an image that stands where an address may stand."""
         return self.kind == "image" and self.is_address and _EMBEDDED.isdisjoint(self.path[-2:])
+
+
+class Places:
+    """Where the media of a request stood when it came: index and param as its client knows them.
+
+    Cutting a history moves media, and those that are fetched become others. So each is known by its very string.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[str, int, str]] = {}  # the string is kept, so that its identity stays its own
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any], media: Sequence[Medium]) -> Places:
+        """Return the places of a body's media."""
+        places, numbers = cls(), {image.path: index for index, image in enumerate(images(media))}
+        for medium in media:
+            text = value_at(body, medium.path)
+            if isinstance(text, str):
+                places._known.setdefault(id(text), (text, numbers.get(medium.path, 0), medium.param))
+        return places
+
+    def place(self, text: Any, index: int, param: str) -> tuple[int, str]:
+        """Return where a medium stood; for one that did not come with the request, what is given."""
+        return self._known.get(id(text), (text, index, param))[1:]
+
+    def replace(self, text: str, other: str) -> None:
+        """Take in that a medium's string has become another."""
+        if (known := self._known.get(id(text))) is not None:
+            self._known.setdefault(id(other), (other, *known[1:]))
+
+    def keep(self, body: Mapping[str, Any]) -> None:
+        """Forget the media that a body does not have."""
+        left = {id(value_at(body, medium.path)) for medium in find_media(body)}
+        self._known = {key: known for key, known in self._known.items() if key in left}
 
 
 def shown(path: Path) -> str:

@@ -31,8 +31,6 @@ NEW_WORLD = 5
 """So many outliers in a row that agree with each other are no outliers: the tokenizer or the template has changed."""
 WINDOW = 9
 """Images that are remembered."""
-UNSURE = 0.3
-"""How far the very first prediction is usually off."""
 LEAST_SHARE = 100
 """So many bytes are more than one token can hold: an engine that counts fewer tokens did not count the whole prompt."""
 
@@ -117,14 +115,6 @@ class TokenModel:
         Never negative, and never less for more text.
         """
         return self._predict_text(size) + image_tokens * self.image_factor
-
-    def predict_most(self, size: TextSize, *, image_tokens: float = 0.0) -> float:
-        """Return what a prompt hardly ever exceeds: two usual errors above the prediction, more while little is known.
-
-        For decisions where too little ends in an error and too much costs a turn of the history.
-        """
-        margin = 2 * self.error + UNSURE / (1 + self.observations)
-        return self._predict_text(size) * (1 + margin) + image_tokens * self.image_factor
 
     def predict_part(self, size: TextSize) -> float:
         """Return what a part of a prompt adds to it: a message, a text, the tools."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.core.endpoints import CHAT, COMPLETIONS, needs_of
-from rolecall.core.media import check_images, find_media
+from rolecall.core.media import Medium, check_images, find_media
 from rolecall.errors import BadRequest
 
 GENERATING = frozenset({CHAT, COMPLETIONS})
@@ -19,6 +19,7 @@ class RequestFacts:
     """What routing and the log need to know of a body.
 
     ``messages``, ``images`` and ``addresses`` are counts; the last one is of media that are named by their address.
+    ``media`` are these and the images, as they stand in the body.
     """
 
     endpoint: str
@@ -30,6 +31,7 @@ class RequestFacts:
     wants_usage: bool = False
     prompt_id: str | None = None
     prompt_version: str | None = None
+    media: tuple[Medium, ...] = ()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -75,6 +77,7 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         wants_usage=bool(wants_usage),
         prompt_id=_text(named.get("prompt_id")),
         prompt_version=_text(named.get("prompt_version")),
+        media=tuple(medium for medium in media if medium.kind == "image" or medium.is_address),
     )
 
 

@@ -8,7 +8,6 @@ import httpx
 
 from rolecall.core.history import HistoryPolicy
 from rolecall.gateway.engine_context import EngineContexts
-from rolecall.gateway.fitting import Fitter
 from rolecall.gateway.knowledge import ModelKnowledge
 from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.prompt_costs import PromptCosts
@@ -21,19 +20,18 @@ from rolecall.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Counting:
-    """What requests ask about their length; ``http`` is the client for our own questions to engines."""
+    """What requests ask about their length; ``policy`` is the history's of the settings."""
 
+    policy: HistoryPolicy
     knowledge: ModelKnowledge
     costs: PromptCosts
     contexts: EngineContexts
-    fitter: Fitter
     shared: SharedContexts
 
     @classmethod
     def of(cls, settings: Settings, memory: TokenMemory, pictures: Pictures, http: httpx.AsyncClient) -> Counting:
-        """Return the parts, made for each other."""
-        knowledge = ModelKnowledge(memory, ImageSpecs())
+        """Return the parts, made for each other; ``http`` is the client for our own questions to engines."""
+        knowledge, contexts = ModelKnowledge(memory, ImageSpecs()), EngineContexts(http)
         costs = PromptCosts(knowledge, pictures, EngineCounter(http))
-        contexts = EngineContexts(http)
-        fitter = Fitter(HistoryPolicy.of_settings(settings.model_dump()), contexts, costs)
-        return cls(knowledge, costs, contexts, fitter, SharedContexts(contexts))
+        policy = HistoryPolicy.of_settings(settings.model_dump())
+        return cls(policy, knowledge, costs, contexts, SharedContexts(contexts))

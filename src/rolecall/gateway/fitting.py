@@ -74,10 +74,10 @@ class Sent:
 
 
 class Fitter:
-    """Cuts requests for engines; ``policy`` is that of the settings."""
+    """Cuts one request for the engines that it is given; ``policy`` is that of the settings."""
 
     def __init__(self, policy: HistoryPolicy, contexts: EngineContexts, pricing: Pricing) -> None:
-        self.policy = policy
+        self._policy = policy
         self._contexts = contexts
         self._pricing = pricing
 
@@ -88,10 +88,10 @@ class Fitter:
         left out is too long. Where pictures make it so, the engine has the last word.
         """
         messages = body.get("messages")
-        policy = self._policy(lease, wish)
+        policy = self._policy_for(lease, wish)
         if not isinstance(messages, list):
             return Sent(body, Cut(()))
-        cut = await _off_loop(truncate, messages, policy)
+        cut = await off_loop(truncate, messages, policy)
         sent = Sent(_with(body, cut.messages), cut)
         if not is_fitted(cut.messages, policy):
             return sent
@@ -106,7 +106,7 @@ class Fitter:
         Raises ``ContextLengthExceeded`` with the engine's number if nothing more may be left out.
         """
         self._contexts.learn(lease, overflow.context)
-        policy = self._policy(lease, wish)
+        policy = self._policy_for(lease, wish)
         messages = sent.cut.messages
         if not is_fitted(messages, policy):
             return None
@@ -118,15 +118,15 @@ class Fitter:
         if room >= overflow.context:
             return None  # it is the answer that finds no room, and the engine says so
         budget = 0 if is_last else (overflow.context - room) * _CAUTION
-        fitted = await _off_loop(fit, messages, policy, told, budget)
+        fitted = await off_loop(fit, messages, policy, told, budget)
         if fitted.cut.is_cut:
             return _after(sent, fitted)
         if overflow.prompt is None or overflow.prompt >= overflow.context:
             raise too_long(told, overflow.context, overflow.prompt)
         return None  # the prompt would do, but for its answer
 
-    def _policy(self, lease: Lease, wish: str | None) -> HistoryPolicy:
-        return self.policy.for_model(lease.entry.history).as_asked(wish)
+    def _policy_for(self, lease: Lease, wish: str | None) -> HistoryPolicy:
+        return self._policy.for_model(lease.entry.history).as_asked(wish)
 
     async def _fit(self, sent: Sent, lease: Lease, policy: HistoryPolicy, context: int) -> Sent:
         """Cut a request to a context; where that comes near it, the engine counts what is about to be sent."""
@@ -136,7 +136,7 @@ class Fitter:
             return replace(sent, costs=costs)
         now = Fitted(Cut(messages), costs)
         if costs.total > _FAR * budget:
-            now = await _off_loop(fit, messages, policy, costs, budget)
+            now = await off_loop(fit, messages, policy, costs, budget)
         best: Fitted | None = None
         for _ in range(_ROUNDS):
             counted = await self._pricing.count_text(lease, _with(sent.body, now.cut.messages))
@@ -144,7 +144,7 @@ class Fitter:
                 break
             ratio = counted / (now.costs.text_total or 1)
             now, costs = replace(now, costs=now.costs.scaled(text=ratio)), costs.scaled(text=ratio)
-            other = await _off_loop(fit, messages, policy, costs, budget)
+            other = await off_loop(fit, messages, policy, costs, budget)
             if _is_same(other.cut, now.cut):
                 return _after(sent, _possible(now, context), is_counted=True)
             if now.costs.total <= budget:
@@ -155,10 +155,10 @@ class Fitter:
         if best is not None:
             return _after(sent, best, is_counted=True)
         caution = 1 if costs.total <= budget else _CAUTION
-        return _after(sent, await _off_loop(fit, messages, policy, costs, budget * caution))
+        return _after(sent, await off_loop(fit, messages, policy, costs, budget * caution))
 
 
-async def _off_loop(work: Callable[..., T], messages: Sequence[Any], *rest: Any) -> T:
+async def off_loop(work: Callable[..., T], messages: Sequence[Any], *rest: Any) -> T:
     """Do what takes long for many messages; a few are done at once."""
     if len(messages) <= _MANY:
         return work(messages, *rest)

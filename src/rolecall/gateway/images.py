@@ -10,12 +10,22 @@ import anyio
 import anyio.to_thread
 
 from rolecall.core.addresses import NotFetchable
-from rolecall.core.media import Medium, Path, find_media, images, inlined, shrunk_in_place, value_at, with_changes
+from rolecall.core.media import (
+    Medium,
+    Path,
+    Places,
+    find_media,
+    images,
+    inlined,
+    shrunk_in_place,
+    value_at,
+    with_changes,
+)
 from rolecall.core.models import ModelEntry
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import BodyTooLarge, InvalidImage, InvalidImageUrl, InvalidMediaUrl, RolecallError
 from rolecall.gateway.image_fetch import ImageFetcher
-from rolecall.gateway.pictures import ImageSizes, Pictures, Unreadable, as_base64
+from rolecall.gateway.pictures import Pictures, Unreadable, as_base64
 from rolecall.settings import Settings
 
 AT_ONCE = 4
@@ -34,19 +44,27 @@ class Images:
         )
         self._pictures = pictures or Pictures()
 
-    async def admit(self, body: Mapping[str, Any], facts: RequestFacts) -> Mapping[str, Any]:
+    async def admit(
+        self, body: Mapping[str, Any], facts: RequestFacts, places: Places | None = None
+    ) -> Mapping[str, Any]:
         """Return the body with each image in it that was named by its address, so that no engine fetches anything.
+
+        ``places`` tells where each stood before the history was cut, and is told what becomes of it.
 
         Raises ``InvalidMediaUrl`` and ``InvalidImageUrl`` for what may not be fetched or could not be, ``BodyTooLarge``
         for images that are too large together, ``TooManyRequests``.
         """
         if not facts.addresses or self._settings.image_urls == "pass":
             return body
-        media = find_media(body)
-        wanted = self._wanted(body, media)
-        return with_changes(body, await _Fetching(self._fetcher, self._settings).run(body, wanted)) if wanted else body
+        places = places or Places()
+        wanted = self._wanted(body, find_media(body), places)
+        if not wanted:
+            return body
+        return with_changes(body, await _Fetching(self._fetcher, self._settings, places).run(body, wanted))
 
-    async def shrink(self, body: Mapping[str, Any], entry: ModelEntry) -> Mapping[str, Any]:
+    async def shrink(
+        self, body: Mapping[str, Any], entry: ModelEntry, places: Places | None = None
+    ) -> Mapping[str, Any]:
         """Return the body with no image above the entry's ``max_image_pixels``; raises ``InvalidImage``."""
         max_pixels = entry.max_image_pixels
         if max_pixels is None:
@@ -59,44 +77,54 @@ class Images:
             try:
                 smaller = await self._pictures.shrunk(text, max_pixels, entry.image_jpeg_quality)
             except Unreadable as error:
-                raise InvalidImage(f"Image {index} at {image.param} {error}.", param=image.param) from None
+                at, param = (places or Places()).place(text, index, image.param)
+                raise InvalidImage(f"Image {at} at {param} {error}.", param=param) from None
             if smaller is not None:
                 changes.update(shrunk_in_place(body, image, *smaller))
         return with_changes(body, changes) if changes else body
-
-    def sizes(self) -> ImageSizes:
-        """Return what looks the sizes of one request's images up."""
-        return self._pictures.sizes()
 
     async def aclose(self) -> None:
         """Close what is open."""
         await self._fetcher.aclose()
 
-    def _wanted(self, body: Mapping[str, Any], media: Sequence[Medium]) -> dict[str, list[tuple[int, Medium]]]:
-        """Return the URLs to fetch, each with the images that it stands for and their indexes."""
-        wanted: dict[str, list[tuple[int, Medium]]] = {}
+    def _wanted(self, body: Mapping[str, Any], media: Sequence[Medium], places: Places) -> dict[str, list[_Wanted]]:
+        """Return the URLs to fetch, each with the images that it stands for."""
+        wanted: dict[str, list[_Wanted]] = {}
         numbers = {image.path: index for index, image in enumerate(images(media))}
         for medium in media:
             if not medium.is_address:
                 continue
+            url = value_at(body, medium.path)
+            index, param = places.place(url, numbers.get(medium.path, 0), medium.param)
             if medium.kind != "image":
                 raise InvalidMediaUrl(
-                    f"The {medium.kind} at {medium.param} is given by an address, and only images are fetched; "
+                    f"The {medium.kind} at {param} is given by an address, and only images are fetched; "
                     "send it inline, as base64 (setting image_urls).",
-                    param=medium.param,
+                    param=param,
                 )
-            index = numbers[medium.path]
+            image = _Wanted(medium, url, index, param)
             if self._settings.image_urls == "refuse":
-                raise not_fetched(index, medium, "is refused here; send it as a data URI (setting image_urls)")
+                raise image.not_fetched("is refused here; send it as a data URI (setting image_urls)")
             if not medium.can_be_fetched:
-                raise not_fetched(index, medium, "stands where base64 belongs")
-            wanted.setdefault(value_at(body, medium.path), []).append((index, medium))
+                raise image.not_fetched("stands where base64 belongs")
+            wanted.setdefault(url, []).append(image)
         return wanted
 
 
-def not_fetched(index: int, image: Medium, reason: str) -> InvalidImageUrl:
-    """Return the error for an image that is not fetched."""
-    return InvalidImageUrl(f"Image {index} at {image.param} is not fetched: its URL {reason}.", param=image.param)
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An image that is named by its address; ``index`` and ``param`` are those of the request as it came."""
+
+    medium: Medium
+    url: str
+    index: int
+    param: str
+
+    def not_fetched(self, reason: str) -> InvalidImageUrl:
+        """Return the error for it."""
+        return InvalidImageUrl(
+            f"Image {self.index} at {self.param} is not fetched: its URL {reason}.", param=self.param
+        )
 
 
 @dataclass
@@ -105,16 +133,17 @@ class _Fetching:
 
     fetcher: ImageFetcher
     settings: Settings
+    places: Places
     changes: dict[Path, Any] = field(default_factory=dict)
     size: int = 0
     failure: RolecallError | None = None
 
-    async def run(self, body: Mapping[str, Any], wanted: Mapping[str, list[tuple[int, Medium]]]) -> Mapping[Path, Any]:
+    async def run(self, body: Mapping[str, Any], wanted: Mapping[str, list[_Wanted]]) -> Mapping[Path, Any]:
         """Return what has to change in the body; the first failure ends all fetches."""
         gate = anyio.Semaphore(AT_ONCE)
         async with anyio.create_task_group() as group:
 
-            async def fetch(url: str, stands_for: list[tuple[int, Medium]]) -> None:
+            async def fetch(url: str, stands_for: list[_Wanted]) -> None:
                 async with gate:
                     try:
                         await self._one(body, url, stands_for)
@@ -128,12 +157,12 @@ class _Fetching:
             raise self.failure
         return self.changes
 
-    async def _one(self, body: Mapping[str, Any], url: str, stands_for: list[tuple[int, Medium]]) -> None:
-        index, first = stands_for[0]
+    async def _one(self, body: Mapping[str, Any], url: str, stands_for: list[_Wanted]) -> None:
+        first = stands_for[0]
         try:
             fetched = await self.fetcher.fetch(url, self.settings.max_image_bytes)
         except NotFetchable as error:
-            raise not_fetched(index, first, str(error)) from None
+            raise first.not_fetched(str(error)) from None
         self.size += len(fetched.data) * len(stands_for)
         if self.size > self.settings.max_body_bytes:
             raise BodyTooLarge(
@@ -142,6 +171,7 @@ class _Fetching:
                 param=first.param,
             )
         coded = await anyio.to_thread.run_sync(as_base64, fetched.data)
-        for _, image in stands_for:
-            path, value = inlined(body, image, fetched.media_type, coded)
+        for image in stands_for:
+            path, value = inlined(body, image.medium, fetched.media_type, coded)
             self.changes[path] = value
+            self.places.replace(image.url, value if isinstance(value, str) else coded)

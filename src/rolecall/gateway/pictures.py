@@ -93,6 +93,10 @@ class ImageSizes:
             self._known.update((id(text), (text, size)) for text, size in zip(new, found, strict=True))
         return [[self._size(text, max_pixels) for text in row] for row in texts]
 
+    def forget(self) -> None:
+        """Hold no image any more."""
+        self._known.clear()
+
     def _size(self, text: str | None, max_pixels: int | None) -> Size | None:
         _, size = self._known.get(id(text), (None, None))
         return None if size is None else scaled_size(*size, max_pixels)

@@ -16,12 +16,13 @@ import orjson
 from rolecall.core.catalog import Target
 from rolecall.core.endpoints import CHAT
 from rolecall.core.fit import room_for_answer
-from rolecall.core.history import ANSWER_HEADER, Cut, truncate
+from rolecall.core.history import ANSWER_HEADER, Cut, HistoryPolicy, truncate
+from rolecall.core.media import Places
 from rolecall.core.overflow import read_overflow
 from rolecall.core.parameters import adapt
 from rolecall.core.transforms import RequestFacts
 from rolecall.gateway.body import write_json
-from rolecall.gateway.fitting import Sent
+from rolecall.gateway.fitting import Fitter, Sent, off_loop
 from rolecall.gateway.incoming import Payload
 from rolecall.gateway.prompt_costs import Receipt
 from rolecall.gateway.services import Services
@@ -32,12 +33,16 @@ class JsonRequest:
     """A request with a JSON body; ``wish`` is its header ``X-Rolecall-History``."""
 
     def __init__(self, services: Services, body: Mapping[str, Any], facts: RequestFacts, wish: str | None) -> None:
+        """Raises ``BadRequest`` for a wish that is none: before a model is waited for."""
         self.facts = facts
         self._services = services
-        self._counting = services.counting
+        self._counting = counting = services.counting
         self._body = body
         self._wish = wish
-        self._policy = self._counting.fitter.policy.as_asked(wish)
+        counting.policy.as_asked(wish)
+        self._costs = counting.costs.of_request()
+        self._fitter = Fitter(counting.policy, counting.contexts, self._costs)
+        self._places = Places.of(body, facts.media)
         self._settled = self._shown = Cut(())
         self._sent: Sent | None = None
         self._receipt: Receipt | None = None
@@ -60,13 +65,18 @@ class JsonRequest:
         brought in.
         """
         if self.facts.endpoint == CHAT:
-            base = self._counting.fitter.policy
+            base = self._counting.policy
             policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
             if len(policies) == 1:
-                cut = truncate(self._body["messages"], policies.pop())
-                self._body = {**self._body, "messages": cut.messages}
-                self._settled = self._shown = cut
-        self._body = await self._services.images.admit(self._body, self.facts)
+                await self._cut(policies.pop())
+        self._body = await self._services.images.admit(self._body, self.facts, self._places)
+
+    async def _cut(self, policy: HistoryPolicy) -> None:
+        cut = await off_loop(truncate, self._body["messages"], policy)
+        self._body = {**self._body, "messages": cut.messages}
+        self._settled = self._shown = cut
+        if cut.dropped_images:
+            self._places.keep(self._body)
 
     async def payload(self, lease: Lease) -> Payload:
         """Return the body for the engine of a lease."""
@@ -76,7 +86,7 @@ class JsonRequest:
         )
         if self.facts.endpoint == CHAT:
             await self._counting.knowledge.prepare(lease)
-            return await self._fitted(lease, await self._counting.fitter.prepare(body, lease, self._wish))
+            return await self._fitted(lease, await self._fitter.prepare(body, lease, self._wish))
         return await self._written(lease, body)
 
     async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
@@ -84,16 +94,16 @@ class JsonRequest:
         overflow = read_overflow(_parsed(answer)) if self._sent is not None else None
         if self._sent is None or overflow is None:
             return None
-        sent = await self._counting.fitter.smaller(self._sent, lease, overflow, self._wish, is_last=is_last)
+        sent = await self._fitter.smaller(self._sent, lease, overflow, self._wish, is_last=is_last)
         return None if sent is None else await self._fitted(lease, sent)
 
     async def _fitted(self, lease: Lease, sent: Sent) -> Payload:
         self._sent, self._shown = sent, sent.cut.after(self._settled)
-        self._receipt = await self._counting.costs.receipt(lease, sent.body)
+        self._receipt = await self._costs.receipt(lease, sent.body)
         return await self._written(lease, sent.body)
 
     async def _written(self, lease: Lease, body: Mapping[str, Any]) -> Payload:
-        body = await self._services.images.shrink(body, lease.entry)
+        body = await self._services.images.shrink(body, lease.entry, self._places)
         data = await write_json(body)
         return Payload(data, len(data))
 
@@ -116,7 +126,8 @@ class JsonRequest:
 
     def let_go(self) -> None:
         """Let the body go."""
-        self._body, self._sent = {}, None
+        self._body, self._sent, self._places = {}, None, Places()
+        self._costs.let_go()
 
 
 def _parsed(answer: bytes) -> Any:

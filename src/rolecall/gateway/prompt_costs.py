@@ -12,7 +12,7 @@ from rolecall.core.fit import Costs, costs_of
 from rolecall.core.image_tokens import ImageSpec, image_tokens
 from rolecall.core.text_size import TextSize, measure, measure_message, measure_tools
 from rolecall.core.token_estimate import TokenModel, tokens_of_image
-from rolecall.gateway.pictures import Pictures, Size
+from rolecall.gateway.pictures import ImageSizes, Pictures, Size
 from rolecall.runtime.lease import Lease
 
 _KNOWN_WELL, _EVERY = 64, 8
@@ -50,35 +50,18 @@ class PromptCosts:
     """The costs of prompts, and what is learnt of them."""
 
     def __init__(self, knowledge: Callable[[Lease], Knowledge], pictures: Pictures, counter: TextCounter) -> None:
-        self._knowledge = knowledge
+        self.knowledge = knowledge
+        self.counter = counter
         self._pictures = pictures
-        self._counter = counter
         self._settled = 0
 
-    async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
-        """Return what each message takes, as far as that is known without asking the engine."""
-        messages: Sequence[Any] = body["messages"]
-        known = self._knowledge(lease)
-        images = [[each * known.model.image_factor for each in row] for row in await self._images(lease, messages)]
-        return await anyio.to_thread.run_sync(_costs, known.model, body, images)
-
-    async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
-        """Return the tokens of a body's text as the engine counts them; None if it cannot."""
-        return await self._counter.count_text(lease, body)
-
-    async def receipt(self, lease: Lease, body: Mapping[str, Any]) -> Receipt:
-        """Return what is to be kept of a body that is sent, for ``settle`` once its length is known."""
-        messages = body.get("messages")
-        images = await self._images(lease, messages if isinstance(messages, list) else [])
-        size = await anyio.to_thread.run_sync(measure, body)
-        known = self._knowledge(lease)
-        if known.images is None and known.per_image is None:
-            return Receipt(size, 0.0, sum(map(len, images)))
-        return Receipt(size, sum(map(sum, images)))
+    def of_request(self) -> RequestCosts:
+        """Return what prices one request."""
+        return RequestCosts(self, self._pictures.sizes())
 
     def tokens(self, lease: Lease, receipt: Receipt) -> float:
         """Return how many tokens the prompt is thought to have."""
-        model = self._knowledge(lease).model
+        model = self.knowledge(lease).model
         unknown = receipt.unknown_images * (model.tokens_per_image or image_tokens(None, *_UNSEEN))
         return model.predict(receipt.size, image_tokens=receipt.image_tokens) + unknown
 
@@ -87,20 +70,53 @@ class PromptCosts:
 
         Learning takes about a millisecond, which no other request should have to wait for without need.
         """
-        model = self._knowledge(lease).model
+        model = self.knowledge(lease).model
         self._settled += 1
         if model.observations >= _KNOWN_WELL and self._settled % _EVERY:
             return
         model.learn(receipt.size, tokens, image_tokens=receipt.image_tokens, unknown_images=receipt.unknown_images)
 
+
+class RequestCosts:
+    """The costs of one request in all the forms that it is given, each of its pictures looked at once."""
+
+    def __init__(self, costs: PromptCosts, sizes: ImageSizes) -> None:
+        self._costs = costs
+        self._sizes = sizes
+
+    async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
+        """Return what each message takes, as far as that is known without asking the engine."""
+        messages: Sequence[Any] = body["messages"]
+        known = self._costs.knowledge(lease)
+        images = [[each * known.model.image_factor for each in row] for row in await self._images(lease, messages)]
+        return await anyio.to_thread.run_sync(_costs, known.model, body, images)
+
+    async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
+        """Return the tokens of a body's text as the engine counts them; None if it cannot."""
+        return await self._costs.counter.count_text(lease, body)
+
+    async def receipt(self, lease: Lease, body: Mapping[str, Any]) -> Receipt:
+        """Return what is to be kept of a body that is sent, for ``settle`` once its length is known."""
+        messages = body.get("messages")
+        images = await self._images(lease, messages if isinstance(messages, list) else [])
+        size = await anyio.to_thread.run_sync(measure, body)
+        known = self._costs.knowledge(lease)
+        if known.images is None and known.per_image is None:
+            return Receipt(size, 0.0, sum(map(len, images)))
+        return Receipt(size, sum(map(sum, images)))
+
     async def learn(self, lease: Lease, body: Mapping[str, Any], tokens: int) -> None:
         """Take in how many tokens the engine counted of a body that it refused."""
-        self.settle(lease, await self.receipt(lease, body), tokens)
+        self._costs.settle(lease, await self.receipt(lease, body), tokens)
+
+    def let_go(self) -> None:
+        """Let the pictures go."""
+        self._sizes.forget()
 
     async def _images(self, lease: Lease, messages: Sequence[Any]) -> list[list[float]]:
         """Return the tokens of each picture of each message, by formula where there is one."""
-        known = self._knowledge(lease)
-        sizes = await self._pictures.sizes().of(messages, lease.entry.max_image_pixels)
+        known = self._costs.knowledge(lease)
+        sizes = await self._sizes.of(messages, lease.entry.max_image_pixels)
         return [
             [tokens_of_image(known.model, known.images, known.per_image, *(size or _UNSEEN)) for size in row]
             for row in sizes
