@@ -178,7 +178,7 @@ class HttpxTransport:
             if isinstance(parts, _Parts):
                 parts.let_go()
         self._client.cookies.clear()  # nothing of one answer goes along with another request
-        return HttpxResponse(response, self._closing, secret=headers.get("authorization", "").removeprefix("Bearer "))
+        return HttpxResponse(response, self._closing, secret=secret_of(headers))
 
     async def aclose(self) -> None:
         """Close what is open."""
@@ -189,21 +189,18 @@ class HttpxTransport:
 class HttpxResponse:
     """An answer over httpx. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
 
-    def __init__(self, response: httpx.Response, closing: _Closing, *, secret: str = "") -> None:
+    def __init__(self, response: httpx.Response, closing: _Closing, *, secret: bytes = b"") -> None:
         self._closing = closing
-        self._secret = secret.encode()
+        self._secret = secret
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._response = response
 
     async def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         """Yield the body's bytes unchanged; those of an error as a whole, without the key."""
-        if self.status < 400 or not self._secret:
-            async for chunk in self._raw(idle_timeout_s):
-                yield chunk
-        else:
-            parts = [chunk async for chunk in self._raw(idle_timeout_s)]
-            yield b"".join(parts).replace(self._secret, _HIDDEN)
+        raw = self._raw(idle_timeout_s)
+        async for chunk in raw if self.status < 400 else without_secret(raw, self._secret):
+            yield chunk
 
     async def _raw(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         stream = self._response.aiter_raw()
@@ -227,6 +224,17 @@ class HttpxResponse:
         with suppress(httpx.HTTPError):
             await self._response.aclose()
         self._response.stream = httpx.ByteStream(b"")  # which referred back to the response
+
+
+async def without_secret(chunks: AsyncIterator[bytes], secret: bytes) -> AsyncIterator[bytes]:
+    """Yield an error's body as a whole, without the key; unchanged if there is none."""
+    whole = b"".join([chunk async for chunk in chunks])
+    yield whole.replace(secret, _HIDDEN) if secret else whole
+
+
+def secret_of(headers: Mapping[str, str]) -> bytes:
+    """Return the key that a request shows, if any."""
+    return headers.get("authorization", "").removeprefix("Bearer ").encode()
 
 
 def _reason(error: httpx.HTTPError) -> str:

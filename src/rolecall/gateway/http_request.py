@@ -1,0 +1,102 @@
+"""An HTTP/1.1 request to an engine on this machine, as the bytes that are sent. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from rolecall.core.hosts import is_loopback
+from rolecall.errors import UpstreamError
+
+PART_BYTES = 2**18
+"""What is sent of a body until it is looked whether the engine takes it."""
+
+_URL = re.compile(
+    r"http://(localhost|[0-9.]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?((?:/[A-Za-z0-9._~!$&'()*+,;=:@%/?-]*)?)", re.ASCII
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A URL of http on this machine in its parts; ``target`` is path and query."""
+
+    host: str
+    port: int
+    target: str
+    authority: str
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """What connections are kept by."""
+        return self.host, self.port
+
+
+@lru_cache(maxsize=256)
+def loopback_address(url: str) -> Address | None:
+    """Return the parts of a URL that this client is for, None for any other."""
+    found = _URL.fullmatch(url)
+    if found is None:
+        return None
+    name, port, target = found.groups()
+    host = name.strip("[]")
+    if not is_loopback(host) or int(port or 80) > 65535:
+        return None
+    return Address(host, int(port or 80), target or "/", f"{name}:{port}" if port else name)
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """A request as it is sent. ``size`` is that of its body, None for one that is sent in chunks."""
+
+    address: Address
+    method: str
+    head: bytes
+    body: bytes | AsyncIterable[bytes] = field(repr=False)
+    size: int | None
+
+    async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
+        """Yield it in parts; raises ``UpstreamError`` if the body does not have its size."""
+        yield self.head
+        if isinstance(self.body, bytes):
+            view = memoryview(self.body)
+            for at in range(0, len(view), PART_BYTES):
+                yield view[at : at + PART_BYTES]
+            return
+        left = self.size
+        async for part in self.body:
+            if left is None:
+                yield b"%x\r\n%b\r\n" % (len(part), part) if part else b""
+            else:
+                left = _checked(left - len(part), is_end=False)
+                yield part
+        if left is None:
+            yield b"0\r\n\r\n"
+        else:
+            _checked(left, is_end=True)
+
+
+def _checked(left: int, *, is_end: bool) -> int:
+    if left < 0 or (is_end and left):
+        raise UpstreamError("The request's body is not as long as its head says.")
+    return left
+
+
+def http_request(method: str, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes]) -> HttpRequest:
+    """Return a request; names in ``headers`` are in small letters. Raises ``UpstreamError`` and quotes nothing."""
+    address = loopback_address(url)
+    allowed = (value.isascii() and value.isprintable() and value == value.strip() for value in headers.values())
+    if address is None or not all(allowed):
+        raise UpstreamError("The engine's address or API key holds characters that HTTP does not allow.")
+    size = int(headers["content-length"]) if "content-length" in headers else None
+    lines = [f"{method} {address.target} HTTP/1.1", f"host: {address.authority}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    if isinstance(body, bytes):
+        if size is None:
+            lines.append(f"content-length: {len(body)}")
+        else:
+            _checked(size - len(body), is_end=True)
+    elif size is None:
+        lines.append("transfer-encoding: chunked")
+    return HttpRequest(address, method, "\r\n".join((*lines, "", "")).encode("ascii"), body, size)

@@ -1,0 +1,227 @@
+"""The transport to engines on this machine: HTTP/1.1 over connections that are used again.
+
+httpx costs a request more CPU time than all the rest of rolecall: it goes through its whole pool for each start and
+end, and parses in Python. Where TLS or another machine is concerned, ``ByAddress`` asks it nevertheless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
+from functools import partial
+
+import anyio
+
+from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from rolecall.gateway.connection import Connection
+from rolecall.gateway.http_answer import HttpAnswer
+from rolecall.gateway.http_request import PART_BYTES, HttpRequest, http_request, loopback_address
+from rolecall.gateway.upstream import CONNECT_TIMEOUT_S, Transport, UpstreamResponse, secret_of, without_secret
+
+IDLE_S = 1.0
+"""How long a connection is kept that nobody uses: llama-server, uvicorn and Node close theirs after 5 s."""
+MOST_IDLE = 128
+"""Kept connections to an address; each takes a thread of llama-server, so the last used is the first used again."""
+_STALE_S = 1.0
+"""A connection that its engine had closed breaks at once; one that breaks later broke under the request."""
+
+
+class LoopbackTransport:
+    """Sends requests over kept connections.
+
+    A kept connection may have been closed by its engine in the moment in which it is used. If nothing of an answer came
+    the request is sent once more over a new one. Bodies that come in parts cannot be sent twice, and always go over a
+    new one. ``total_s`` limits whole answers.
+    """
+
+    def __init__(self, *, idle_s: float = IDLE_S, most_idle: int = MOST_IDLE, total_s: float | None = None) -> None:
+        self._idle_s = idle_s
+        self._most_idle = most_idle
+        self._total_s = total_s
+        self._idle: dict[tuple[str, int], list[Connection]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
+    ) -> UpstreamResponse:
+        """Send a request and wait for the head; raises ``UpstreamError``, -``Timeout`` and -``Unreachable``."""
+        return await self.request("POST", url, headers, body, head_timeout_s=head_timeout_s)
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | AsyncIterable[bytes] = b"",
+        *,
+        head_timeout_s: float,
+    ) -> UpstreamResponse:
+        """Send a request with any method."""
+        request, began = http_request(method, url, headers, body), self._loop.time()
+        secret = secret_of(headers)
+        kept = self._take(request.address.key) if isinstance(body, bytes) else None
+        if kept is None:
+            return await self._ask(await self._connect(request, head_timeout_s), request, began, head_timeout_s, secret)
+        try:
+            return await self._ask(kept, request, began, head_timeout_s, secret)
+        except UpstreamError as error:
+            if kept.has_heard or isinstance(error, UpstreamTimeout) or self._loop.time() - began > _STALE_S:
+                raise
+            try:
+                fresh = await self._connect(request, head_timeout_s)
+            except UpstreamUnreachable:  # it died of the request, as it seems: nobody may think that nothing was sent
+                raise error from None
+        return await self._ask(fresh, request, began, head_timeout_s, secret)
+
+    async def _ask(
+        self, connection: Connection, request: HttpRequest, began: float, head_timeout_s: float, secret: bytes
+    ) -> UpstreamResponse:
+        connection.begin(HttpAnswer(has_body=request.method != "HEAD"))
+        late = f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
+        try:
+            timer = connection.limit(began + head_timeout_s, late)
+            if self._total_s is not None:
+                connection.limit(
+                    began + self._total_s, f"The engine's answer was not complete after {self._total_s:g} s."
+                )
+            await self._send(connection, request, began + head_timeout_s, late)
+            answer = await connection.head()
+        except BaseException:
+            connection.finish()
+            raise
+        timer.cancel()
+        return LoopbackResponse(connection, answer, partial(self._give_back, request.address.key, connection), secret)
+
+    async def _send(self, connection: Connection, request: HttpRequest, until: float, late: str) -> None:
+        body = request.body
+        if isinstance(body, bytes) and len(body) <= PART_BYTES:
+            connection.write(request.head + body)
+            return
+        with anyio.move_on_after(until - self._loop.time()) as limited:  # whoever gives the body may not give it
+            async with aclosing(request.parts()) as parts:
+                await connection.send(parts)
+        if limited.cancelled_caught:
+            raise UpstreamTimeout(late)
+
+    # -- connections
+
+    async def _connect(self, request: HttpRequest, within_s: float) -> Connection:
+        """Return a new connection; raises ``UpstreamUnreachable``."""
+        host, port = key = request.address.key
+        connection = Connection(partial(self._forget, key))
+        limit_s = min(CONNECT_TIMEOUT_S, within_s)
+        try:
+            with anyio.fail_after(limit_s):
+                await self._loop.create_connection(lambda: connection, host, port)
+        except TimeoutError:
+            connection.abort()
+            raise UpstreamUnreachable(f"The engine cannot be reached: no connection within {limit_s:g} s.") from None
+        except OSError as error:
+            raise UpstreamUnreachable(f"The engine cannot be reached: {error}.") from error
+        except BaseException:
+            connection.abort()
+            raise
+        if not connection.is_open:
+            raise UpstreamUnreachable("The engine cannot be reached: the connection was lost at once.")
+        return connection
+
+    def _take(self, key: tuple[str, int]) -> Connection | None:
+        """Return the kept connection that was used last."""
+        idle, oldest = self._idle.get(key), self._loop.time() - self._idle_s
+        while idle:
+            connection = idle.pop()
+            if connection.is_open and connection.idle_since > oldest and connection.is_quiet():
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, key: tuple[str, int], connection: Connection) -> None:
+        if not connection.finish():
+            return
+        idle = self._idle.setdefault(key, [])
+        if self._is_closed or len(idle) >= self._most_idle:
+            connection.abort()
+            return
+        connection.idle_since = self._loop.time()
+        idle.append(connection)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(self._idle_s, self._sweep)
+
+    def _forget(self, key: tuple[str, int], connection: Connection) -> None:
+        """Drop a connection that was lost."""
+        idle = self._idle.get(key, [])
+        if connection in idle:
+            idle.remove(connection)
+        if not idle:
+            self._idle.pop(key, None)
+
+    def _sweep(self) -> None:
+        """Close what nobody used for long; one timer looks at all connections."""
+        oldest = self._loop.time() - self._idle_s
+        kept = [connection for idle in self._idle.values() for connection in idle]
+        for connection in kept:
+            if connection.idle_since <= oldest:
+                connection.abort()
+        self._sweeper = self._loop.call_later(self._idle_s / 2, self._sweep) if kept else None
+
+    def disconnect(self, url: str) -> None:
+        """Close the kept connections to an engine that is to be stopped: it ends fast only when nobody is connected."""
+        if (address := loopback_address(url)) is not None:
+            for connection in self._idle.pop(address.key, []):
+                connection.abort()
+
+    async def aclose(self) -> None:
+        """Close what is kept, and keep nothing any more."""
+        self._is_closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for idle in list(self._idle.values()):
+            for connection in idle:
+                connection.abort()
+        await asyncio.sleep(0)
+
+
+class LoopbackResponse:
+    """An answer. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
+
+    def __init__(
+        self, connection: Connection, answer: HttpAnswer, give_back: Callable[[], None], secret: bytes = b""
+    ) -> None:
+        self.status = answer.status
+        self.headers: Mapping[str, str] = answer.headers
+        self._connection: Connection | None = connection
+        self._give_back = give_back
+        self._secret = secret
+
+    def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
+        """Yield the body's bytes unchanged; those of an error as a whole, without the key."""
+        raw = self._raw(idle_timeout_s)
+        return raw if self.status < 400 else without_secret(raw, self._secret)
+
+    async def _raw(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
+        while self._connection is not None and (chunk := await self._connection.read(idle_timeout_s)):
+            yield chunk
+
+    async def close(self) -> None:
+        """Give the connection back if the answer is complete, else close it; never waits."""
+        if self._connection is not None:
+            self._connection = None
+            self._give_back()
+
+
+class ByAddress:
+    """The own client for engines on this machine, httpx for TLS and other machines."""
+
+    def __init__(self, loopback: LoopbackTransport, elsewhere: Transport) -> None:
+        self._loopback = loopback
+        self._elsewhere = elsewhere
+
+    async def post(
+        self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
+    ) -> UpstreamResponse:
+        """Send a request and wait for the head; raises as both do."""
+        transport = self._elsewhere if loopback_address(url) is None else self._loopback
+        return await transport.post(url, headers, body, head_timeout_s=head_timeout_s)
