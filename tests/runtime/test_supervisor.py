@@ -332,6 +332,30 @@ async def test_an_unload_waits_for_the_end(make: Make, launcher: FakeLauncher) -
     await supervisor.unload(a.entry)  # a second time nothing happens
 
 
+async def test_connections_are_closed_before_an_engine_is_ended(make: Make, launcher: FakeLauncher) -> None:
+    """When it is unloaded, and when rolecall ends: an engine with clients may take long over its end."""
+    a, b = spec("a"), spec("b")
+    supervisor = make(a, b)
+    launcher.ready |= {"a", "b"}
+    leases = {each.name: await take(supervisor, each) for each in (a, b)}
+    names = {lease.upstream.base_url: name for name, lease in leases.items()}
+    closed: list[str] = []
+
+    def hang_up(url: str) -> None:
+        assert launcher.processes[names[url]].signals == []
+        closed.append(names[url])
+
+    supervisor.hang_up = hang_up
+    unloading = asyncio.create_task(supervisor.unload(a.entry))
+    await until(lambda: status(supervisor, "a").model.state is State.STOPPING)
+    assert closed == []
+    leases["a"].release()
+    await asyncio.wait_for(unloading, 10)
+    assert closed == ["a"]
+    await asyncio.wait_for(supervisor.close(), 10)
+    assert closed == ["a", "b"]
+
+
 async def test_an_unload_of_what_others_run(make: Make) -> None:
     """There is no process to wait for; the model is no longer in use when it returns."""
     other = spec("other", backend="openai", managed=False)

@@ -23,6 +23,7 @@ from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
 from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.loopback import ByAddress, LoopbackTransport
 from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.services import Services
@@ -138,8 +139,11 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             supervisor.record = decisions.record
         recorder = Recorder(settings.log_path, settings.max_log_bytes, settings.log_backups)
         stack.callback(recorder.close)
-        transport = HttpxTransport()
-        stack.push_async_callback(transport.aclose)
+        loopback, elsewhere = LoopbackTransport(), HttpxTransport()
+        stack.push_async_callback(loopback.aclose)
+        stack.push_async_callback(elsewhere.aclose)
+        transport = ByAddress(loopback, elsewhere)
+        supervisor.hang_up = loopback.disconnect
         pictures = Pictures()
         images = Images(settings, pictures=pictures)
         stack.push_async_callback(images.aclose)

@@ -97,6 +97,8 @@ class Supervisor:
     keeps_engines: bool = False
     record: Callable[[Event, float, list[Effect]], None] | None = None
     """Is told every event and what was decided."""
+    hang_up: Callable[[str], None] | None = None
+    """Closes the connections that are kept to an address: engines end fast only when nobody is connected."""
     _engines: dict[str, Engine] = field(default_factory=dict, init=False)
     _leaving: dict[int, Tenant] = field(default_factory=dict, init=False)
     """Engines that are giving memory back, by ``id``: two of one name may do so at a time."""
@@ -194,6 +196,7 @@ class Supervisor:
             else:
                 self._post(UnloadRequested(name))
                 if engine.instance is not None:
+                    self._hang_up(engine)
                     engine.instance.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.footprints is not None:
@@ -308,7 +311,12 @@ class Supervisor:
             self._soon(self._gone, engine, None)
             return
         self.maker.note_unready(engine)
+        self._hang_up(engine)
         engine.instance.stop()
+
+    def _hang_up(self, engine: Engine) -> None:
+        if self.hang_up is not None:
+            self.hang_up(engine.upstream().base_url)
 
     def _sleep(self, engine: Engine, level: int) -> None:
         if isinstance(engine.instance, Instance):
