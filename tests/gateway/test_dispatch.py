@@ -34,14 +34,17 @@ class Holding:
 
     events: list[str]
     facts: RequestFacts = field(default_factory=lambda: RequestFacts(CHAT, "role:write"))
+    smaller_ones: list[bytes] = field(default_factory=list)
+    tries: list[bool] = field(default_factory=list)
 
     async def payload(self, lease: Lease) -> Payload:
         """Return an empty object."""
         return Payload(b"{}", 2)
 
     async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
-        """Return that it cannot be made smaller."""
-        return None
+        """Return what the test gave; None, that it cannot be made smaller, once nothing is left."""
+        self.tries.append(is_last)
+        return Payload(self.smaller_ones.pop(0), 2) if self.smaller_ones else None
 
     @contextlib.asynccontextmanager
     async def room(self, lease: Lease) -> AsyncIterator[None]:
@@ -75,7 +78,7 @@ class Engines:
 
     def __init__(self, tmp_path: Path, *asked: tuple[str, int | None]) -> None:
         self.events: list[str] = []
-        self._statuses = iter([status for _, status in asked])
+        self._statuses = [status for _, status in asked]
         self._leases = iter([self._lease(name) for name, _ in asked])
         self.targets = [Target((lease(name=name).entry,), "write") for name in dict.fromkeys(dict(asked))]
         services = SimpleNamespace(
@@ -86,8 +89,13 @@ class Engines:
         )
         scope: Any = {"path": CHAT, "headers": []}
         account = Account(scope, "req_1", keeps_prompts=False)
-        incoming = cast("Incoming", Holding(self.events))
+        self.transport, self.incoming = services.transport, Holding(self.events)
+        incoming = cast("Incoming", self.incoming)
         self.dispatch = Dispatch(cast("Any", services), Anyone(), account, incoming, streams=True)
+
+    def then(self, *statuses: int) -> None:
+        """Answer further requests so."""
+        self._statuses += statuses
 
     def _lease(self, name: str) -> Lease:
         made = replace(lease(name=name), _give_back=lambda: self.events.append(f"lease of {name} back"))
@@ -100,7 +108,7 @@ class Engines:
         return Ticket(1, 0.0, future, lambda: None, lambda: None)
 
     def _answer(self, url: str, body: bytes) -> UpstreamResponse:
-        status = next(self._statuses)
+        status = self._statuses.pop(0)
         if status is None:
             raise UpstreamUnreachable("nobody listens")
         return Answering(self.events, status)
@@ -136,3 +144,28 @@ async def test_nothing_is_held_where_nobody_can_serve(tmp_path: Path) -> None:
         with pytest.raises(UpstreamUnreachable):
             await engines.dispatch.send(engines.targets[0], held)
         assert engines.events == [*TRIED, *TRIED]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "smaller", "tries", "last"),
+    [
+        ([400], [], [False], 400),
+        ([400, 200], [b"a"], [False], 200),
+        ([400, 400], [b"a"], [False, True], 400),
+        ([400, 400, 200], [b"a", b"b"], [False, True], 200),
+        ([400, 400, 400], [b"a", b"b"], [False, True], 400),
+    ],
+)
+async def test_what_is_too_long_is_made_smaller_twice(
+    tmp_path: Path, statuses: list[int], smaller: list[bytes], tries: list[bool], last: int
+) -> None:
+    """What an engine refuses is not sent again unless it is smaller; what cannot be made so is not tried for again."""
+    engines = Engines(tmp_path, ("first", statuses[0]))
+    engines.then(*statuses[1:])
+    engines.incoming.smaller_ones = list(smaller)
+    async with contextlib.AsyncExitStack() as held:
+        response, _ = await engines.dispatch.send(engines.targets[0], held)
+        assert response.status == last
+    assert [body for _, body in engines.transport.requests] == [b"{}", *smaller]
+    assert engines.incoming.tries == tries
+    assert engines.events.count("closed") == len(statuses)

@@ -167,7 +167,10 @@ class Dispatch:
                     break
                 refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
                 smaller = await self._incoming.smaller(lease, refusal.content, is_last=is_last)
-                response = refusal if smaller is None else await self._post(lease, smaller, trial)
+                if smaller is None:
+                    response = refusal
+                    break
+                response = await self._post(lease, smaller, trial)
             held.push_async_callback(trial.pop_all().aclose)
             return response
 
