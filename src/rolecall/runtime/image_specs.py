@@ -20,6 +20,7 @@ from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.runtime.file_memory import FileMemory
 from rolecall.runtime.folder_images import folder_spec
 from rolecall.runtime.gguf_header import read_gguf
+from rolecall.runtime.json_file import read_object
 from rolecall.runtime.projector_images import projector_spec
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _read(files: tuple[Path, ...], arguments: tuple[str, ...]) -> ImageSpec | No
             header = read_gguf(files[0])
             flags = {flag: value for flag in _FLAGS if (value := _count(flag_value(arguments, flag))) is not None}
             return projector_spec(header, flags)
-        config, *others = (_read_json(path) for path in files)
+        config, *others = (read_object(path, MOST_JSON_BYTES) for path in files)
         processor: dict[str, Any] = {}
         for other in others:
             processor |= other | _inner(other)
@@ -131,12 +132,3 @@ def _inner_json(text: str | None) -> dict[str, Any]:
 
 def _count(word: str | None) -> int | None:
     return int(word) if word and word.isdecimal() and 0 < int(word) < 2**20 else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MOST_JSON_BYTES:
-        raise ValueError("it is too large")
-    value = json.loads(path.read_bytes())
-    if not isinstance(value, dict):
-        raise ValueError("it is no JSON object")  # noqa: TRY004 - the file's fault
-    return value

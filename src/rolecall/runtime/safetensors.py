@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rolecall.core.vllm_footprint import SafetensorsFacts
 from rolecall.runtime.fields import MOST_HEADER_BYTES, Fields, ratio
+from rolecall.runtime.json_file import parse_object, read_object
 
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 _ARGUMENT_DTYPES = {"half": 2, "float16": 2, "bfloat16": 2, "float": 4, "float32": 4}
@@ -21,7 +20,7 @@ def safetensors_facts(folder: Path, dtype: str | None = None) -> SafetensorsFact
     Parts that the index names and the folder lacks count with the index' own total. Raises ``ValueError`` for a folder
     without weights or with nonsense in it, ``OSError`` for one that cannot be read.
     """
-    outer = _read_json(folder / "config.json")
+    outer = read_object(folder / "config.json", MOST_HEADER_BYTES)
     config = next((outer[key] for key in _TEXT_CONFIGS if isinstance(outer.get(key), dict)), outer)
     fields = Fields({**outer, **config})
     dtype_bytes = _ARGUMENT_DTYPES.get(dtype or "", 2)
@@ -93,7 +92,7 @@ def _weights(folder: Path) -> tuple[int, int]:
         parts = sorted(folder.glob("*.safetensors"))
         own = [part for part in parts if part.name.startswith("model")]  # beside them may lie consolidated ones
         return _total(own or parts) if parts else _other_weights(folder)
-    listed = _read_json(index)
+    listed = read_object(index, MOST_HEADER_BYTES)
     names = listed.get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
         raise ValueError(f"{index}: names no files of this folder")
@@ -128,7 +127,7 @@ def _dtype_sizes(path: Path) -> Counter[str]:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, MOST_HEADER_BYTES):
             raise ValueError(f"{path}: it is cut short, or no safetensors file")
-        tensors = _parsed(path, file.read(length))
+        tensors = parse_object(path, file.read(length))
     sizes: Counter[str] = Counter()
     for name, tensor in tensors.items():
         if name == "__metadata__":
@@ -141,19 +140,3 @@ def _dtype_sizes(path: Path) -> Counter[str]:
             raise ValueError(f"{path}: it is cut short: {name[:80]!r} should be in it")
         sizes[dtype] += end - begin
     return sizes
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.stat().st_size > MOST_HEADER_BYTES:
-        raise ValueError(f"{path} is missing, or too large")
-    return _parsed(path, path.read_bytes())
-
-
-def _parsed(path: Path, text: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: its header is not JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: its header is no JSON object")  # noqa: TRY004 - the file's fault
-    return value
