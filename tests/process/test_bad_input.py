@@ -305,7 +305,7 @@ class TestHugeBodies:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/v1", "/v1/chat", "/v2/models", "/v1/chat/completions/", "/health/", "/v1//models", "/%00", "/é"]
+    "path", ["/", "/v1", "/v1/chat", "/v2/models", "/v1/chat/completions/", "/health/", "/v1//models", "/é"]
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "HEAD", "PUT"])
 def test_an_unknown_path_is_a_404(server: Rolecall, method: str, path: str) -> None:
