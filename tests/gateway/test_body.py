@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -17,6 +19,7 @@ from rolecall.gateway import large_json
 from rolecall.gateway.body import (
     MAX_JSON_CONTAINERS,
     MAX_JSON_DEPTH,
+    MAX_JSON_NAMES,
     MAX_JSON_TEXTS,
     MAX_JSON_VALUES,
     parse_json,
@@ -134,6 +137,7 @@ def test_large_is_what_takes_long_to_write(value: Any, *, large: bool) -> None:
         (b"[" + b"[]," * MAX_JSON_CONTAINERS + b"1]", f"too many lists and objects; {MAX_JSON_CONTAINERS}"),
         (b"[" + b'"",' * (MAX_JSON_TEXTS + 1) + b"1]", f"too many texts; {MAX_JSON_TEXTS}"),
         (b"[" + b"1," * (MAX_JSON_VALUES + 1) + b"1]", f"too many values; {MAX_JSON_VALUES}"),
+        (b"{" + b'"":1,' * MAX_JSON_NAMES + b'"":1}', f"too many names of fields; {MAX_JSON_NAMES}"),
         (b'["\\\\",' + b'"",' * (MAX_JSON_TEXTS + 1) + b"1]", "too many texts"),
         (b"[" * (MAX_JSON_DEPTH + 1) + b"]" * (MAX_JSON_DEPTH + 1), "nested too deeply"),
         (b"[" * 10_000 + b"]" * 10_000, "nested too deeply"),
@@ -150,16 +154,48 @@ def test_what_takes_long_to_read_is_refused(data: bytes, words: str) -> None:
     [
         b"[" + b"[]," * (MAX_JSON_CONTAINERS - 1) + b"1]",
         b"[" + b"1," * (MAX_JSON_VALUES - 1) + b"1]",
+        b"{" + b'"":1,' * (MAX_JSON_NAMES - 1) + b'"":1}',
         b"[" * MAX_JSON_DEPTH + b"]" * MAX_JSON_DEPTH,
         orjson.dumps(["[" * 2 * MAX_JSON_CONTAINERS, '"' * 3 * MAX_JSON_TEXTS, ",:" * MAX_JSON_VALUES]),
         orjson.dumps(["\\" * 3 * MB + "[" * 2 * MAX_JSON_CONTAINERS, "x" * (MB - 10), '\\"[' * MAX_JSON_CONTAINERS]),
     ],
-    ids=["lists", "values", "levels", "in texts", "after backslashes"],
+    ids=["lists", "values", "names", "levels", "in texts", "after backslashes"],
 )
 def test_what_stands_in_texts_is_not_counted(data: bytes) -> None:
     """At the limits everything is read, and a text may hold any number of brackets, commas and quotation marks."""
     assert parse_json(data) == orjson.loads(data)
     assert gc.isenabled()
+
+
+def cost(work: Callable[[], object]) -> float:
+    """Return the seconds of this thread's own work, the least of three times."""
+    took = []
+    for _ in range(3):
+        start = time.thread_time()
+        work()
+        took.append(time.thread_time() - start)
+    return min(took)
+
+
+def refuse(data: bytes) -> None:
+    """Have a body refused."""
+    with pytest.raises(BadRequest, match="too many"):
+        parse_json(data)
+
+
+@pytest.mark.parametrize("unit", [b"[],", b'"a",', b"1,", b'"a":1,'])
+def test_what_takes_long_is_refused_before_it_is_counted_to_the_end(unit: bytes) -> None:
+    """A body ten times as long costs no more: it ends where the limit is exceeded."""
+    short, long = b"[" + unit * 1_100_000, b"[" + unit * 11_000_000
+    assert cost(lambda: refuse(long)) < 3 * cost(lambda: refuse(short))
+
+
+def test_many_backslashes_are_counted_as_fast_as_other_letters() -> None:
+    """What is escaped stays with what escapes it, also where the first letter of that is far away."""
+    marks = b'["' + b"[" * 2 * MAX_JSON_CONTAINERS
+    data, plain = marks + b"\\" * 8 * MB + b'"]', marks + b"ab" * 4 * MB + b'"]'
+    assert parse_json(data) == orjson.loads(data)
+    assert cost(lambda: parse_json(data)) < 20 * cost(lambda: parse_json(plain))
 
 
 async def test_others_run_while_a_large_body_is_read_and_written() -> None:

@@ -91,8 +91,8 @@ BAD_BODIES = {
     ),
     "deep objects": (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, None, "nested too deeply; 250"),
     "251 lists": (b'{"model": "text-only", "x": %s}' % (b"[" * 250 + b"]" * 250), None, "nested too deeply; 250"),
-    "only brackets": (b"[" * 1_000_000, None, "too many lists and objects; 100000"),
-    "many texts": (b"[" + b'"",' * 200_001 + b"1]", None, "too many texts; 200000"),
+    "only brackets": (b"[" * 1_000_000, None, "too many lists and objects; 60000"),
+    "many texts": (b"[" + b'"",' * 120_001 + b"1]", None, "too many texts; 120000"),
     "many values": (b"[" + b"1," * 1_000_001 + b"1]", None, "too many values; 1000000"),
     "infinite": (b'{"model": "text-only", "temperature": 1e400, %s}' % MESSAGES, None, "not valid JSON"),
     "zeros": (b"\0" * 1000, None, "not valid JSON"),
@@ -296,12 +296,12 @@ class TestHugeBodies:
         assert post(server, body + b" " * (LIMIT - len(body) + 1)).status_code == 413
 
     def test_a_client_that_gives_up_sending_leaves_a_line(self, server: Rolecall) -> None:
-        """A body that is too large and never comes to its end is a 499, not a hanging request."""
+        """A body that is called too large is a 413, whether or not the rest of it comes."""
         agent = new_agent()
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\nContent-Length: {BIG}\r\n\r\n"
         with server.raw(head.encode() + b"x" * MB):
             pass
-        assert server.line_by(agent)["status"] == 499
+        assert server.line_by(agent)["status"] == 413
 
 
 @pytest.mark.parametrize(

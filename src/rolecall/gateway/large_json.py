@@ -20,7 +20,7 @@ LARGE_BYTES = 2**18
 MAX_REST_BYTES = 16 * 2**20
 """What may be left once long plain texts are cut out: orjson reads it in one go."""
 _LONG = 2**20
-_STEP = 2**20
+_STEP = 2**17
 _MANY = 2000
 _CONTROLS = bytes(range(32))
 _AFTER_A_TEXT = frozenset(b",:]} \t\r\n")
