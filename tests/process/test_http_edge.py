@@ -16,6 +16,7 @@ import pytest
 from harness import CHAT, Rolecall, eventually, fake_entry, http_request, new_agent, prompt, read_to_end
 
 HEAD_S, BODY_S, RATE = 0.5, 0.5, 1000
+LARGEST = 64 * 2**20
 HEAD_LIMIT, HEADERS = 4096, 20
 JSON = "Content-Type: application/json\r\n"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
@@ -241,6 +242,28 @@ class TestBodies:
             for _ in range(8):
                 connection.sendall(b"x" * 2**20)
             assert [status for status, _, _ in answers(read_to_end(connection))] == [404]
+
+    @pytest.mark.parametrize("sent", [b"", b"{"])
+    def test_a_body_that_is_called_too_large_is_a_413_at_once(self, server: Rolecall, sent: bytes) -> None:
+        """Nothing more needs to come; a client that sends nothing has no longer than with any other body."""
+        with server.raw(head_of(LARGEST + 1) + sent) as connection:
+            with seconds(0, BODY_S * 0.8):
+                assert (given := answer(connection))[:1] == (413,)
+            assert (given[1]["connection"], json.loads(given[2])["error"]["code"]) == ("close", "body_too_large")
+            with seconds(0, BODY_S + 1):
+                assert read_to_end(connection) == b""
+
+    @pytest.mark.parametrize("length", [LARGEST + 16 * 2**20, "chunked"])
+    def test_a_client_that_sends_too_much_reads_why(self, server: Rolecall, length: int | str) -> None:
+        """It may send all of its body before it looks."""
+        part = b"x" * 2**20
+        with server.raw(head_of(length)) as connection:
+            for _ in range(LARGEST // len(part) + 16):
+                connection.sendall(part if length != "chunked" else b"%x\r\n%b\r\n" % (len(part), part))
+            if length == "chunked":
+                connection.sendall(b"0\r\n\r\n")
+            error = refusal(read_to_end(connection), 413)
+        assert f"the limit is {LARGEST}" in error["message"]
 
     def test_a_client_that_waits_for_permission_is_not_slow(self, server: Rolecall) -> None:
         """With Expect: 100-continue the permission comes, the body after it, the answer after that."""

@@ -33,8 +33,9 @@ log = logging.getLogger(__name__)
 
 _LINGER_S = 2.0
 """How long a refused client may go on sending: bytes that nobody reads reset the connection, and the error is lost."""
-_REST_S = 30.0
-"""How long the rest of a body may come whose answer was given without it."""
+_REST_S = 60.0
+"""How long the rest of a body may come whose answer was given without it: most clients look for one only after they
+have sent everything. A client that pauses or is slow has no more time than with any other body."""
 _FLUSH_S = 30.0
 """How long a client may take nothing of an answer whose connection is to be closed."""
 _LINGERING = 100
@@ -42,7 +43,7 @@ _LINGERING = 100
 _OTHER_FILES = 100
 """Of engines, logs and the libraries."""
 _PIPELINED = 8
-_UNREAD_BYTES = 64 * 2**20
+_UNREAD_BYTES = 2**30
 """What a client may send of a body that nobody reads, once it has its answer."""
 _RETRY_S = 2
 _NOT_FORWARDED = frozenset({b"connection", b"upgrade", b"http2-settings"})
