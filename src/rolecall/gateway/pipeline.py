@@ -1,22 +1,24 @@
 """A JSON request on its way to an engine: what is refused, cut, fetched and changed in it, in which order.
 
-Before an engine is waited for, what needs none: the history's turns go by policy, and the images that are left are
-fetched. With the engine known: the body is put into its words, the conversation is cut to its context, and images are
-scaled down for it.
+Before an engine is waited for, what needs none: the history's turns go by policy, what no model asked for could hold is
+refused, and the images that are left are fetched. With the engine known: the body is put into its words, the
+conversation is cut to its context, and images are scaled down for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
+import anyio.to_thread
 import orjson
 
 from rolecall.core.catalog import Target
 from rolecall.core.endpoints import CHAT
 from rolecall.core.fit import room_for_answer
 from rolecall.core.history import ANSWER_HEADER, Cut, HistoryPolicy, truncate
+from rolecall.core.least_tokens import CHARACTERS_PER_TOKEN, characters, check_can_fit, lasting
 from rolecall.core.media import Places
 from rolecall.core.overflow import read_overflow
 from rolecall.core.parameters import adapt
@@ -27,6 +29,9 @@ from rolecall.gateway.incoming import Payload
 from rolecall.gateway.prompt_costs import Receipt
 from rolecall.gateway.services import Services
 from rolecall.runtime.lease import Lease
+
+_LONG = 2**10 * CHARACTERS_PER_TOKEN
+"""The characters from which on an engine is asked for its context: few contexts are too small for less."""
 
 
 class JsonRequest:
@@ -68,7 +73,8 @@ class JsonRequest:
             base = self._counting.policy
             policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
             if len(policies) == 1:
-                await self._cut(policies.pop())
+                await self._cut(next(iter(policies)))
+            await self._check_can_fit(target, policies)
         self._body = await self._services.images.admit(self._body, self.facts, self._places)
 
     async def _cut(self, policy: HistoryPolicy) -> None:
@@ -86,8 +92,39 @@ class JsonRequest:
         )
         if self.facts.endpoint == CHAT:
             await self._counting.knowledge.prepare(lease)
-            return await self._fitted(lease, await self._fitter.prepare(body, lease, self._wish))
+            sent = await self._fitter.prepare(body, lease, self._wish)
+            await self._check_can_fit_in(lease, sent.body["messages"])
+            return await self._fitted(lease, sent)
         return await self._written(lease, body)
+
+    async def _check_can_fit(self, target: Target, policies: Collection[HistoryPolicy]) -> None:
+        """Raise ``ContextLengthExceeded`` for what neither the models of a target nor their fallbacks could hold.
+
+        An engine may have a larger context than its entry says, but hardly one in which each token would stand for
+        hundreds of characters.
+        """
+        targets = (target, *self._services.roster.fallbacks(target))
+        contexts = [entry.context_tokens for each in targets for entry in each.entries]
+        known = [context for context in contexts if context is not None]
+        if known and len(known) == len(contexts):
+            is_settled = len(targets) == len(policies) == 1
+            policy = next(iter(policies)) if is_settled else HistoryPolicy(fit="all")
+            await self._check_length(self._body["messages"], policy, max(known))
+
+    async def _check_can_fit_in(self, lease: Lease, messages: Sequence[Any]) -> None:
+        """Raise ``ContextLengthExceeded`` for what the engine of a lease could not hold, by what it says itself.
+
+        It would take seconds to refuse it: engines cut a text into tokens to its end.
+        """
+        if await off_loop(characters, messages) > _LONG:
+            context = await self._counting.contexts.of(lease)
+            if context is not None:
+                await self._check_length(messages, HistoryPolicy(fit="off"), context)
+
+    async def _check_length(self, messages: Sequence[Any], policy: HistoryPolicy, context: int) -> None:
+        is_cut_by_engine = self._body.get("truncate_prompt_tokens") is not None  # vLLM's field
+        if not is_cut_by_engine and await off_loop(characters, messages) > context * CHARACTERS_PER_TOKEN:
+            await anyio.to_thread.run_sync(lambda: check_can_fit(lasting(messages, policy), context))
 
     async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
         """Return a smaller body if an engine's error answer says that the last one was too long and that can be."""
