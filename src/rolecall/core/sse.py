@@ -45,7 +45,8 @@ class StreamWatch:
 
     With ``hide_usage`` the chunk that holds nothing but the usage is taken out: the client did not ask for it. With a
     ``rewriter`` events go on as it says. The fields ``id`` and ``retry`` are taken out: at the blank line after one,
-    and after an ``id`` at any later one, openai-python reads an empty message and fails (its issue 3833). A comment
+    and after an ``id`` at any later one, openai-python reads an empty message and fails (its issue 3833). It fails at
+    the message ``null``, too, which llama.cpp sends when it completes several prompts, so that is taken out. A comment
     without a word, llama.cpp's ping, gets one. All other bytes pass unchanged, by whole events.
     """
 
@@ -99,6 +100,8 @@ class StreamWatch:
             message = orjson.loads(data)
         except orjson.JSONDecodeError:
             return event
+        if message is None:
+            return b""
         if self._rewriter is not None and isinstance(message, dict):
             message, came = self._rewriter.rewrite(message), message
             event = event if message is came else encode(message)
