@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rolecall.core.endpoints import CHAT, DETOKENIZE, EMBEDDINGS, RERANK
+from rolecall.core.json_text import as_json
 from rolecall.errors import BadRequest
 
 _INT32 = 2**31 - 1
@@ -23,7 +24,6 @@ _WINDOW = 2**20
 """Tokens to look back at. llama.cpp takes memory for all of them at once, however long the conversation is."""
 _CHOICES = 16384
 """vLLM's ``VLLM_MAX_N_SEQUENCES``."""
-_SHOWN = 60
 
 
 class Range(NamedTuple):
@@ -121,4 +121,4 @@ def _are_whole_numbers(values: list[Any]) -> bool:
 
 def _check(name: str, value: Any, allowed: Range) -> None:
     if not allowed.takes(value):
-        raise BadRequest(f"The field {name!r} must be {allowed}, not {repr(value)[:_SHOWN]}.", param=name)
+        raise BadRequest(f"The field {name!r} must be {allowed}, not {as_json(value)}.", param=name)

@@ -1,0 +1,40 @@
+"""How a client's value is shown to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from rolecall.core.json_text import MOST_SHOWN, as_json
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (True, "true"),
+        (None, "null"),
+        ("a", '"a"'),
+        ("é\n", '"é\\n"'),
+        ([1, {"b": False}], '[1, {"b": false}]'),
+        (1e300, "1e+300"),
+    ],
+)
+def test_a_value_is_shown_as_json(value: Any, shown: str) -> None:
+    """A client sees what it wrote, not what it is in Python."""
+    assert as_json(value) == shown
+
+
+@pytest.mark.parametrize("value", ["x" * 10**6, ["x" * 10**6], list(range(1000)), {"x" * 1000: 1}])
+def test_a_long_value_is_cut(value: Any) -> None:
+    """The end of what is not shown is marked."""
+    assert len(as_json(value)) == MOST_SHOWN
+    assert as_json(value).endswith("…")
+
+
+def test_a_deep_value_is_cut() -> None:
+    """Depth beyond what Python goes into is never reached."""
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    assert as_json(value).startswith("[[[[")
