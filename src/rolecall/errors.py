@@ -5,8 +5,8 @@
     │   ├── BodyTooLarge               413
     │   │   └── ImageTooLarge          413 image_too_large       one image above max_image_bytes
     │   ├── TooManyImages              400 too_many_images       more than max_images
-    │   ├── InvalidImage               400 invalid_image         it is cut off, none, or unpacks to too much
-    │   ├── InvalidImageUrl            400 invalid_image_url     it may not be fetched, or could not
+    │   ├── InvalidImage               400 invalid_image         there is none, it is cut off, or unpacks to too much
+    │   ├── InvalidImageUrl            400 invalid_image_url     it is none, may not be fetched, or could not
     │   ├── InvalidMediaUrl            400 invalid_media_url     audio, video or a file by its address
     │   ├── HeadersTooLarge            431 headers_too_large
     │   ├── UnsupportedMediaType       415 unsupported_media_type  the body is not called JSON, or is compressed
@@ -118,13 +118,13 @@ class TooManyImages(BadRequest):
 
 
 class InvalidImage(BadRequest):
-    """An image that has to be scaled down cannot be read, or would fill the memory."""
+    """A part holds no image, or one that has to be scaled down cannot be read, or would fill the memory."""
 
     code = "invalid_image"
 
 
 class InvalidImageUrl(BadRequest):
-    """The image of an address may not be fetched, or could not."""
+    """The image of an address may not be fetched, or could not, or the address is none."""
 
     code = "invalid_image_url"
 
@@ -176,12 +176,16 @@ class ContextLengthExceeded(BadRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, needed_tokens: int | None, context_tokens: int | None, way_out: str) -> None:
+    def __init__(
+        self, needed_tokens: int | None, context_tokens: int | None, way_out: str, field: str | None = "messages"
+    ) -> None:
+        """``field`` is the one that is too long; None where it is not known."""
         limit = f"is {context_tokens} tokens" if context_tokens is not None else "was exceeded"
         needed = f"{needed_tokens} tokens" if needed_tokens is not None else "more"
+        what = "your messages need" if field == "messages" else "your input needs"
         super().__init__(
-            f"This model's maximum context length {limit}. However, your messages need {needed}. {way_out}",
-            param="messages",
+            f"This model's maximum context length {limit}. However, {what} {needed}. {way_out}",
+            param=field,
         )
         self.needed_tokens = needed_tokens
         self.context_tokens = context_tokens

@@ -361,3 +361,26 @@ def test_errors_within_streams() -> None:
     assert read_event({"error": {"message": "gone", "code": "abort"}}).status == 502
     assert read_event({"error": "gone"}).message == "The engine failed (500): gone"
     assert read_event({"type": "error", "message": "gone", "code": "x"}).status == 502
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field"),
+    [("/v1/responses", "input"), ("/v1/embeddings", "input"), ("/v1/completions", "prompt"), ("/v1/score", None)],
+)
+def test_the_field_of_the_endpoint_is_named(endpoint: str, field: str | None) -> None:
+    """Whoever sends no messages is not told of messages."""
+    asked = Asked(endpoint, "m")
+    too_long = read_error(400, {"error": {"message": "x", "n_prompt_tokens": 9, "n_ctx": 5}}, asked)
+    assert too_long.param == field
+    assert "However, your input needs 9 tokens." in too_long.message
+    assert read_error(500, {"error": {"message": "image input is not supported"}}, asked).param == field
+
+
+@pytest.mark.parametrize(
+    "words", ["vector::_M_range_check: __n (which is 9) >= this->size() (which is 5)", "list index out of range"]
+)
+def test_a_token_that_is_none_is_the_clients_fault(words: str) -> None:
+    """llama.cpp answers 500 for it, which clients would send again; elsewhere such words are the engine's fault."""
+    error = read_error(500, {"error": {"message": words}}, Asked("/detokenize", "m"))
+    assert (error.status, error.param) == (400, "tokens")
+    assert read_error(500, {"error": {"message": words}}, Asked("/v1/embeddings", "m")).status == 502

@@ -28,6 +28,17 @@ _NEEDS = {
     **dict.fromkeys(RANKING, frozenset({"rerank"})),
     EMBEDDINGS: frozenset({"embedding"}),
 }
+PROMPT_FIELDS = {
+    CHAT: "messages",
+    MESSAGES: "messages",
+    COUNT_TOKENS: "messages",
+    RESPONSES: "input",
+    EMBEDDINGS: "input",
+    SPEECH: "input",
+    COMPLETIONS: "prompt",
+    RERANK: "documents",
+}
+"""The field of a body that holds what the model reads."""
 _NOTHING: frozenset[str] = frozenset()
 
 

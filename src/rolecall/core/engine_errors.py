@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from rolecall.core.endpoints import CHAT, DETOKENIZE, PROMPT_FIELDS
 from rolecall.core.overflow import MAX_READ, read_overflow
 from rolecall.errors import (
     BadRequest,
@@ -70,6 +71,8 @@ _PHRASES = (_UNSUPPORTED, _CLIENTS_FAULT)
 _OURS = re.compile(r"The engine (?:says|gave up|failed \(\d{3}\)|finds the request too large): ")
 _QUOTATION = re.compile(r"""["`“„«‘{\[<=:\n]|(?<!\w)'""")
 _MAX_UNQUOTED = 200
+_NO_SUCH_TOKEN = re.compile(r"_M_range_check|out of (?:range|vocabulary)|list index", re.IGNORECASE)
+"""What is left of a look-up in the vocabulary: libstdc++'s words in llama.cpp (500), Python's and tokenizers'."""
 _NO_ROUTE = re.compile(r"File Not Found|404 page not found|Not Found|Method Not Allowed", re.IGNORECASE)
 """The whole of what servers say of a path that they do not have: llama.cpp, Ollama, vLLM."""
 
@@ -100,6 +103,11 @@ class Asked:
 
     endpoint: str = ""
     model: str = ""
+
+    @property
+    def field(self) -> str | None:
+        """The field that holds what the model reads; ``messages`` where no endpoint is named."""
+        return PROMPT_FIELDS.get(self.endpoint or CHAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +155,7 @@ def read_error(status: int, said: Any, asked: Asked = Asked(), *, retry_after_s:
     wait_s = RETRY_S if retry_after_s is None else retry_after_s
 
     def meaning(told: _Told) -> RolecallError:
-        return _too_long(said, told) or _wrong_input(told) or _by_status(status, told, asked, wait_s)
+        return _too_long(said, told, asked) or _wrong_input(told, asked) or _by_status(status, told, asked, wait_s)
 
     error = meaning(told)
     error.discreet = meaning(replace(told, words=without_quotes(told.words))).message
@@ -195,7 +203,7 @@ def _dump(said: Any) -> str:
     return orjson.dumps(said).decode()
 
 
-def _too_long(said: Any, told: _Told) -> RolecallError | None:
+def _too_long(said: Any, told: _Told, asked: Asked) -> RolecallError | None:
     """Return the error for a prompt that is longer than the context.
 
     Without numbers, in Ollama's words: "the input length exceeds the context length", "the prompt is longer than the
@@ -208,21 +216,21 @@ def _too_long(said: Any, told: _Told) -> RolecallError | None:
             retry_after_s=2,
         )
     if _OTHER_SIZE in told.message:
-        return BadRequest(told.words, param="messages")
+        return BadRequest(told.words, param=asked.field)
     if at_once := _TOO_LARGE_AT_ONCE.search(told.message):
-        return ContextLengthExceeded(int(at_once[1]), int(at_once[2]), f"The engine says: {told.words}")
+        return ContextLengthExceeded(int(at_once[1]), int(at_once[2]), f"The engine says: {told.words}", asked.field)
     overflow = read_overflow(said)
     if overflow is not None:
         needed = overflow.prompt + overflow.answer if overflow.prompt is not None else None
-        return ContextLengthExceeded(needed, overflow.context, f"The engine says: {told.words}")
+        return ContextLengthExceeded(needed, overflow.context, f"The engine says: {told.words}", asked.field)
     if _OVERFLOW.search(told.message) or _OVERFLOW.search(told.kinds):
-        return ContextLengthExceeded(None, None, f"The engine says: {told.words}")
+        return ContextLengthExceeded(None, None, f"The engine says: {told.words}", asked.field)
     return None
 
 
-def _wrong_input(told: _Told) -> RolecallError | None:
+def _wrong_input(told: _Told, asked: Asked) -> RolecallError | None:
     if _UNSUPPORTED.search(told.message):
-        return UnsupportedInput(f"This model takes no such input: {told.words}", param="messages")
+        return UnsupportedInput(f"This model takes no such input: {told.words}", param=asked.field)
     return None
 
 
@@ -241,6 +249,8 @@ def _by_status(status: int, told: _Told, asked: Asked, wait_s: float) -> Rolecal
         return busy(f"The engine says: {words}", retry_after_s=wait_s)
     if status in {408, 504}:
         return UpstreamTimeout(f"The engine gave up: {words}")
+    if asked.endpoint == DETOKENIZE and status >= 500 and _NO_SUCH_TOKEN.search(told.message):
+        return BadRequest(f"A token is not in the model's vocabulary: {words}", param="tokens")
     if status < 500 or _CLIENTS_FAULT.search(told.message):
         return BadRequest(words, param=told.param, code=told.code)
     return UpstreamError(f"The engine failed ({status}): {words}")

@@ -38,7 +38,7 @@ _PROMPT = (
     re.compile(r"prompt \((?:total )?length (\d{1,12})\)"),
     re.compile(r"request \((\d{1,12}) tokens\)"),
     re.compile(r"resulted in (\d{1,12}) tokens"),
-    re.compile(r"your (?:messages|input) need (\d{1,12})"),
+    re.compile(r"your (?:messages|input) needs? (\d{1,12})"),
 )
 _OTHER_LIMIT = "encoder prompt"
 """vLLM's, in the same sentence: one picture that is too large for the encoder, whatever the history is."""
