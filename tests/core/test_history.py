@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from builders import entry
-from rolecall.core.history import Cut, HistoryPolicy, truncate, without_reasoning
+from rolecall.core.history import Cut, HistoryPolicy, truncate, wish_of, without_reasoning
 from rolecall.core.models import HistoryRules
 from rolecall.errors import BadRequest
 
@@ -148,6 +148,18 @@ def test_what_a_request_may_ask_for() -> None:
     assert policy.as_asked("fit") == HistoryPolicy(vision_truncate=False, vision_keep_last_n_turns=2, fit="all")
     with pytest.raises(BadRequest, match=r"'all'; it takes one of keep, truncate, fit"):
         policy.as_asked("all")
+
+
+@pytest.mark.parametrize(
+    ("lines", "wish"),
+    [([], None), ([" "], None), ([" Keep "], "keep"), (["keep", "KEEP"], "keep"), (["fit", "keep", ""], "fit, keep")],
+)
+def test_a_header_that_is_sent_twice_says_one_thing(lines: list[str], wish: str | None) -> None:
+    """Lines that differ are no wish that is known, so they are refused."""
+    assert wish_of(lines) == wish
+    if wish == "fit, keep":
+        with pytest.raises(BadRequest, match="'fit, keep'; it takes one of"):
+            HistoryPolicy().as_asked(wish)
 
 
 def test_two_cuts_are_one() -> None:

@@ -12,7 +12,7 @@ What does not fit the model's context all the same is ``core.fit``'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -43,6 +43,15 @@ _NAMES = {
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
 _REASONING_PARTS = ("reasoning", "thinking")
 _THINK, _THOUGHT = "<think>", "</think>"
+
+
+def wish_of(values: Iterable[str]) -> str | None:
+    """Return what the header's lines ask for; None without one. Lines that differ are put together, which is no wish.
+
+    That is how HTTP reads a header that is sent twice (RFC 9110, 5.3).
+    """
+    words = dict.fromkeys(value.strip().lower() for value in values)
+    return ", ".join(filter(None, words)) or None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from rolecall.core.catalog import Target
 from rolecall.core.endpoints import MESSAGES, RESPONSES, UPLOADS
 from rolecall.core.history import HEADER as HISTORY_HEADER
+from rolecall.core.history import wish_of
 from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown
@@ -180,8 +181,9 @@ class Exchange:
         facts = await aside(len(raw), lambda: read_facts(body, endpoint, **limits))
         self._account.note_facts(facts, body)
         check_ranges(body, endpoint)
-        wish = headers.get(HISTORY_HEADER.encode())
-        return JsonRequest(self._services, body, facts, wish and wish.decode("latin-1"))
+        name = HISTORY_HEADER.encode()
+        wish = wish_of(value.decode("latin-1") for key, value in self._scope["headers"] if key == name)
+        return JsonRequest(self._services, body, facts, wish)
 
     async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for chunk in chunks:
