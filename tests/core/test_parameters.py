@@ -28,7 +28,8 @@ def chat(*messages: Any, **fields: Any) -> dict[str, Any]:
 def adapted(
     body: dict[str, Any], endpoint: str = CHAT, *, traits: Traits | None = None, **fields: Any
 ) -> dict[str, Any]:
-    return adapt(body, read_facts(body, endpoint, max_image_bytes=1000), entry(**fields), "served", traits)
+    complete = {"prompt": "x", "input": "x", **body}
+    return adapt(body, read_facts(complete, endpoint, max_image_bytes=1000), entry(**fields), "served", traits)
 
 
 values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2)

@@ -64,6 +64,7 @@ def test_a_number_out_of_its_range_is_refused(name: str, value: Any, words: str)
     assert error.message.startswith(f"The field {name!r} must be a ")
     assert words in error.message
     assert len(error.message) < 250
+    assert error.summary(discreetly=True) == f"{error.code}: {error.message.partition(', not ')[0]}."
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,11 @@ from typing import Any
 
 import pytest
 
-from rolecall.core.endpoints import CHAT
+from rolecall.core.endpoints import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RERANK, RESPONSES
 from rolecall.core.media import Medium
 from rolecall.core.transforms import RequestFacts, read_facts
 from rolecall.errors import BadRequest, BodyTooLarge
 
-COMPLETIONS = "/v1/completions"
-EMBEDDINGS = "/v1/embeddings"
 LIMIT = 1000
 HELLO = {"role": "user", "content": "hello"}
 
@@ -85,8 +83,8 @@ def test_nulls_are_silence() -> None:
     assert facts(chat(metadata={"prompt_id": None})).prompt_id is None
 
 
-def test_only_chat_needs_messages() -> None:
-    """Other endpoints are forwarded whatever they hold."""
+def test_not_all_endpoints_need_messages() -> None:
+    """What holds no conversation has none to count."""
     assert facts({"model": "m", "input": ["a"]}, EMBEDDINGS) == RequestFacts(endpoint=EMBEDDINGS, model="m")
 
 
@@ -102,7 +100,7 @@ def test_only_chat_needs_messages() -> None:
 )
 def test_usage_is_hidden_from_who_did_not_ask(endpoint: str, *, stream: bool, wants: bool, hides: bool) -> None:
     """The usage chunk is ours alone in a generating stream whose client did not ask for it."""
-    body = chat(stream=stream, stream_options={"include_usage": wants})
+    body = chat(stream=stream, stream_options={"include_usage": wants}, prompt="x", input="x")
     assert facts(body, endpoint).hides_usage is hides
 
 
@@ -168,10 +166,55 @@ def test_pictures_of_the_other_endpoints_count(endpoint: str, body: dict[str, An
     assert facts(body, endpoint).needs == {"text", "vision"}
 
 
-@pytest.mark.parametrize("said_by_client", ["a text", 7, None])
-def test_other_endpoints_take_any_input(said_by_client: Any) -> None:
-    """What is no list of turns holds no picture and is the engine's to judge."""
-    assert facts({"model": "m", "input": said_by_client}, "/v1/responses").images == 0
+@pytest.mark.parametrize(
+    ("endpoint", "fields", "param"),
+    [
+        (EMBEDDINGS, {}, "input"),
+        (EMBEDDINGS, {"input": None}, "input"),
+        (EMBEDDINGS, {"input": []}, "input"),
+        (EMBEDDINGS, {"input": 5}, "input"),
+        (RESPONSES, {"messages": [HELLO]}, "input"),
+        (RESPONSES, {"input": {"role": "user"}}, "input"),
+        (COMPLETIONS, {}, "prompt"),
+        (COMPLETIONS, {"prompt": True}, "prompt"),
+        (COMPLETIONS, {"prompt": []}, "prompt"),
+        (RERANK, {"documents": ["a"]}, "query"),
+        (RERANK, {"query": "a"}, "documents"),
+        (RERANK, {"query": "a", "documents": []}, "documents"),
+        (RERANK, {"query": 1, "documents": ["a"]}, "query"),
+        (MESSAGES, {}, "messages"),
+        (MESSAGES, {"messages": "hi"}, "messages"),
+        (COUNT_TOKENS, {"messages": ["hi"]}, "messages[0]"),
+    ],
+)
+def test_the_field_that_an_endpoint_needs_is_named(endpoint: str, fields: dict[str, Any], param: str) -> None:
+    """Without what it is to read no model can do anything, so none is loaded."""
+    with pytest.raises(BadRequest) as caught:
+        facts({"model": "m", **fields}, endpoint)
+    assert caught.value.param == param
+    if "[" not in param:
+        assert caught.value.message.startswith(f"The field {param!r} ")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        (EMBEDDINGS, {"input": ""}),
+        (EMBEDDINGS, {"input": [1, 2]}),
+        (EMBEDDINGS, {"messages": [HELLO]}),
+        (EMBEDDINGS, {"content": "llama.cpp's own"}),
+        (RESPONSES, {"input": "a text"}),
+        (RESPONSES, {"previous_response_id": "resp_1"}),
+        (COMPLETIONS, {"prompt": ""}),
+        (COMPLETIONS, {"prompt": {"prompt_string": "x", "multimodal_data": ["eHh4"]}}),
+        (RERANK, {"query": "a", "texts": ["b"]}),
+        (RERANK, {"query": {"content": []}, "documents": {"content": []}}),
+        ("/tokenize", {}),
+    ],
+)
+def test_what_some_engine_takes_in_its_place_passes(endpoint: str, fields: dict[str, Any]) -> None:
+    """Each form that an engine knows is left to the engines."""
+    assert facts({"model": "m", **fields}, endpoint).images == 0
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, LIMIT + 2, LIMIT + 3])
@@ -190,15 +233,15 @@ def test_picture_over_the_limit_is_refused_by_number(size: int, scheme: str) -> 
     "part",
     [
         {"type": "image_url", "image_url": {"url": "https://example.org/" + "x" * 5000}},
-        {"type": "image_url", "image_url": {"url": None}},
-        {"type": "image_url", "image_url": None},
-        {"type": "image_url"},
-        {"type": "image", "source": {"type": "base64", "data": ""}},
+        {"type": "image_url", "image_url": {"url": None}, "uuid": "1"},
+        {"type": "image_url", "image_url": None, "uuid": "1"},
+        {"type": "image_url", "uuid": "1"},
+        {"type": "input_image", "file_id": "file-1"},
     ],
 )
 def test_pictures_without_a_size_are_counted(part: dict[str, Any]) -> None:
-    """A picture that is an address, or that lacks one, has no size here; it is a picture all the same."""
-    assert facts(chat(said(part, {"type": "image_url", "image_url": "data:"}))).images == 2
+    """A picture that is an address, or that the engine has, has no size here; it is a picture all the same."""
+    assert facts(chat(said(part, part))).images == 2
     assert read_facts(chat(said(part)), CHAT, max_image_bytes=0).images == 1
 
 

@@ -32,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
     entries = (
         fake_entry("text-only", roles=["chat"]),
         fake_entry("seeing", "--mmproj", "x", capabilities=["vision", "text"], roles=["look"]),
+        fake_entry("unused", capabilities=["vision", "text"]),
         fake_entry("too-large", vram_estimate_mb=2_000_000, roles=["huge"]),
         {**absent, "roles": ["phantom"]},
     )
@@ -194,13 +195,32 @@ def test_an_image_above_the_limit_is_a_413(server: Rolecall, scheme: str) -> Non
         {"type": "image_url", "image_url": {"url": None}},
         {"type": "image_url", "image_url": {"url": "data:"}},
         {"type": "image_url", "image_url": {"url": ["data:"]}},
+        {"type": "image_url", "image_url": {"url": "/etc/passwd"}},
         {"type": "image_url"},
     ],
 )
-def test_odd_image_parts_are_left_to_the_engine(server: Rolecall, part: dict[str, Any]) -> None:
-    """An image part without a proper address is an image all the same; what is wrong with it the engine will say."""
-    answer = server.http.post(CHAT, json={"model": "text-only", "messages": [{"role": "user", "content": [part]}]})
-    assert problem(answer, 400)["code"] == "unsupported_input"
+def test_an_image_part_without_an_image_loads_no_model(server: Rolecall, part: dict[str, Any]) -> None:
+    """What no engine could read is refused with its place, and without a model."""
+    answer = server.http.post(CHAT, json={"model": "unused", "messages": [{"role": "user", "content": [part]}]})
+    error = problem(answer, 400)
+    assert error["code"] in {"invalid_image", "invalid_image_url"}
+    assert error["param"].startswith("messages[0].content[0]")
+    assert server.row("unused")["state"] == "stopped"
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/completions", "prompt"), ("/v1/embeddings", "input")])
+def test_the_field_that_is_read_must_be_there(server: Rolecall, path: str, field: str) -> None:
+    """An engine would answer in words of its own, after it was loaded."""
+    error = problem(post(server, b'{"model": "text-only"}', path), 400)
+    assert (error["param"], error["message"]) == (field, f"The field {field!r} is missing.")
+
+
+def test_a_header_sent_twice_must_say_the_same(server: Rolecall) -> None:
+    """Of two wishes for the history none is taken in silence."""
+    body = {"model": "text-only", "messages": [{"role": "user", "content": "hi"}]}
+    for wishes, status in ((("keep", "fit"), 400), (("keep", "keep"), 200)):
+        answer = server.http.post(CHAT, json=body, headers=[("x-rolecall-history", wish) for wish in wishes])
+        assert answer.status_code == status
 
 
 @pytest.mark.parametrize("content", [None, 7, {"a": 1}, [None], ["x"], [[]], [{"type": 7}]])

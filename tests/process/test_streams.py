@@ -373,7 +373,7 @@ SCRIPTS["json"] = b'{"choices": [{"message": {"content": "a"}, "finish_reason": 
 def test_other_streams_pass(server: Rolecall) -> None:
     """A stream of /v1/responses has marks of its own and no [DONE]; it passes, and ends properly."""
     SCRIPTS["responses"] = b'event: response.completed\ndata: {"type":"response.completed"}\n\n'
-    body = prompt("scripted", "responses", stream=True)
+    body = prompt("scripted", "responses", stream=True, input="x")
     status, _, content = server.exchange(http_request(body, path="/v1/responses"))
     assert (status, unchunked(content)) == (200, (SCRIPTS["responses"], True))
 

@@ -61,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
 
 def begin(server: Rolecall, model: str, agent: str = "", path: str = "", **body: Any) -> socket.socket:
     """Send a streamed chat request and return its connection."""
-    request = prompt(model, stream=True, **body)
+    request = prompt(model, stream=True, input="x", **body)
     headers = {"User-Agent": agent or new_agent()}
     return server.raw(http_request(request, headers=headers, **({"path": path} if path else {})))
 

@@ -121,4 +121,7 @@ def _are_whole_numbers(values: list[Any]) -> bool:
 
 def _check(name: str, value: Any, allowed: Range) -> None:
     if not allowed.takes(value):
-        raise BadRequest(f"The field {name!r} must be {allowed}, not {as_json(value)}.", param=name)
+        words = f"The field {name!r} must be {allowed}"
+        error = BadRequest(f"{words}, not {as_json(value)}.", param=name)
+        error.discreet = f"{words}."
+        raise error

@@ -4,14 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from rolecall.core.endpoints import CHAT, COMPLETIONS, needs_of
+from rolecall.core.endpoints import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    RERANK,
+    RESPONSES,
+    needs_of,
+)
+from rolecall.core.image_parts import check_parts
 from rolecall.core.media import Medium, check_images, find_media
 from rolecall.errors import BadRequest
 
 GENERATING = frozenset({CHAT, COMPLETIONS})
 """The endpoints that take sampling parameters and stream with ``stream_options``."""
+
+_CONVERSATIONS = frozenset({CHAT, MESSAGES, COUNT_TOKENS})
+
+
+class _Required(NamedTuple):
+    """A field that an endpoint needs: one of its other names will do, and so will what stands in for it."""
+
+    name: str
+    kinds: str
+    types: tuple[type, ...]
+    others: tuple[str, ...] = ()
+
+
+_REQUIRED = {
+    # vLLM embeds conversations, too, and llama.cpp calls its own form "content".
+    EMBEDDINGS: [_Required("input", "a string or a list", (str, list), ("messages", "content"))],
+    # OpenAI: what goes on with an answer, or names a prompt that is kept there, needs no more.
+    RESPONSES: [
+        _Required("input", "a string or a list", (str, list), ("previous_response_id", "conversation", "prompt"))
+    ],
+    # llama.cpp: an object holds text and pictures.
+    COMPLETIONS: [_Required("prompt", "a string or a list", (str, list, dict))],
+    # vLLM: objects hold pictures; llama.cpp: "texts" is what Hugging Face's server calls them.
+    RERANK: [
+        _Required("query", "a string", (str, list, dict)),
+        _Required("documents", "a list", (str, list, dict), ("texts",)),
+    ],
+}
+"""The fields without which an engine can do nothing, in the widest form in which one of them takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +85,7 @@ class RequestFacts:
 
 
 def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: int = 500) -> RequestFacts:
-    """Return the facts of a parsed body; raises ``BadRequest`` naming the field or image, ``ImageTooLarge``."""
+    """Return the facts of a parsed body; raises ``BadRequest`` naming the field or image."""
     if not isinstance(body, dict):
         raise BadRequest(f"The body must be a JSON object, not {_kind(body)}.")
     model = body.get("model")
@@ -63,8 +102,12 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
     if wants_usage is not None and not isinstance(wants_usage, bool):
         problem = "The field 'stream_options.include_usage' must be true or false."
         raise BadRequest(problem, param="stream_options.include_usage")
-    messages = _messages(body) if endpoint == CHAT else _turns(body)
+    messages = _messages(body) if endpoint in _CONVERSATIONS else _turns(body)
+    for required in _REQUIRED.get(endpoint, ()):
+        _check_required(body, required)
     media = find_media(body)
+    count = check_images(media, max_images=max_images, max_image_bytes=max_image_bytes)
+    check_parts(body, media)
     metadata = body.get("metadata")
     named = metadata if isinstance(metadata, dict) else {}
     return RequestFacts(
@@ -72,7 +115,7 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         model=model,
         stream=bool(stream),
         messages=len(messages),
-        images=check_images(media, max_images=max_images, max_image_bytes=max_image_bytes),
+        images=count,
         addresses=sum(medium.is_address for medium in media),
         wants_usage=bool(wants_usage),
         prompt_id=_text(named.get("prompt_id")),
@@ -92,8 +135,18 @@ def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
+def _check_required(body: Mapping[str, Any], required: _Required) -> None:
+    value = body.get(required.name)
+    if value is None and any(body.get(name) is not None for name in required.others):
+        return
+    if isinstance(value, required.types) and value != []:
+        return
+    problem = "is missing" if value is None else f"must be {required.kinds}" + " that is not empty" * (value == [])
+    raise BadRequest(f"The field {required.name!r} {problem}.", param=required.name)
+
+
 def _turns(body: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the turns of the other endpoints: ``messages`` of /v1/messages, ``input`` of /v1/responses."""
+    """Return the turns of the other endpoints, such as the ``input`` of /v1/responses."""
     turns = body.get("messages", body.get("input"))
     return [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
 
