@@ -68,7 +68,7 @@ class Gateway:
             settings=settings,
             counting=Counting.of(settings, memory, self.pictures, http),
             images=self.images,
-            roster=SimpleNamespace(traits=lambda _: NOTHING_KNOWN),
+            roster=SimpleNamespace(traits=lambda _: NOTHING_KNOWN, fallbacks=lambda _: []),
         )
 
     def request(self, messages: list[Any], wish: str | None = None) -> JsonRequest:
