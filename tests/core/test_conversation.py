@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.conversation import Turn, image_positions, is_image, role, split
+from rolecall.core.conversation import Turn, dispensable_images, image_positions, is_image, role, split
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 
@@ -113,3 +113,13 @@ def test_every_message_is_in_one_part(messages: list[Any]) -> None:
         for p in m["content"]
     )
     assert all(isinstance(role(message), str) for message in messages)
+
+
+def test_pictures_that_a_conversation_can_do_without() -> None:
+    """Those of past turns; of a question in words the newest picture is not one of them."""
+    text, picture = {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:,"}}
+    shown: dict[str, Any] = {"role": "user", "content": [text, picture, picture]}
+    asked = {"role": "user", "content": "and now?"}
+    assert dispensable_images([shown, shown, asked]) == {(0, 1), (0, 2), (1, 1)}
+    assert dispensable_images([shown, shown]) == {(0, 1), (0, 2)}
+    assert dispensable_images([asked]) == dispensable_images([]) == frozenset()

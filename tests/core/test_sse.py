@@ -372,3 +372,10 @@ def test_last_mark_is_noticed() -> None:
     assert not watch.is_done
     watch.feed(b"data: [DONE]\n\n")
     assert watch.is_done
+
+
+def test_no_last_mark_follows_an_error() -> None:
+    """An engine that ends a broken answer as if it were whole is not believed."""
+    watch = StreamWatch(Answer(), hide_usage=False)
+    assert watch.feed(b'data: {"error":{"message":"m"}}\n\ndata: [DONE]\n\n') == b'data: {"error":{"message":"m"}}\n\n'
+    assert watch.is_done

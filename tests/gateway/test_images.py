@@ -58,7 +58,8 @@ def settings(tmp_path: Path, **given: Any) -> Settings:
 
 
 async def admitted(made: Images, body: dict[str, Any], endpoint: str = CHAT) -> Any:
-    return await made.admit(body, read_facts(body, endpoint, max_image_bytes=10**9))
+    admitted, _ = await made.admit(body, read_facts(body, endpoint, max_image_bytes=10**9))
+    return admitted
 
 
 # -- addresses

@@ -19,6 +19,7 @@ from gateway.image_servers import image_server, png, reply
 from gateway.test_engine_context import lease
 from gateway.test_images import uri
 from rolecall.core.catalog import Target
+from rolecall.core.fit import GONE_NOTE
 from rolecall.core.traits import NOTHING_KNOWN
 from rolecall.core.transforms import read_facts
 from rolecall.errors import BadRequest, InvalidImage, InvalidImageUrl
@@ -132,6 +133,36 @@ async def test_a_picture_that_was_fetched_is_named_as_it_came(tmp_path: Path) ->
         with pytest.raises(InvalidImage, match=r"^Image 2 at messages\[2\]\.content\[2\]"):
             await request.payload(lease(max_image_pixels=100))
         await gateway.images.aclose()
+
+
+DEAD = "https://10.0.0.1/x.png"
+QUESTION = {"role": "user", "content": "And now?"}
+
+
+async def test_an_earlier_picture_whose_address_is_dead_does_not_end_a_conversation(gateway: Gateway) -> None:
+    """A text takes its place, and it counts as left out; the newest picture, which is asked about, stays."""
+    request = gateway.request([show(DEAD), *earlier(uri(png())), QUESTION])
+    await request.settle(TARGET)
+    assert request.left_out == "messages=0 images=1"
+    note = {"type": "text", "text": GONE_NOTE}
+    assert note in content(await request.payload(lease()))
+
+
+@pytest.mark.parametrize(
+    ("messages", "wish"),
+    [
+        ([*earlier(uri(png())), *earlier(DEAD), QUESTION], None),
+        ([*earlier(uri(png())), show(DEAD)], "fit"),
+        ([*earlier(DEAD), show(uri(png()))], "keep"),
+    ],
+)
+async def test_a_picture_that_is_needed_has_to_be_there(
+    gateway: Gateway, messages: list[Any], wish: str | None
+) -> None:
+    """The newest one that a question may be about, one of the current turn, and all where nothing may be left out."""
+    request = gateway.request(messages, wish)
+    with pytest.raises(InvalidImageUrl):
+        await request.settle(TARGET)
 
 
 async def test_each_picture_is_looked_at_once(gateway: Gateway) -> None:

@@ -205,6 +205,8 @@ def test_models_and_roles(rolecall: Rolecall) -> None:
         for key, forbidden, unknown in (("rc-bound", "two", "tow"), ("rc-role", "role:other", "role:othre")):
             words = error_of(ask(running, key, forbidden), 403)["message"]
             assert error_of(ask(running, key, unknown), 403)["message"] == words.replace("'other'", "'othre'")
+        query: Any = {"params": {"role": "othre"}, "headers": {"Authorization": "Bearer rc-role"}}
+        assert error_of(running.http.get("/v1/models/select_by_role", **query), 403)
         path = "/v1/models/tow"
         shown = running.http.get(path, headers={"Authorization": "Bearer rc-bound"})
         assert "two" not in error_of(shown, 403)["message"]

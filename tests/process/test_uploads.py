@@ -110,7 +110,9 @@ def test_no_boundary_is_told(server: Rolecall) -> None:
     assert "boundary" in answer.json()["error"]["message"]
 
 
-def test_what_is_no_upload_is_no_json_either(server: Rolecall, tmp_path: Path) -> None:
-    """The endpoint tells a client that sends neither."""
-    answer = server.http.post(PATH, content=b"x", headers={"content-type": "application/json"})
-    assert answer.status_code == 400
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", "audio/wav"])
+def test_what_is_no_upload_is_told_what_the_endpoint_takes(server: Rolecall, kind: str) -> None:
+    """JSON, and a file as it is, are 415."""
+    answer = server.http.post(PATH, content=b"{}", headers={"content-type": kind})
+    assert answer.status_code == 415
+    assert "multipart/form-data" in answer.json()["error"]["message"]

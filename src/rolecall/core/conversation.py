@@ -50,6 +50,17 @@ class Conversation:
         return None
 
 
+def dispensable_images(messages: Sequence[Any]) -> frozenset[tuple[int, int]]:
+    """Return the pictures that a conversation can do without, by their message and their position in its content.
+
+    Those are the ones of past turns, but for the newest picture if the current turn has none: it is asked about.
+    """
+    conversation = split(messages)
+    past = (index for turn in conversation.past for index in turn.indices)
+    found = {(index, position) for index in past for position in image_positions(messages[index])}
+    return frozenset(found if conversation.images(conversation.current) else found - {max(found, default=(0, 0))})
+
+
 def split(messages: Sequence[Any]) -> Conversation:
     """Return the parts of a conversation."""
     starts = _turn_starts(messages) or [_first_of_no_system(messages)]

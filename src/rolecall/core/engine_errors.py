@@ -265,10 +265,11 @@ def _not_implemented(words: str, asked: Asked) -> RolecallError:
 def _refusal(status: int, words: str, asked: Asked) -> str:
     if status in {404, 405}:
         return (
-            f"The engine does not know {asked.model!r} by the name that rolecall has for it: {words} "
-            "served_model_id of its entry has to be what the engine calls it."
+            f"The engine does not know {asked.model!r} by the name that rolecall has for it; served_model_id of its "
+            f"entry has to be what the engine calls it. The engine says: {words}"
         )
     return (
-        f"The engine of {asked.model!r} refuses rolecall's own key ({status}), which is not the client's: {words} "
-        "backend_config.api_key_env of its entry names the variable that has to hold the right one."
+        f"The engine of {asked.model!r} refuses rolecall's own key ({status}), which is not the client's. For a server "
+        "that others run, backend_config.api_key_env of its entry names the variable that has to hold the right one. "
+        f"The engine says: {words}"
     )

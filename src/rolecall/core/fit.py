@@ -24,6 +24,9 @@ from rolecall.errors import ContextLengthExceeded
 IMAGE_NOTE = "[an earlier image was left out to fit the context]"
 """What a model reads in place of a picture."""
 
+GONE_NOTE = "[an earlier image can no longer be fetched]"
+"""The same for a picture of a past turn whose address leads nowhere any more."""
+
 ANSWER_NOTE = "[an earlier answer was left out to fit the context]"
 
 _ANSWER_SHARE = 0.5

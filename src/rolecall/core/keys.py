@@ -26,6 +26,8 @@ PREFIX = "rc-"
 
 Scope = Literal["inference", "admin"]
 Limit = Annotated[int, Field(gt=0, strict=True)]
+Pattern = Annotated[str, Field(min_length=1)]
+"""A name in which ``*`` and ``?`` stand for any letters; an empty one would match nothing."""
 
 
 class ApiKey(BaseModel):
@@ -36,8 +38,8 @@ class ApiKey(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: Annotated[tuple[Scope, ...], Field(min_length=1)] = ("inference",)
-    models: tuple[str, ...] = ()
-    roles: tuple[str, ...] = ()
+    models: tuple[Pattern, ...] = ()
+    roles: tuple[Pattern, ...] = ()
     requests_per_minute: Limit | None = None
     tokens_per_day: Limit | None = None
     created: AwareDatetime | None = None

@@ -92,7 +92,8 @@ class StreamWatch:
         data = b"\n".join(lines)
         if data == b"[DONE]":
             self.answer.end()
-            return self._flush() + event
+            # After an error it would say that the answer is whole.
+            return b"" if self.answer.error else self._flush() + event
         return self._read(event, data) if data else event
 
     def _read(self, event: bytes, data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from rolecall.core.history import HEADER as HISTORY_HEADER
 from rolecall.core.history import wish_of
 from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.transforms import GENERATING, read_facts
-from rolecall.errors import RolecallError, ShuttingDown
+from rolecall.errors import RolecallError, ShuttingDown, UnsupportedMediaType
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import (
     ClientGone,
@@ -172,6 +172,10 @@ class Exchange:
             upload = await read_upload(chunks, headers[b"content-type"], endpoint, self._storage)
             self._account.note_facts(upload.facts, {})
             return upload
+        if endpoint in UPLOADS:
+            if not await discard_body(headers, receive):
+                self._told = lambda: {"connection": "close"}
+            raise UnsupportedMediaType(f"{endpoint} takes multipart/form-data with the fields file and model.")
         raw = await receive_body(self._scope, receive, settings.max_body_bytes)
         self._line.bytes_in = len(raw)
         body = await read_json(raw)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 
 from rolecall.core.addresses import NotFetchable
+from rolecall.core.fit import GONE_NOTE
 from rolecall.core.media import (
     Medium,
     Path,
@@ -28,6 +31,7 @@ from rolecall.gateway.image_fetch import ImageFetcher
 from rolecall.gateway.pictures import Pictures, Unreadable, as_base64
 from rolecall.settings import Settings
 
+_SLOW_S = 1.0
 AT_ONCE = 4
 """Images of one request that are fetched at the same time."""
 
@@ -45,22 +49,29 @@ class Images:
         self._pictures = pictures or Pictures()
 
     async def admit(
-        self, body: Mapping[str, Any], facts: RequestFacts, places: Places | None = None
-    ) -> Mapping[str, Any]:
+        self,
+        body: Mapping[str, Any],
+        facts: RequestFacts,
+        places: Places | None = None,
+        dispensable: Collection[tuple[int, int]] = (),
+    ) -> tuple[Mapping[str, Any], int]:
         """Return the body with each image in it that was named by its address, so that no engine fetches anything.
 
-        ``places`` tells where each stood before the history was cut, and is told what becomes of it.
+        ``places`` tells where each stood before the history was cut, and is told what becomes of it. Of ``dispensable``
+        images, by message and position in its content, those that cannot be fetched are left out, and a text takes
+        their place: addresses of pictures expire while a conversation goes on. How many that were is returned as well.
 
         Raises ``InvalidMediaUrl`` and ``InvalidImageUrl`` for what may not be fetched or could not be, ``BodyTooLarge``
         for images that are too large together, ``TooManyRequests``.
         """
         if not facts.addresses or self._settings.image_urls == "pass":
-            return body
+            return body, 0
         places = places or Places()
         wanted = self._wanted(body, find_media(body), places)
         if not wanted:
-            return body
-        return with_changes(body, await _Fetching(self._fetcher, self._settings, places).run(body, wanted))
+            return body, 0
+        fetching = _Fetching(self._fetcher, self._settings, places, dispensable)
+        return with_changes(body, await fetching.run(body, wanted)), fetching.left_out
 
     async def shrink(
         self, body: Mapping[str, Any], entry: ModelEntry, places: Places | None = None
@@ -134,6 +145,10 @@ class _Fetching:
     fetcher: ImageFetcher
     settings: Settings
     places: Places
+    dispensable: Collection[tuple[int, int]] = ()
+    left_out: int = 0
+    slow_hosts: set[str] = field(default_factory=set)
+    """Which took long to fail: a conversation's dead pictures, mostly of one host, must not add up their waits."""
     changes: dict[Path, Any] = field(default_factory=dict)
     size: int = 0
     failure: RolecallError | None = None
@@ -159,10 +174,20 @@ class _Fetching:
 
     async def _one(self, body: Mapping[str, Any], url: str, stands_for: list[_Wanted]) -> None:
         first = stands_for[0]
+        needed = next((image for image in stands_for if not self._is_dispensable(image)), None)
+        host, began_at = urlsplit(url).netloc, time.monotonic()
+        if needed is None and host in self.slow_hosts:
+            self._leave_out(stands_for)
+            return
         try:
             fetched = await self.fetcher.fetch(url, self.settings.max_image_bytes)
         except NotFetchable as error:
-            raise first.not_fetched(str(error)) from None
+            if needed is not None:
+                raise needed.not_fetched(str(error)) from None
+            if time.monotonic() - began_at > _SLOW_S:
+                self.slow_hosts.add(host)
+            self._leave_out(stands_for)
+            return
         self.size += len(fetched.data) * len(stands_for)
         if self.size > self.settings.max_body_bytes:
             raise BodyTooLarge(
@@ -175,3 +200,13 @@ class _Fetching:
             path, value = inlined(body, image.medium, fetched.media_type, coded)
             self.changes[path] = value
             self.places.replace(image.url, value if isinstance(value, str) else coded)
+
+    def _leave_out(self, images: Sequence[_Wanted]) -> None:
+        self.changes.update((image.medium.path[:4], {"type": "text", "text": GONE_NOTE}) for image in images)
+        self.left_out += len(images)
+
+    def _is_dispensable(self, image: _Wanted) -> bool:
+        match image.medium.path:
+            case ("messages", int(message), "content", int(position), *_):
+                return (message, position) in self.dispensable
+        return False

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import anyio.to_thread
 import orjson
 
 from rolecall.core.catalog import Target
+from rolecall.core.conversation import dispensable_images
 from rolecall.core.endpoints import CHAT
 from rolecall.core.fit import room_for_answer
 from rolecall.core.history import ANSWER_HEADER, Cut, HistoryPolicy, truncate
@@ -69,13 +71,19 @@ class JsonRequest:
         Where the models of a role have policies of their own, the model has to be known first; then all images are
         brought in.
         """
+        dispensable: Collection[tuple[int, int]] = ()
         if self.facts.endpoint == CHAT:
             base = self._counting.policy
             policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
             if len(policies) == 1:
                 await self._cut(next(iter(policies)))
             await self._check_can_fit(target, policies)
-        self._body = await self._services.images.admit(self._body, self.facts, self._places)
+            if self.facts.addresses and all(policy.fit != "off" for policy in policies):
+                dispensable = await off_loop(dispensable_images, self._body["messages"])
+        images = self._services.images
+        self._body, gone = await images.admit(self._body, self.facts, self._places, dispensable)
+        if gone:
+            self._settled = self._shown = replace(self._settled, dropped_images=self._settled.dropped_images + gone)
 
     async def _cut(self, policy: HistoryPolicy) -> None:
         cut = await off_loop(truncate, self._body["messages"], policy)

@@ -106,7 +106,10 @@ class Relay:
         if self._facts.endpoint in _FINISHING and not self._answer.is_complete:
             await self._reply.body(rest)
             raise UpstreamError("The engine ended its answer without finishing it.")
-        if self._facts.endpoint in GENERATING and not self._answer.error and self._answer.finish_reason in _CUT:
+        if self._facts.endpoint in GENERATING and self._answer.error:
+            await self._reply.body(rest)
+            return  # without a proper end, as after every error within a stream
+        if self._facts.endpoint in GENERATING and self._answer.finish_reason in _CUT:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
         await self._reply.body(rest, more=False)
         self.is_delivered = True

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from rolecall.core.catalog import Target
+from rolecall.core.catalog import ROLE_PREFIX, Target
 from rolecall.core.keys import Scope as ApiKeyScope
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
@@ -176,7 +176,7 @@ class _Api:
         role = query.get("role", "").removeprefix("role:")
         if not role:
             raise BadRequest("The query needs a role, as in ?role=caption.", param="role")
-        target = caller_of(request.scope).check(self._services.roster.catalog.role(role))
+        target = caller_of(request.scope).find(lambda _: self._services.roster.catalog.role(role), ROLE_PREFIX + role)
         profile = query.get("profile") or None
         listed = query.getlist("exclude_models")
         excluded = [name for value in listed for name in (value, *map(str.strip, value.split(",")))]
