@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import stat
-import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -79,8 +78,7 @@ def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
     A ``private`` one can be read by its owner alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # By process and thread: at the end of a run, a thread may still be writing the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         if private:
             temporary.unlink(missing_ok=True)
