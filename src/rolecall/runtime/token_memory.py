@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ class TokenMemory:
             name: (model.revision, json.dumps(model.to_json())) for name, model in self._models.items()
         }
         self._has_failed = False
+        self._writing = threading.Lock()  # at the end, the thread of an earlier write may still be at it
 
     def model(self, name: str) -> TokenModel:
         """Return what is known of a model; what is learnt into it is kept."""
@@ -75,7 +77,8 @@ class TokenMemory:
 
     def _write(self, text: str) -> None:
         try:
-            write_atomically(self._path, text)
+            with self._writing:
+                write_atomically(self._path, text)
         except OSError as error:
             if not self._has_failed:  # once; it is tried again with the next change
                 log.warning("what was learnt of tokens cannot be written to %s: %s", self._path, error)
