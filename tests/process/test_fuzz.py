@@ -188,7 +188,7 @@ def test_connections(watched: Watched) -> None:
         (json.dumps(prompt(MODEL, "A" * 16 * MB)).encode(), 200),
         (json.dumps(prompt(MODEL, "\n" * 20 * MB)).encode(), 413),
         (json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}] * 100_000}).encode(), 400),
-        (json.dumps(prompt(MODEL, x=[[]] * 90_000)).encode(), 200),
+        (json.dumps(prompt(MODEL, x=[[]] * 50_000)).encode(), 200),
         (json.dumps(prompt(MODEL, x=list(range(900_000)))).encode(), 200),
         (b'{"a":' * 10_000 + b"1" + b"}" * 10_000, 400),
         (b"[" * 10 * MB, 400),
