@@ -55,6 +55,7 @@ def server(folder: Path, taken_port: int) -> Iterator[Rolecall]:
         fake_entry("never-bound", "--never-bind", load_timeout_s=0.5),
         {"name": "no-binary", "backend": "vllm", "backend_config": {"command": ["/no/such/engine", "{port}"]}},
         {"name": "no-program", "backend": "vllm", "backend_config": {"command": ["/etc", "{port}"]}},
+        fake_entry("port-lost", "--bind-delay-s", "1", "--starts-log", str(folder / "port-lost")),
         fake_entry("port-taken", backend_config={"port": taken_port}),
         fake_entry("drained"),
         fake_entry("idle", idle_unload_s=0.2),
@@ -85,6 +86,18 @@ def test_fifty_simultaneous_requests_start_one_engine(server: Rolecall, folder: 
     assert [answer.status_code for answer in answers] == [200] * 50
     assert starts(folder, "single") == 1
     assert server.row("single")["in_flight"] == 0
+
+
+def test_an_engine_that_loses_its_port_is_started_on_another(server: Rolecall, folder: Path) -> None:
+    """Somebody who takes the port between its choice and the engine's bind costs a second start, and no request."""
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.chat, "port-lost")
+        eventually(lambda: starts(folder, "port-lost"))
+        lost = server.row("port-lost")["port"]
+        with socket.create_server(("127.0.0.1", lost)):
+            assert answer.result().status_code == 200
+    assert server.row("port-lost")["port"] != lost
+    assert starts(folder, "port-lost") == 2
 
 
 def test_a_killed_engine_is_started_again_by_the_next_request(server: Rolecall, folder: Path) -> None:

@@ -24,7 +24,9 @@ from rolecall.runtime.leftovers import EngineRoll
 from rolecall.runtime.ports import free_port
 from rolecall.runtime.remote import RemoteInstance
 
-VLLM_PORTS = range(24001, 24011)
+PORTS = range(24101, 24111)
+"""Not vLLM's: whole rolecalls of other tests start engines there at the same time."""
+
 ON_G0: Placement = (Share("g0", 6000, 16_000),)
 ON_TWO: Placement = (Share("g1", 5000, 16_000), Share("g0", 5000, 16_000))
 IN_RAM: Placement = (Share(HOST, 6000, 64_000),)
@@ -100,7 +102,7 @@ class TestPort:
     async def test_the_entrys_own_port_goes_first(self, make: Make) -> None:
         """``backend_config.port`` is taken, though the driver has ports of its own."""
         port = free_port()
-        assert make(Words(ports=VLLM_PORTS)).make(entry(backend_config={"port": port}), ON_G0).port == port
+        assert make(Words(ports=PORTS)).make(entry(backend_config={"port": port}), ON_G0).port == port
 
     async def test_the_entrys_own_port_is_taken(self, make: Make) -> None:
         """Somebody else on it is an error that names him."""
@@ -115,28 +117,58 @@ class TestPort:
             make(Words()).make(entry(backend_config={"port": port}), ON_G0, {port})
 
     async def test_the_first_free_port_of_the_drivers(self, make: Make) -> None:
-        """Of 24001 to 24010 the first is taken that nobody listens on."""
-        first = make(Words(ports=VLLM_PORTS)).make(entry(), ON_G0).port
-        assert first in VLLM_PORTS
+        """Of 24101 to 24110 the first is taken that nobody listens on."""
+        first = make(Words(ports=PORTS)).make(entry(), ON_G0).port
+        assert first in PORTS
         with taken(first):
-            second = make(Words(ports=VLLM_PORTS)).make(entry(), ON_G0).port
-        assert second in VLLM_PORTS
+            second = make(Words(ports=PORTS)).make(entry(), ON_G0).port
+        assert second in PORTS
         assert second > first
 
     async def test_two_that_load_side_by_side_get_two_ports(self, make: Make) -> None:
         """An engine that has not bound its port yet has it all the same."""
-        maker = make(Words(ports=VLLM_PORTS))
+        maker = make(Words(ports=PORTS))
         first = maker.make(entry("a"), ON_G0)
         second = maker.make(entry("b"), ON_G0, {first.port})
         assert first.port != second.port
 
     async def test_none_of_the_drivers_ports_is_free(self, make: Make) -> None:
         """All ten taken is an error that names them, and who has the first."""
-        maker = make(Words(ports=VLLM_PORTS))
-        with taken(*VLLM_PORTS), pytest.raises(OSError, match="ports 24001 to 24010 are all taken, 24001 by process"):
+        maker = make(Words(ports=PORTS))
+        with taken(*PORTS), pytest.raises(OSError, match="ports 24101 to 24110 are all taken, 24101 by process"):
             maker.make(entry(), ON_G0)
-        with pytest.raises(OSError, match="are all taken, 24001 by models that are loaded"):
-            maker.make(entry(), ON_G0, VLLM_PORTS)
+        with pytest.raises(OSError, match="are all taken, 24101 by models that are loaded"):
+            maker.make(entry(), ON_G0, PORTS)
+
+
+class TestMove:
+    async def test_it_gets_another_port(self, make: Make) -> None:
+        """The command line names the new one, which is neither the old one nor another engine's."""
+        maker = make(Words(ports=PORTS))
+        engine = maker.make(entry(), ON_G0)
+        lost, instance = engine.port, engine.instance
+        assert maker.move(engine, {lost, lost + 1})
+        assert engine.port not in {lost, lost + 1}
+        assert launch_of(engine).argv == ("alpha", str(engine.port))
+        assert engine.instance is not instance
+
+    async def test_not_for_ever(self, make: Make) -> None:
+        """Who loses port after port is given up after the third."""
+        maker = make(Words())
+        engine = maker.make(entry(), ON_G0)
+        assert [maker.move(engine, ()) for _ in range(4)] == [True, True, True, False]
+
+    async def test_a_fixed_port_is_never_changed(self, make: Make) -> None:
+        """Clients may know ``backend_config.port``."""
+        maker = make(Words())
+        engine = maker.make(entry(backend_config={"port": free_port()}), ON_G0)
+        assert not maker.move(engine, ())
+
+    async def test_no_other_port_is_free(self, make: Make) -> None:
+        """The first failure stands."""
+        maker = make(Words(ports=PORTS))
+        engine = maker.make(entry(), ON_G0)
+        assert not maker.move(engine, PORTS)
 
 
 class TestDevices:

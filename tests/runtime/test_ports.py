@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.ports import free_port, holder, is_free, listening_socket
+from rolecall.runtime.ports import free_port, holder, is_free, listening_socket, says_port_is_taken
 
 
 @pytest.fixture(params=["127.0.0.1", "127.0.0.2", "::1"])
@@ -92,3 +92,17 @@ def test_a_port_for_root_only() -> None:
         pytest.skip("this machine lets anybody take low ports")
     with pytest.raises(ConfigurationError, match="1023"):
         listening_socket("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 24001",
+        "(APIServer pid=71) OSError: [Errno 98] Address already in use",
+        "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 8080): address already in use",
+    ],
+)
+def test_an_engine_that_says_its_port_is_taken(line: str) -> None:
+    """The words of llama-server, vLLM and uvicorn are understood, wherever they stand among the last lines."""
+    assert says_port_is_taken(["loading", line, "bye"])
+    assert not says_port_is_taken(["loading", "error: failed to load model", "bye"])

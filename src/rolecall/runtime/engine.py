@@ -28,6 +28,7 @@ from rolecall.runtime.remote import RemoteInstance
 log = logging.getLogger(__name__)
 
 _KEY_BYTES = 32
+_MAX_MOVES = 3
 
 _DECISIVE = ("backend_config", "served_model_id", "context_tokens", "sizes", "sleep_level", "max_parallel", "gpus")
 """Fields of an entry that a running engine has to be started anew for, as by ``Spec.starts_like``.
@@ -62,6 +63,8 @@ class Engine:
     """What it was last seen to hold; more may be reserved, since earlier loads came to hold more."""
     is_weighed_again: bool = False
     """Whether it was looked at after its first answer."""
+    moves: int = 0
+    """How often it was started anew because it lost its port."""
     leases: list[Lease] = field(default_factory=list)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is ready for the first time, or gone."""
@@ -136,6 +139,25 @@ class EngineMaker:
         else:
             self._equip(engine, launch)
         return engine
+
+    def move(self, engine: Engine, given: Collection[int]) -> bool:
+        """Equip an engine that lost its port for a start on another; False if that makes no sense.
+
+        Between the choice of a port and the engine's own ``bind`` anybody may take it.
+        """
+        if engine.moves >= _MAX_MOVES or engine.entry.backend_config.port or not engine.backend.has_port:
+            return False
+        try:
+            port = _port_for(engine.entry, engine.backend, {*given, engine.port})
+            launch = engine.backend.launch(engine.entry, port, engine.placement)
+        except (OSError, ValueError):
+            return False
+        if isinstance(launch, RemoteLoad):
+            return False
+        log.warning("%s lost its port %d to somebody else and is started on %d", engine.name, engine.port, port)
+        engine.port, engine.moves = port, engine.moves + 1
+        self._equip(engine, launch)
+        return True
 
     def adopt(self, entries: Mapping[str, ModelEntry], devices: Collection[str]) -> list[Engine]:
         """Return the engines of an earlier run that match their entries, and end all others; it may take seconds.

@@ -21,7 +21,7 @@ from rolecall.runtime.launcher import Launcher, Process, describe_exit
 from rolecall.runtime.load_watch import LoadWatch
 from rolecall.runtime.out_of_memory import ran_out_of_memory
 from rolecall.runtime.patience import Patience, Unwell
-from rolecall.runtime.ports import stranger_on
+from rolecall.runtime.ports import says_port_is_taken, stranger_on
 from rolecall.runtime.progress import Progress, progress
 from rolecall.runtime.sleep import Sleep
 
@@ -36,10 +36,12 @@ _SEARCHED_LINES = 300
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """An end that nobody asked for: why, with the engine's last lines, and whether it was for lack of memory."""
+    """An end that nobody asked for: why, with the engine's last lines, and what could be done about it."""
 
     error: str
     out_of_memory: bool = False
+    lost_port: bool = False
+    """Whether somebody else took its port before it listened there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Instance:
         self._process: Process | None = None
         self._dismissed = asyncio.Event()
         self._is_stopped = self._is_let_go = False
+        self._has_lost_port = False
         self._requests: asyncio.Queue[Sleep] = asyncio.Queue()
         self._is_to_sleep: Sleep | None = None
         self._busy_since: float | None = None
@@ -205,7 +208,9 @@ class Instance:
         lines = process.tail(_SEARCHED_LINES)
         last = "\n".join(lines[-TAIL_LINES:])
         error = f"{reason}. The engine's last lines:\n{last}" if lines else f"{reason}, without a word"
-        return Exit(error, ran_out_of_memory([*lines, reason]))
+        is_loading = self._busy_since is not None and self._adopted is None
+        lost_port = self._has_lost_port or (is_loading and says_port_is_taken(lines))
+        return Exit(error, ran_out_of_memory([*lines, reason]), lost_port)
 
     # -- its phases; each raises ``Unwell``
 
@@ -214,6 +219,7 @@ class Instance:
         self._watch = LoadWatch(process, self._load_timeout_s, self._patience.load_limit)
         await self._health.until_ready(self._watch)
         if self._launch.listens_itself and (stranger := await self._stranger(process)):
+            self._has_lost_port = True
             raise Unwell(f"its port {self._port} is answered by {stranger}, which is not the engine")
         log.info("%s is ready after %.1f s (pid %d)", self.model, time.monotonic() - began, process.pid)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import psutil
 
@@ -12,6 +13,10 @@ from rolecall.core.hosts import is_loopback
 from rolecall.errors import ConfigurationError
 
 _BACKLOG = 2048
+_TAKEN = re.compile(
+    r"couldn't bind HTTP server socket"  # llama-server, seen with xllamacpp
+    r"|\[Errno \d+\] (?:error while attempting to bind on address .*: )?[Aa]ddress already in use"  # vLLM, uvicorn
+)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -32,6 +37,11 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def says_port_is_taken(lines: Iterable[str]) -> bool:
+    """Whether an engine that ended as it started says that somebody else had its port."""
+    return any(_TAKEN.search(line) for line in lines)
 
 
 def stranger_on(port: int, family: Collection[int]) -> str | None:

@@ -292,7 +292,7 @@ class Supervisor:
     def _start(self, model: str, placement: Placement) -> None:
         entry = self._entries[model]
         try:
-            engine = self.maker.make(entry, placement, {other.port for other in self._engines.values()})
+            engine = self.maker.make(entry, placement, self._ports())
         except (OSError, ValueError) as error:
             engine = Engine(entry, self.backend_for(entry), placement)
             self._engines[model] = engine
@@ -305,6 +305,9 @@ class Supervisor:
             self._soon(self._post, BecameReady(model))
             return
         self._live(engine)
+
+    def _ports(self) -> set[int]:
+        return {engine.port for engine in self._engines.values()}
 
     def _stop(self, engine: Engine) -> None:
         if engine.instance is None:
@@ -343,13 +346,14 @@ class Supervisor:
         self._spawn(self._run(engine, told, adopted=adopted), f"engine {engine.name}")
 
     async def _run(self, engine: Engine, told: Listener, *, adopted: bool) -> None:
+        instance = engine.instance
         try:
             if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
                 engine.seen_before = await self.memory.look()
-            if engine.instance is not None:
-                await engine.instance.run(told)
+            if instance is not None:
+                await instance.run(told)
         finally:  # whatever happened, the scheduler is told; the second time nothing happens
-            if not self._closing:
+            if not self._closing and engine.instance is instance:  # else it has moved, and another task runs it
                 self._gone(engine, Exit("the task that watched it failed"))
 
     def _ready(self, engine: Engine, *, adopted: bool) -> None:
@@ -379,6 +383,9 @@ class Supervisor:
     def _gone(self, engine: Engine, exit_: Exit | None) -> None:
         name = engine.name
         if self._engines.get(name) is not engine:  # told twice: it could not start, and was to stop at once
+            return
+        if exit_ is not None and exit_.lost_port and self.maker.move(engine, self._ports()):
+            self._live(engine)
             return
         del self._engines[name]
         held = Tenant(dict(self.scheduler.ledger.held_on(name)), is_settled=False)
