@@ -109,6 +109,18 @@ models = st.builds(
 )
 
 
+class Thorough(Scheduler):
+    """Thinks everything through, also where a loaded model just serves."""
+
+    def _serve_at_once(self, event: Arrived) -> Grant | None:
+        del event
+        return None
+
+    def _release_at_once(self, event: Released) -> bool:
+        del event
+        return False
+
+
 class SchedulerInAnyWorld(RuleBasedStateMachine):
     """Carries out the scheduler's effects and checks that it promises nothing it may not."""
 
@@ -129,9 +141,9 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         linger_share: float,
         startup: str | None,
     ) -> None:
-        self.scheduler = Scheduler(
-            max_overtake_s=MAX_OVERTAKE_S, drain_limit_s=DRAIN_LIMIT_S, max_queue=MAX_QUEUE, linger_share=linger_share
-        )
+        limits = {"max_overtake_s": MAX_OVERTAKE_S, "drain_limit_s": DRAIN_LIMIT_S, "max_queue": MAX_QUEUE}
+        self.scheduler = Scheduler(linger_share=linger_share, **limits)
+        self.thorough = Thorough(linger_share=linger_share, **limits)
         self.now = 0.0
         self.devices = tuple(Device(f"g{i}", mb, mb + 10, i) for i, mb in enumerate(gpus_mb))
         self.budget_mb = sum(gpus_mb)
@@ -362,6 +374,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
     def post(self, event: Event) -> None:
         over = {device.id: self.scheduler.ledger.used_on(device.id) for device in self.devices}
         effects = self.scheduler.handle(event, self.now)
+        assert repr(effects) == repr(self.thorough.handle(event, self.now)), "decided otherwise in haste"
+        assert self.scheduler.status(self.now) == self.thorough.status(self.now)
         for effect in effects:
             self.carry_out(effect)
         if any(isinstance(effect, Start | Wake) for effect in effects):

@@ -29,7 +29,7 @@ def lease(model: str, queue_ms: float, load_ms: float) -> Lease:
         queue_ms=queue_ms,
         load_ms=load_ms,
         engine_gone=asyncio.Event(),
-        _give_back=lambda: None,
+        _give_back=lambda _: None,
     )
 
 

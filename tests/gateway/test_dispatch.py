@@ -98,14 +98,14 @@ class Engines:
         self._statuses += statuses
 
     def _lease(self, name: str) -> Lease:
-        made = replace(lease(name=name), _give_back=lambda: self.events.append(f"lease of {name} back"))
+        made = replace(lease(name=name), _give_back=lambda _: self.events.append(f"lease of {name} back"))
         made.engine_gone.set()
         return made
 
     def _request(self, *_: Any) -> Ticket:
         future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         future.set_result(next(self._leases))
-        return Ticket(1, 0.0, future, lambda: None, lambda: None)
+        return Ticket(1, 0.0, future, lambda _: None, lambda _: None)
 
     def _answer(self, url: str, body: bytes) -> UpstreamResponse:
         status = self._statuses.pop(0)

@@ -38,7 +38,7 @@ def lease(*, managed: bool = True, key: str | None = None, **fields: Any) -> Lea
         queue_ms=0,
         load_ms=0,
         engine_gone=asyncio.Event(),
-        _give_back=lambda: None,
+        _give_back=lambda _: None,
     )
 
 

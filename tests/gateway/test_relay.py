@@ -55,7 +55,7 @@ def lease() -> Lease:
         queue_ms=0.0,
         load_ms=0.0,
         engine_gone=asyncio.Event(),
-        _give_back=lambda: None,
+        _give_back=lambda _: None,
     )
 
 

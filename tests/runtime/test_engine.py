@@ -263,7 +263,7 @@ class TestProgress:
         engine = make(Words()).make(entry(), ON_G0)
         assert not engine.is_progressing(10)
         moved: list[bool] = []
-        engine.leases.append(_Moving(moved))  # type: ignore[arg-type] # of a lease only this one question is asked
+        engine.leases.add(_Moving(moved))  # type: ignore[arg-type] # of a lease only this one question is asked
         assert not engine.is_progressing(10)
         moved.append(True)
         assert engine.is_progressing(10)

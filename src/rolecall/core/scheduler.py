@@ -94,6 +94,10 @@ class Scheduler:
     _now: float = field(default=0, init=False)
     _chosen: dict[tuple[Demand, tuple[str, ...]], Selection] = field(default_factory=dict, init=False)
     """Selections of the present event: many waiters ask the same."""
+    _settled: dict[tuple[Demand, tuple[str, ...]], Selection] = field(default_factory=dict, init=False)
+    """Selections that hold until something else happens than that a loaded model serves."""
+    _deadline: float | None = field(default=None, init=False)
+    _knows_deadline: bool = field(default=False, init=False)
     _places: dict[tuple[int | None, tuple[int, ...], tuple[str, ...]], list[Placement]] = field(
         default_factory=dict, init=False
     )
@@ -106,12 +110,51 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event at ``now`` (s, monotonic) and return what has to be done, in order."""
         self._now = now
+        if not (self._waiters or self._groups or self._closing):
+            if isinstance(event, Arrived) and (grant := self._serve_at_once(event)) is not None:
+                return [grant]
+            if isinstance(event, Released) and self._release_at_once(event):
+                return []
         self._chosen.clear()
+        self._settled.clear()
+        self._knows_deadline = False
         self.ledger.staying = self._staying()
         effects = list(self._take_in(event))
         effects.extend(self._decide())
         self.ledger.promised.clear()
+        if isinstance(event, Arrived) and len(effects) == 1 and isinstance(effects[0], Grant):
+            self._remember(event, effects[0].selection)
         return effects
+
+    # -- the traffic of loaded models while nobody waits: in short what the events and decisions below come to
+
+    def _serve_at_once(self, event: Arrived) -> Grant | None:
+        """Grant what a model was chosen for before, if it has a free place; None if more has to be thought about."""
+        selection = self._settled.get((event.demand, event.names))
+        if selection is None:
+            return None
+        slot = self._slots[selection.ranked[0].name]
+        if slot.in_flight >= slot.spec.max_parallel:
+            return None
+        self._want(slot)
+        slot.in_flight += 1
+        return Grant(event.waiter, slot.name, selection)
+
+    def _release_at_once(self, event: Released) -> bool:
+        slot = self._slots.get(event.model)
+        if slot is None or slot.state is not State.READY:
+            return False
+        slot.in_flight -= 1
+        slot.idle_since = slot.last_used = self._now
+        if self._knows_deadline and (end := self._idle_end(slot)) is not None:
+            self._deadline = end if self._deadline is None else min(self._deadline, end)
+        return True
+
+    def _remember(self, event: Arrived, selection: Selection) -> None:
+        """Keep a selection that no lapse of time can change: none of its models is backing off or short of room."""
+        slots = [self._slots[name] for name in event.names if name in self._slots]
+        if all(slot.state is not State.FAILED and slot.blocked_since is None for slot in slots):
+            self._settled[event.demand, event.names] = selection
 
     # -- what the supervisor and the selection endpoint look at
 
@@ -148,8 +191,13 @@ class Scheduler:
         return status_rows(self._slots.values(), {name: self.ledger.held_mb(name) for name in self._slots}, now)
 
     def wake_at(self) -> float | None:
-        """Return when time alone will change something, so that a ``Tick`` is due; None if it will not."""
-        return min(self._deadlines(), default=None)
+        """Return when time alone will change something, so that a ``Tick`` is due; None if it will not.
+
+        It may be too early where models have served since: a ``Tick`` then changes nothing.
+        """
+        if not self._knows_deadline:
+            self._deadline, self._knows_deadline = min(self._deadlines(), default=None), True
+        return self._deadline
 
     # -- events
 
@@ -202,12 +250,15 @@ class Scheduler:
             return
         waiter = Waiter(event.waiter, event.demand, event.names, self._now, selection)
         slot = self._slots[waiter.model]
+        self._want(slot)
+        self._waiters[waiter.id] = slot.queue[waiter.id] = waiter
+
+    def _want(self, slot: Slot) -> None:
         slot.is_unwanted = False
         if slot.is_idle and self._now - slot.idle_since <= slot.linger_s(self.linger_share):
             slot.remember_return(came=True)
         for member in self._together(slot):
             member.use(self._now)
-        self._waiters[waiter.id] = slot.queue[waiter.id] = waiter
 
     def _forget(self, waiter: int) -> None:
         if (gone := self._waiters.pop(waiter, None)) is not None:
@@ -859,6 +910,8 @@ class Scheduler:
 
     def _together(self, slot: Slot) -> list[Slot]:
         """Return the model and those of its groups: a use of one is a use of all."""
+        if not self._groups:
+            return [slot]
         names = {name for group in self._groups if slot.name in group.models for name in group.models}
         return [slot, *(self._slots[name] for name in names - {slot.name} if name in self._slots)]
 

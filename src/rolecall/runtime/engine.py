@@ -65,7 +65,8 @@ class Engine:
     """Whether it was looked at after its first answer."""
     moves: int = 0
     """How often it was started anew because it lost its port."""
-    leases: list[Lease] = field(default_factory=list)
+    leases: set[Lease] = field(default_factory=set)
+    _upstream: tuple[Upstream | None, ModelEntry | None] = field(default=(None, None), init=False, repr=False)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is ready for the first time, or gone."""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -87,7 +88,19 @@ class Engine:
 
     def upstream(self) -> Upstream:
         """Return where its requests go, and what they must show."""
-        return replace(self.backend.upstream(self.entry, self.port), key=self.key)
+        known, of = self._upstream
+        if known is None or of is not self.entry or known.key != self.key:
+            known = replace(self.backend.upstream(self.entry, self.port), key=self.key)
+            self._upstream = known, self.entry
+        return known
+
+    def moved_to(self, port: int) -> None:
+        """Take in that it will listen on another port."""
+        self.port, self.moves, self._upstream = port, self.moves + 1, (None, None)
+
+    def ran_out(self) -> bool:
+        """Whether it ended for want of memory."""
+        return self.has_run_out
 
     def is_progressing(self, within_s: float) -> bool:
         """Whether an answer of it got on a moment ago."""
@@ -155,7 +168,7 @@ class EngineMaker:
         if isinstance(launch, RemoteLoad):
             return False
         log.warning("%s lost its port %d to somebody else and is started on %d", engine.name, engine.port, port)
-        engine.port, engine.moves = port, engine.moves + 1
+        engine.moved_to(port)
         self._equip(engine, launch)
         return True
 

@@ -13,7 +13,7 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Selection
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Lease:
     """The right to send one request to one engine; give it back with ``release``, on every path."""
 
@@ -25,7 +25,7 @@ class Lease:
     load_ms: float
     engine_gone: asyncio.Event
     """Set when nothing is left of the engine that this lease is for."""
-    _give_back: Callable[[], None]
+    _give_back: Callable[[Lease], None]
     _has_run_out: Callable[[], bool] = lambda: False
     _is_released: bool = False
     _moved_at: float = 0.0
@@ -46,7 +46,7 @@ class Lease:
         """Give it back; the second time nothing happens."""
         if not self._is_released:
             self._is_released = True
-            self._give_back()
+            self._give_back(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +63,15 @@ class Outlook:
     eta_s: float | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Ticket:
     """A request in the queue; ``wait`` for its lease, or ask for the ``outlook`` meanwhile."""
 
     id: int
     arrived: float
     lease: asyncio.Future[Lease]
-    _outlook: Callable[[], Outlook | None]
-    _leave: Callable[[], None]
+    _outlook: Callable[[int], Outlook | None]
+    _leave: Callable[[int], None]
 
     @property
     def is_granted(self) -> bool:
@@ -85,7 +85,7 @@ class Ticket:
 
     def outlook(self) -> Outlook | None:
         """Return what it waits for; None once it waits no more."""
-        return self._outlook()
+        return self._outlook(self.id)
 
     async def wait(self) -> Lease:
         """Return the lease; raises any ``RolecallError``.
@@ -106,4 +106,4 @@ class Ticket:
             self.lease.exception()  # it is told to nobody, on purpose
         else:
             self.lease.cancel()
-            self._leave()
+            self._leave(self.id)

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from rolecall.backends.base import Backend
@@ -107,6 +108,7 @@ class Supervisor:
     _ids: itertools.count[int] = field(default_factory=itertools.count, init=False)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
     _alarm: asyncio.TimerHandle | None = field(default=None, init=False)
+    _rings_at: float = field(default=0, init=False)
     _looked_at: float = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
 
@@ -125,19 +127,12 @@ class Supervisor:
 
         Whoever has a ticket waits for its lease or leaves.
         """
-        names = tuple(entry.name for entry in entries)
+        names = tuple([entry.name for entry in entries])
         if not (self.autostart if autostart is None else autostart):
             names = self._loaded(names)
         number = next(self._ids)
-        ticket = Ticket(
-            number,
-            time.monotonic(),
-            asyncio.get_running_loop().create_future(),
-            lambda: self._outlook(number),
-            lambda: self._post(Cancelled(number)),
-        )
-        self._tickets[number] = ticket
-        ticket.lease.add_done_callback(lambda _: self._tickets.pop(number, None))
+        lease = asyncio.get_running_loop().create_future()
+        ticket = self._tickets[number] = Ticket(number, time.monotonic(), lease, self._outlook, self._leave)
         try:
             self._post(Arrived(number, demand, names))
         except BaseException:
@@ -248,13 +243,27 @@ class Supervisor:
                 self._soon(self._post, Freed(effect.model))
 
     def _set_alarm(self) -> None:
-        """Have the scheduler told of the moment when time alone changes something: ticks alone would be late."""
+        """Have the scheduler told of the moment when time alone changes something: ticks alone would be late.
+
+        An alarm that rings too early does no harm: most requests put the moment off by a little.
+        """
+        moment = self.scheduler.wake_at()
         if self._alarm is not None:
+            if moment is not None and self._rings_at <= moment:
+                return
             self._alarm.cancel()
-        self._alarm = None
-        if (moment := self.scheduler.wake_at()) is not None and not self._closing:
+            self._alarm = None
+        if moment is not None and not self._closing:
             delay_s = max(0.001, moment - time.monotonic())
-            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._post, Tick())
+            self._alarm, self._rings_at = asyncio.get_running_loop().call_later(delay_s, self._ring), moment
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._post(Tick())
+
+    def _leave(self, waiter: int) -> None:
+        self._tickets.pop(waiter, None)
+        self._post(Cancelled(waiter))
 
     def _soon(self, what: Callable[..., None], *arguments: Any) -> None:
         """Do what results from an effect once all effects of the present event are carried out."""
@@ -268,6 +277,11 @@ class Supervisor:
 
     def _apply(self, effect: Effect) -> None:
         match effect:
+            case Grant(waiter):
+                self._grant(effect, self._tickets.pop(waiter))
+            case Reject(waiter, error):
+                if not (lease := self._tickets.pop(waiter).lease).done():
+                    lease.set_exception(error)
             case Start(model, placement):
                 self._start(model, placement)
             case Stop(model):
@@ -276,11 +290,6 @@ class Supervisor:
                 self._sleep(self._engines[model], level)
             case Wake(model):
                 self._wake(self._engines[model])
-            case Grant(waiter):
-                self._grant(effect, self._tickets[waiter])
-            case Reject(waiter, error):
-                if not (lease := self._tickets[waiter].lease).done():
-                    lease.set_exception(error)
 
     def _grant(self, grant: Grant, ticket: Ticket) -> None:
         lease = self._lease(grant, ticket.arrived)
@@ -543,14 +552,14 @@ class Supervisor:
             queue_ms=(granted - arrived - load_s) * 1000,
             load_ms=load_s * 1000,
             engine_gone=engine.gone,
-            _give_back=lambda: self._end(engine, lease),
-            _has_run_out=lambda: engine.has_run_out,
+            _give_back=partial(self._end, engine),
+            _has_run_out=engine.ran_out,
         )
-        engine.leases.append(lease)
+        engine.leases.add(lease)
         return lease
 
     def _end(self, engine: Engine, lease: Lease) -> None:
-        engine.leases.remove(lease)
+        engine.leases.discard(lease)
         self._post(Released(engine.name))
         if self.memory is not None and engine.reserved_mb and not (engine.is_weighed_again or self._closing):
             engine.is_weighed_again = True
