@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,21 @@ from core.test_conversation import HOSTILE_MESSAGES
 from rolecall.core.conversation import image_positions, parts, split
 from rolecall.core.fit import ANSWER_NOTE, IMAGE_NOTE, Costs, costs_of, fit, is_fitted
 from rolecall.core.history import Cut, HistoryPolicy, truncate, without_reasoning
+
+
+def test_what_spares_words_leaves_them_alone_whole() -> None:
+    """Policies that are said to spare conversations in words drop nothing of any, and cut none to a context."""
+    words = ["a", "<think>hm</think>b", None, {"image_url": "x"}]
+    for vision, reasoning, way in itertools.product((True, False), (True, False), ("off", "vision", "all")):
+        policy = HistoryPolicy(vision_truncate=vision, reasoning_truncate=reasoning, fit=way, vision_keep_system=False)  # type: ignore[arg-type]
+        for said in itertools.product(words, repeat=3):
+            roles = ("user", "assistant", "user")
+            messages = [{"role": role, "content": content} for role, content in zip(roles, said, strict=True)]
+            if policy.spares_words:
+                assert truncate(messages, policy) == Cut(messages)
+                assert not is_fitted(messages, policy)
+        assert policy.spares_words == (not reasoning and way != "all")
+
 
 NOTE = {"type": "text", "text": IMAGE_NOTE}
 ANSWER = {"role": "assistant", "content": ANSWER_NOTE}

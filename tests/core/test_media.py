@@ -36,6 +36,26 @@ def said(*parts: Any) -> dict[str, Any]:
     return {"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": list(parts)}]}
 
 
+@pytest.mark.parametrize(
+    ("item", "count"),
+    [
+        ({"role": "user", "content": WEB}, 0),
+        ({"type": "text", "text": WEB}, 0),
+        ({"type": "text", "url": WEB}, 1),
+        ({"role": {"url": WEB}, "content": "hi"}, 1),
+        ({"role": "user", "content": {"url": WEB}}, 1),
+        ({"role": "user", "content": "hi", "images": [DATA]}, 1),
+        ({"type": "text", "text": {"url": WEB}}, 1),
+        ({"type": "image", "text": "hi"}, 1),
+        ({"type": "text", "text": "hi", "image_url": WEB}, 1),
+        ([WEB, WEB], 2),
+    ],
+)
+def test_words_are_passed_over_and_nothing_beside_them(item: Any, count: int) -> None:
+    """A message or a part of two fields that says something holds nothing else; any other shape is looked into."""
+    assert len(find_media({"images": [item, item]})) == 2 * count
+
+
 def only(body: dict[str, Any]) -> Medium:
     (medium,) = find_media(body)
     return medium

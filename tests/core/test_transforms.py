@@ -43,9 +43,26 @@ ODD: list[Any] = ["false", "true", 0, 1, [], {}]
 def test_facts_of_a_small_request() -> None:
     """A request that says nothing special is a whole answer to words."""
     read = facts(chat())
-    assert read == RequestFacts(endpoint=CHAT, model="m", messages=1)
+    assert read == RequestFacts(endpoint=CHAT, model="m", messages=1, in_words=True)
     assert read.needs == {"text"}
     assert not read.hides_usage
+
+
+@pytest.mark.parametrize(
+    ("message", "in_words"),
+    [
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, True),
+        ({"role": "user", "content": {"text": "x"}}, True),
+        ({"role": "user"}, True),
+        (said(picture(3)), False),
+        (said({"type": "text", "text": "what is it?"}), False),
+    ],
+)
+def test_a_chat_without_parts_is_in_words(message: dict[str, Any], in_words: bool) -> None:  # noqa: FBT001
+    """One message with parts is enough to make it another one; nothing is said of other endpoints."""
+    body = chat({"role": "user", "content": "hi"}, message)
+    assert facts(body).in_words is in_words
+    assert not facts(body, "/v1/messages").in_words
 
 
 def test_facts_of_a_rich_request() -> None:

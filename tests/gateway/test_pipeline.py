@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from gateway.test_engine_context import lease
 from gateway.test_images import uri
 from rolecall.core.catalog import Target
 from rolecall.core.fit import GONE_NOTE
+from rolecall.core.text_size import measure
+from rolecall.core.token_estimate import TokenModel
 from rolecall.core.traits import NOTHING_KNOWN
 from rolecall.core.transforms import read_facts
 from rolecall.errors import BadRequest, InvalidImage, InvalidImageUrl
@@ -76,7 +79,7 @@ class Gateway:
         """Return a request with these messages."""
         body = {"model": "alpha", "messages": messages}
         facts = read_facts(body, CHAT, max_image_bytes=10**9)
-        return JsonRequest(cast("Any", self._services), body, facts, wish)
+        return JsonRequest(cast("Any", self._services), body, facts, wish, size=len(orjson.dumps(body)))
 
 
 @pytest.fixture
@@ -204,3 +207,34 @@ async def test_long_conversations_are_cut_off_the_loop(gateway: Gateway, turns: 
     assert messages.threads
     assert (threading.get_ident() not in messages.threads) == is_aside
     assert request.left_out == f"messages={2 * turns} images={turns}"
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+@pytest.mark.parametrize("text", ["Tell me a story. " * 20, "Tell me a story. " * 10_000])
+async def test_what_a_prompt_costs_is_known_once_somebody_asks(gateway: Gateway, text: str, lets_go: bool) -> None:  # noqa: FBT001
+    """However late, and however large it was: it is what the prompt that was sent amounts to."""
+    messages = [{"role": "user", "content": text}]
+    request, holder = gateway.request(messages), lease()
+    await request.settle(TARGET)
+    assert request.estimate(holder) == 0
+    payload = await request.payload(holder)
+    if lets_go:
+        request.let_go()
+    assert isinstance(payload.data, bytes)
+    expected = TokenModel().predict(measure(orjson.loads(payload.data)))
+    assert request.estimate(holder) == request.estimate(holder) == pytest.approx(expected)
+
+
+async def test_what_engines_count_is_learnt_of_requests_that_were_let_go(gateway: Gateway) -> None:
+    """The estimates of the next ones follow it."""
+    messages = [{"role": "user", "content": "Tell me a story. " * 20}]
+    for _ in range(12):
+        request, holder = gateway.request(messages), lease()
+        await request.settle(TARGET)
+        await request.payload(holder)
+        before = request.estimate(holder)
+        request.let_go()
+        request.learn(holder, 300)
+        await asyncio.sleep(0.021)
+    assert request.estimate(holder) == pytest.approx(300, rel=0.05)
+    assert abs(before - 300) < 60

@@ -52,31 +52,31 @@ async def test_the_parts_add_up_to_the_whole() -> None:
     costs, model = prompt_costs()
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
     body = chat("Tell me a story.", [{"type": "text", "text": "And a longer one, please."}], tools=tools)
-    made = await costs.of_request().costs(lease(), body)
-    assert made.text_total == pytest.approx(model.predict((await costs.of_request().receipt(lease(), body)).size))
+    made = await costs.of_request(0).costs(lease(), body)
+    assert made.text_total == pytest.approx(model.predict((await costs.of_request(0).receipt(lease(), body)).size))
     assert made.overhead > 0
     assert 0 < made.image_note < 40
     assert 0 < made.answer_note < 40
     assert made.text[0] < made.text[1]
-    assert await costs.of_request().count_text(lease(), body) == 7
+    assert await costs.of_request(0).count_text(lease(), body) == 7
 
 
 async def test_pictures_cost_by_their_size() -> None:
     """Each picture is counted by the formula of the model's family, as large as the model gets it."""
     costs, _ = prompt_costs()
     body = chat("x", [picture(280, 280), {"type": "text", "text": "x"}, picture(560, 280)])
-    assert (await costs.of_request().costs(lease(), body)).images == [[], [100, 200]]
-    assert (await costs.of_request().costs(lease(max_image_pixels=280 * 280), body)).images[1][0] == 100
-    assert (await costs.of_request().costs(lease(max_image_pixels=280 * 280), body)).images[1][1] <= 110
+    assert (await costs.of_request(0).costs(lease(), body)).images == [[], [100, 200]]
+    assert (await costs.of_request(0).costs(lease(max_image_pixels=280 * 280), body)).images[1][0] == 100
+    assert (await costs.of_request(0).costs(lease(max_image_pixels=280 * 280), body)).images[1][1] <= 110
     fixed, _ = prompt_costs(per_image=64)
-    assert (await fixed.of_request().costs(lease(), body)).images == [[], [64, 64]]
+    assert (await fixed.of_request(0).costs(lease(), body)).images == [[], [64, 64]]
 
 
 async def test_a_picture_that_cannot_be_read_counts_as_a_large_one() -> None:
     """What is elsewhere, or is none, is not free."""
     costs, _ = prompt_costs()
     there = {"type": "image_url", "image_url": {"url": "https://example.org/cat.png"}}
-    (row,) = (await costs.of_request().costs(lease(), chat([there, {"type": "image"}]))).images
+    (row,) = (await costs.of_request(0).costs(lease(), chat([there, {"type": "image"}]))).images
     assert row[0] == row[1] > 1000
 
 
@@ -84,9 +84,9 @@ async def test_a_picture_that_cannot_be_read_counts_as_a_large_one() -> None:
 async def test_hostile_messages_cost_little(message: Any) -> None:
     """Whatever stands in the place of a message has a price and raises nothing."""
     costs, _ = prompt_costs()
-    made = await costs.of_request().costs(lease(), {"messages": [message]})
+    made = await costs.of_request(0).costs(lease(), {"messages": [message]})
     assert 0 <= made.text[0] < 20
-    await costs.of_request().receipt(lease(), {"messages": message})
+    await costs.of_request(0).receipt(lease(), {"messages": message})
 
 
 async def test_what_engines_say_is_learnt() -> None:
@@ -94,16 +94,43 @@ async def test_what_engines_say_is_learnt() -> None:
     costs, _ = prompt_costs()
     for length in range(100, 400, 50):
         body = chat("some words " * (length // 10))
-        costs.settle(lease(), await costs.of_request().receipt(lease(), body), 11 * (length // 10) + 20)
+        costs.settle(lease(), await costs.of_request(0).receipt(lease(), body), 11 * (length // 10) + 20)
     body = chat("other words " * 50)
-    assert (await costs.of_request().costs(lease(), body)).total == pytest.approx(620, rel=0.1)
+    assert (await costs.of_request(0).costs(lease(), body)).total == pytest.approx(620, rel=0.1)
 
 
 async def test_pictures_without_a_formula_are_learnt() -> None:
     """A refusal that says how long a prompt was tells what a picture of an unknown family takes."""
     costs, _ = prompt_costs(images=None)
     body = chat([picture(100, 100), picture(200, 200)])
-    before = (await costs.of_request().costs(lease(), body)).images_total
-    await costs.of_request().learn(lease(), body, 5010)
-    assert (await costs.of_request().costs(lease(), body)).images_total == pytest.approx(5000, rel=0.05)
+    before = (await costs.of_request(0).costs(lease(), body)).images_total
+    await costs.of_request(0).learn(lease(), body, 5010)
+    assert (await costs.of_request(0).costs(lease(), body)).images_total == pytest.approx(5000, rel=0.05)
     assert before < 2000
+
+
+async def test_what_is_known_well_is_learnt_seldom() -> None:
+    """Learning holds others up: of a new model soon again, of one that is known well after a second."""
+    now = 0.0
+    model = TokenModel()
+    costs = PromptCosts(lambda _: Knowledge(model), Pictures(), Counter(), clock=lambda: now)
+    assert costs.is_curious(lease())
+    assert not costs.is_curious(lease())
+    now += 0.05
+    assert costs.is_curious(lease())
+    model.observations = 64
+    now += 0.05
+    assert costs.is_curious(lease())
+    now += 0.9
+    assert not costs.is_curious(lease())
+    now += 0.2
+    assert costs.is_curious(lease())
+
+
+async def test_a_long_prompt_costs_the_same_as_in_a_thread() -> None:
+    """Where it is measured makes no difference to what is found."""
+    costs, _ = prompt_costs()
+    body = chat("some words " * 50, [picture(280, 280)], tools=[{"type": "function"}])
+    short, long = costs.of_request(0), costs.of_request(10**6)
+    assert await short.receipt(lease(), body) == await long.receipt(lease(), body)
+    assert await short.costs(lease(), body) == await long.costs(lease(), body)

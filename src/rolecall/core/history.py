@@ -74,10 +74,15 @@ class HistoryPolicy:
         """Return the policy of the settings with their names; others are not looked at."""
         return cls(**{ours: values[name] for name, ours in _NAMES.items() if name in values})
 
+    @property
+    def spares_words(self) -> bool:
+        """Whether a conversation without pictures stays as it is, but for what the engine itself refuses."""
+        return not self.reasoning_truncate and self.fit != "all"
+
     def for_model(self, rules: HistoryRules) -> HistoryPolicy:
         """Return the policy with what a registry entry says itself."""
-        own = {ours: value for name, ours in _NAMES.items() if (value := getattr(rules, name)) is not None}
-        return replace(self, **own)
+        own = {_NAMES[name]: value for name, value in rules.given.items()}
+        return replace(self, **own) if own else self
 
     def as_asked(self, wish: str | None) -> HistoryPolicy:
         """Return the policy that a request's header asks for; raises ``BadRequest`` for a word it does not know.
@@ -85,7 +90,9 @@ class HistoryPolicy:
         ``keep``: nothing is dropped. ``truncate``: both policies drop turns, as many as configured. ``fit``: they drop
         none, and whatever is too long for the context is cut to it. Absent or empty: as configured.
         """
-        match (wish or "").strip().lower():
+        if not wish:
+            return self
+        match wish.strip().lower():
             case "":
                 return self
             case "keep":

@@ -32,8 +32,8 @@ def fit_instructions(body: dict[str, Any], endpoint: str, *, knows_developer: bo
     messages = body.get(where)
     if not isinstance(messages, list):
         return
-    if not knows_developer:
-        messages = [_as_system(message) for message in messages]
+    if not knows_developer and any(map(_is_developer, messages)):
+        messages = [{**message, "role": "system"} if _is_developer(message) else message for message in messages]
         body[where] = messages
     if backend not in _TAKE_ONE:
         return
@@ -49,10 +49,8 @@ def fit_instructions(body: dict[str, Any], endpoint: str, *, knows_developer: bo
         body[where] = [_merged(leading), *rest]
 
 
-def _as_system(message: Any) -> Any:
-    if isinstance(message, dict) and message.get("role") == "developer":
-        return {**message, "role": "system"}
-    return message
+def _is_developer(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "developer"
 
 
 def _count_leading(messages: Sequence[Any]) -> int:

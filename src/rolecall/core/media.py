@@ -82,7 +82,7 @@ _OPAQUE = frozenset(
 )
 """Keys of data, schemas and quotations: every engine reads them as text or not at all."""
 
-_WORDS = frozenset({"content", "detail", "id", "name", "role", "text", "type"})
+_WORDS = frozenset({"content", "detail", "id", "model", "name", "role", "stop", "text", "tool_call_id", "type", "user"})
 """Keys that most strings have and no medium, so that they need no closer look."""
 
 _CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
@@ -174,8 +174,10 @@ def images(media: Iterable[Medium]) -> list[Medium]:
     return [medium for medium in media if medium.kind == "image"]
 
 
-def check_images(media: Iterable[Medium], *, max_images: int, max_image_bytes: int) -> int:
+def check_images(media: Sequence[Medium], *, max_images: int, max_image_bytes: int) -> int:
     """Return how many images there are; raises ``TooManyImages``, or ``ImageTooLarge`` for the first that is."""
+    if not media:
+        return 0
     found = images(media)
     if len(found) > max_images:
         raise TooManyImages(
@@ -275,10 +277,19 @@ def _search(value: Any, path: Path, key: str, inherited: Kind | None, found: lis
     holds_media = _may_hold_media(key)
     for index, item in enumerate(value):
         kind = type(item)
+        if kind is dict and len(item) == 2 and _is_in_words(item):
+            continue
         if kind is dict or kind is list:
             _search(item, (*path, index), key, inherited, found)
         elif kind is str and holds_media:
             _judge(item, (*path, index), key, inherited, found)
+
+
+def _is_in_words(item: Mapping[str, Any]) -> bool:
+    """Whether an object of two fields is what most lists hold, a message or a part in words: it holds no medium."""
+    if type(item.get("content")) is str:
+        return type(item.get("role")) is str
+    return item.get("type") == "text" and type(item.get("text")) is str
 
 
 def _check_depth(path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import posixpath
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import (
@@ -209,6 +210,11 @@ class HistoryRules(_Record):
     reasoning_keep_last_n_turns: Annotated[int, Field(ge=0)] | None = None
     history_fit: Literal["off", "vision", "all"] | None = None
 
+    @cached_property
+    def given(self) -> dict[str, Any]:
+        """The fields that say something."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
 
 class ModelEntry(_Record):
     """One model of the registry (design §2). Only ``name`` and ``backend`` are required."""
@@ -311,7 +317,7 @@ class ModelEntry(_Record):
         """The one level that it may sleep at, from its metadata; None allows for all."""
         return self.metadata.get("sleep_level")
 
-    @property
+    @cached_property
     def context_tokens(self) -> int | None:
         """The context in tokens: as listed, else from the generation defaults, else from the engine's arguments."""
         if self.context_length:

@@ -55,7 +55,8 @@ def adapt(
     fill only what the request leaves out or gives as null. ``request.strip`` and ``request.set`` come last: the
     registry has the last word. Without ``traits`` the roles of messages are left alone.
     """
-    adapted = {**_for_clients(body), "model": served_id}
+    adapted = _for_clients(body)
+    adapted["model"] = served_id
     if facts.endpoint in _WITH_DEFAULTS:
         _fill(adapted, entry, facts.endpoint)
         _rename_limit(adapted, _limit_name(facts.endpoint, entry))
@@ -65,14 +66,17 @@ def adapt(
         fit_responses(adapted)
     if traits is not None:
         fit_instructions(adapted, facts.endpoint, knows_developer=traits.knows_developer, backend=entry.backend)
-    for key in entry.request.strip:
+    rules = entry.request
+    for key in rules.strip:
         adapted.pop(key, None)
-    adapted.update(entry.request.set)
+    adapted.update(rules.set)
     return adapted
 
 
 def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in body.items() if name not in _NOT_FOR_CLIENTS}
+    kept = dict(body)
+    if not _NOT_FOR_CLIENTS.isdisjoint(kept):
+        kept = {name: value for name, value in kept.items() if name not in _NOT_FOR_CLIENTS}
     for name, refused in _NOT_IN.items():
         inner = kept.get(name)
         if isinstance(inner, dict) and not refused.isdisjoint(inner):
@@ -81,6 +85,8 @@ def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill(adapted: dict[str, Any], entry: ModelEntry, endpoint: str) -> None:
+    if not entry.generation_defaults:
+        return
     is_limited = any(adapted.get(name) is not None for name in _LIMITS)
     for name, value in entry.generation_defaults.items():
         key = _REQUEST_NAMES.get(name, name)
@@ -105,8 +111,8 @@ def _rename_limit(adapted: dict[str, Any], name: str | None) -> None:
     """Give a limit under one of OpenAI's names that name; of two the newer one counts, as with OpenAI."""
     if name is None:
         return
-    given = [adapted.get(each) for each in (_NEWER, _OLDER)]
-    limit = next((value for value in given if value is not None), None)
+    newer, older = adapted.get(_NEWER), adapted.get(_OLDER)
+    limit = older if newer is None else newer
     if limit is None or (adapted.get(name) is not None and name not in (_NEWER, _OLDER)):
         return
     for other in (_NEWER, _OLDER):

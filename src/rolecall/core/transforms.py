@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rolecall.core.endpoints import (
@@ -53,12 +52,12 @@ _REQUIRED = {
 """The fields without which an engine can do nothing, in the widest form in which one of them takes them."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestFacts:
+class RequestFacts(NamedTuple):
     """What routing and the log need to know of a body.
 
     ``messages``, ``images`` and ``addresses`` are counts; the last one is of media that are named by their address.
-    ``media`` are these and the images, as they stand in the body.
+    ``media`` are these and the images, as they stand in the body. ``in_words`` is said of a chat whose contents are all
+    plain texts: no message has parts, and so none a picture.
     """
 
     endpoint: str
@@ -71,6 +70,7 @@ class RequestFacts:
     prompt_id: str | None = None
     prompt_version: str | None = None
     media: tuple[Medium, ...] = ()
+    in_words: bool = False
 
     @property
     def needs(self) -> frozenset[str]:
@@ -103,11 +103,13 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         problem = "The field 'stream_options.include_usage' must be true or false."
         raise BadRequest(problem, param="stream_options.include_usage")
     messages = _messages(body) if endpoint in _CONVERSATIONS else _turns(body)
+    in_words = endpoint == CHAT and all(type(message.get("content")) is not list for message in messages)
     for required in _REQUIRED.get(endpoint, ()):
         _check_required(body, required)
     media = find_media(body)
     count = check_images(media, max_images=max_images, max_image_bytes=max_image_bytes)
-    check_parts(body, media)
+    if media:
+        check_parts(body, media)
     metadata = body.get("metadata")
     named = metadata if isinstance(metadata, dict) else {}
     return RequestFacts(
@@ -116,11 +118,12 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         stream=bool(stream),
         messages=len(messages),
         images=count,
-        addresses=sum(medium.is_address for medium in media),
+        addresses=sum(medium.is_address for medium in media) if media else 0,
         wants_usage=bool(wants_usage),
         prompt_id=_text(named.get("prompt_id")),
         prompt_version=_text(named.get("prompt_version")),
-        media=tuple(medium for medium in media if medium.kind == "image" or medium.is_address),
+        media=tuple(medium for medium in media if medium.kind == "image" or medium.is_address) if media else (),
+        in_words=in_words,
     )
 
 

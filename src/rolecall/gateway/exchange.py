@@ -187,7 +187,7 @@ class Exchange:
         check_ranges(body, endpoint)
         name = HISTORY_HEADER.encode()
         wish = wish_of(value.decode("latin-1") for key, value in self._scope["headers"] if key == name)
-        return JsonRequest(self._services, body, facts, wish)
+        return JsonRequest(self._services, body, facts, wish, size=len(raw))
 
     async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for chunk in chunks:

@@ -81,9 +81,12 @@ class Fitter:
         self._contexts = contexts
         self._pricing = pricing
 
-    async def prepare(self, body: Mapping[str, Any], lease: Lease, wish: str | None = None) -> Sent:
+    async def prepare(
+        self, body: Mapping[str, Any], lease: Lease, wish: str | None = None, *, in_words: bool = False
+    ) -> Sent:
         """Return the body to send to the engine of a lease; ``wish`` is the request's ``X-Rolecall-History``.
 
+        ``in_words`` is said of a conversation of which is known that it has no pictures.
         Raises ``BadRequest`` for a wish that is none, ``ContextLengthExceeded`` if the text alone of what may not be
         left out is too long. Where pictures make it so, the engine has the last word.
         """
@@ -91,6 +94,8 @@ class Fitter:
         policy = self._policy_for(lease, wish)
         if not isinstance(messages, list):
             return Sent(body, Cut(()))
+        if in_words and policy.spares_words:
+            return Sent(body, Cut(messages))
         cut = await off_loop(truncate, messages, policy)
         sent = Sent(_with(body, cut.messages), cut)
         if not is_fitted(cut.messages, policy):

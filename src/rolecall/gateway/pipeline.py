@@ -7,6 +7,7 @@ conversation is cut to its context, and images are scaled down for it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
@@ -24,35 +25,44 @@ from rolecall.core.least_tokens import CHARACTERS_PER_TOKEN, characters, check_c
 from rolecall.core.media import Places
 from rolecall.core.overflow import read_overflow
 from rolecall.core.parameters import adapt
+from rolecall.core.text_size import measure
 from rolecall.core.transforms import RequestFacts
-from rolecall.gateway.body import write_json
+from rolecall.gateway.body import dump_json, write_json
 from rolecall.gateway.fitting import Fitter, Sent, off_loop
 from rolecall.gateway.incoming import Payload
+from rolecall.gateway.large_json import LARGE_BYTES
 from rolecall.gateway.prompt_costs import Receipt
 from rolecall.gateway.services import Services
 from rolecall.runtime.lease import Lease
 
 _LONG = 2**10 * CHARACTERS_PER_TOKEN
 """The characters from which on an engine is asked for its context: few contexts are too small for less."""
+_KEPT_BYTES = 2**16
+"""A prompt in words of up to so many bytes is kept as it was sent until somebody asks what it cost, which is rare."""
+_NOTHING_CUT = Cut(())
 
 
 class JsonRequest:
-    """A request with a JSON body; ``wish`` is its header ``X-Rolecall-History``."""
+    """A request with a JSON body of ``size`` bytes; ``wish`` is its header ``X-Rolecall-History``."""
 
-    def __init__(self, services: Services, body: Mapping[str, Any], facts: RequestFacts, wish: str | None) -> None:
+    def __init__(
+        self, services: Services, body: Mapping[str, Any], facts: RequestFacts, wish: str | None, *, size: int
+    ) -> None:
         """Raises ``BadRequest`` for a wish that is none: before a model is waited for."""
         self.facts = facts
         self._services = services
         self._counting = counting = services.counting
         self._body = body
+        self._size = size
         self._wish = wish
         counting.policy.as_asked(wish)
-        self._costs = counting.costs.of_request()
+        self._costs = counting.costs.of_request(size - sum(medium.size for medium in facts.media))
         self._fitter = Fitter(counting.policy, counting.contexts, self._costs)
         self._places = Places.of(body, facts.media)
-        self._settled = self._shown = Cut(())
+        self._settled = self._shown = _NOTHING_CUT
         self._sent: Sent | None = None
         self._receipt: Receipt | None = None
+        self._kept = b""
 
     @property
     def changes(self) -> Mapping[str, str]:
@@ -72,20 +82,25 @@ class JsonRequest:
         brought in.
         """
         dispensable: Collection[tuple[int, int]] = ()
-        if self.facts.endpoint == CHAT:
+        facts = self.facts
+        if facts.endpoint == CHAT:
             base = self._counting.policy
             policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
             if len(policies) == 1:
                 await self._cut(next(iter(policies)))
             await self._check_can_fit(target, policies)
-            if self.facts.addresses and all(policy.fit != "off" for policy in policies):
+            if facts.addresses and all(policy.fit != "off" for policy in policies):
                 dispensable = await off_loop(dispensable_images, self._body["messages"])
+        if not facts.addresses:
+            return
         images = self._services.images
         self._body, gone = await images.admit(self._body, self.facts, self._places, dispensable)
         if gone:
             self._settled = self._shown = replace(self._settled, dropped_images=self._settled.dropped_images + gone)
 
     async def _cut(self, policy: HistoryPolicy) -> None:
+        if self.facts.in_words and policy.spares_words:
+            return
         cut = await off_loop(truncate, self._body["messages"], policy)
         self._body = {**self._body, "messages": cut.messages}
         self._settled = self._shown = cut
@@ -100,7 +115,7 @@ class JsonRequest:
         )
         if self.facts.endpoint == CHAT:
             await self._counting.knowledge.prepare(lease)
-            sent = await self._fitter.prepare(body, lease, self._wish)
+            sent = await self._fitter.prepare(body, lease, self._wish, in_words=self.facts.in_words)
             await self._check_can_fit_in(lease, sent.body["messages"])
             return await self._fitted(lease, sent)
         return await self._written(lease, body)
@@ -109,8 +124,10 @@ class JsonRequest:
         """Raise ``ContextLengthExceeded`` for what neither the models of a target nor their fallbacks could hold.
 
         An engine may have a larger context than its entry says, but hardly one in which each token would stand for
-        hundreds of characters.
+        hundreds of characters. No body has more characters than bytes.
         """
+        if any(self._size <= (entry.context_tokens or math.inf) * CHARACTERS_PER_TOKEN for entry in target.entries):
+            return
         targets = (target, *self._services.roster.fallbacks(target))
         contexts = [entry.context_tokens for each in targets for entry in each.entries]
         known = [context for context in contexts if context is not None]
@@ -124,7 +141,7 @@ class JsonRequest:
 
         It would take seconds to refuse it: engines cut a text into tokens to its end.
         """
-        if await off_loop(characters, messages) > _LONG:
+        if self._size > _LONG and await off_loop(characters, messages) > _LONG:
             context = await self._counting.contexts.of(lease)
             if context is not None:
                 await self._check_length(messages, HistoryPolicy(fit="off"), context)
@@ -143,31 +160,48 @@ class JsonRequest:
         return None if sent is None else await self._fitted(lease, sent)
 
     async def _fitted(self, lease: Lease, sent: Sent) -> Payload:
-        self._sent, self._shown = sent, sent.cut.after(self._settled)
-        self._receipt = await self._costs.receipt(lease, sent.body)
-        return await self._written(lease, sent.body)
+        self._sent, self._shown = sent, sent.cut.after(self._settled) if sent.cut.is_cut else self._settled
+        self._receipt, self._kept = None, b""
+        payload = await self._written(lease, sent.body)
+        if self.facts.in_words and payload.size <= _KEPT_BYTES and isinstance(payload.data, bytes):
+            self._kept = payload.data
+        else:
+            self._receipt = await self._costs.receipt(lease, sent.body)
+        return payload
 
     async def _written(self, lease: Lease, body: Mapping[str, Any]) -> Payload:
-        body = await self._services.images.shrink(body, lease.entry, self._places)
+        if self.facts.images:
+            body = await self._services.images.shrink(body, lease.entry, self._places)
+        elif self._size < LARGE_BYTES:
+            data = dump_json(body)
+            return Payload(data, len(data))
         data = await write_json(body)
         return Payload(data, len(data))
 
+    def _measured(self) -> Receipt | None:
+        """Return what the prompt that was sent amounts to; None for what is no chat."""
+        if self._kept:
+            self._receipt, self._kept = Receipt(measure(orjson.loads(self._kept))), b""
+        return self._receipt
+
     def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
         """Hold what the request needs of a context that its engine's requests share; waits for it."""
-        counting, sent, receipt = self._counting, self._sent, self._receipt
-        if sent is None or receipt is None:
+        counting, sent = self._counting, self._sent
+        if sent is None or not lease.backend.shares_context(lease.entry) or (receipt := self._measured()) is None:
             return nullcontext()
         tokens, body = counting.costs.tokens, sent.body
         return counting.shared.room(lease, lambda context: tokens(lease, receipt) + room_for_answer(body, context))
 
     def learn(self, lease: Lease, prompt_tokens: int) -> None:
         """Take in how many tokens the engine counted of what it was sent."""
-        if self._receipt is not None:
-            self._counting.costs.settle(lease, self._receipt, prompt_tokens)
+        costs = self._counting.costs
+        if (self._receipt or self._kept) and costs.is_curious(lease) and (receipt := self._measured()) is not None:
+            costs.settle(lease, receipt, prompt_tokens)
 
     def estimate(self, lease: Lease) -> float:
         """Return how many tokens the prompt that was sent is thought to have; 0 for what is no chat."""
-        return 0 if self._receipt is None else self._counting.costs.tokens(lease, self._receipt)
+        receipt = self._measured()
+        return 0 if receipt is None else self._counting.costs.tokens(lease, receipt)
 
     def let_go(self) -> None:
         """Let the body go."""

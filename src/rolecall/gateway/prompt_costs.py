@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import anyio.to_thread
 
@@ -15,7 +18,13 @@ from rolecall.core.token_estimate import TokenModel, tokens_of_image
 from rolecall.gateway.pictures import ImageSizes, Pictures, Size
 from rolecall.runtime.lease import Lease
 
-_KNOWN_WELL, _EVERY = 64, 8
+_KNOWN_WELL = 64
+"""Prompts from which a model is known well."""
+_PAUSE_S, _PAUSE_KNOWN_S = 0.02, 1.0
+"""How long nothing is learnt of a model after something was: it takes some tenths of a millisecond each time, in which
+every other request waits."""
+_SHORT_BYTES = 2**13
+"""What a thread would take longer for to begin with than to measure it."""
 _UNSEEN: Size = (1024, 1024)
 """What a picture counts as whose size cannot be told."""
 
@@ -49,15 +58,22 @@ class Receipt:
 class PromptCosts:
     """The costs of prompts, and what is learnt of them."""
 
-    def __init__(self, knowledge: Callable[[Lease], Knowledge], pictures: Pictures, counter: TextCounter) -> None:
+    def __init__(
+        self,
+        knowledge: Callable[[Lease], Knowledge],
+        pictures: Pictures,
+        counter: TextCounter,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.knowledge = knowledge
         self.counter = counter
         self._pictures = pictures
-        self._settled = 0
+        self._clock = clock
+        self._learns_at: WeakKeyDictionary[TokenModel, float] = WeakKeyDictionary()
 
-    def of_request(self) -> RequestCosts:
-        """Return what prices one request."""
-        return RequestCosts(self, self._pictures.sizes())
+    def of_request(self, text_bytes: int) -> RequestCosts:
+        """Return what prices one request, which has at most so many bytes besides its pictures."""
+        return RequestCosts(self, self._pictures.sizes(), is_short=text_bytes <= _SHORT_BYTES)
 
     def tokens(self, lease: Lease, receipt: Receipt) -> float:
         """Return how many tokens the prompt is thought to have."""
@@ -65,30 +81,35 @@ class PromptCosts:
         unknown = receipt.unknown_images * (model.tokens_per_image or image_tokens(None, *_UNSEEN))
         return model.predict(receipt.size, image_tokens=receipt.image_tokens) + unknown
 
-    def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:
-        """Take in how many tokens the engine counted; of a model that is known well, only of every eighth prompt.
+    def is_curious(self, lease: Lease) -> bool:
+        """Whether it is time to learn from another prompt of this model; who is told so settles one."""
+        model, now = self.knowledge(lease).model, self._clock()
+        if now < self._learns_at.get(model, -math.inf):
+            return False
+        self._learns_at[model] = now + (_PAUSE_S if model.observations < _KNOWN_WELL else _PAUSE_KNOWN_S)
+        return True
 
-        Learning takes about a millisecond, which no other request should have to wait for without need.
-        """
+    def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:
+        """Take in how many tokens the engine counted."""
         model = self.knowledge(lease).model
-        self._settled += 1
-        if model.observations >= _KNOWN_WELL and self._settled % _EVERY:
-            return
         model.learn(receipt.size, tokens, image_tokens=receipt.image_tokens, unknown_images=receipt.unknown_images)
 
 
 class RequestCosts:
     """The costs of one request in all the forms that it is given, each of its pictures looked at once."""
 
-    def __init__(self, costs: PromptCosts, sizes: ImageSizes) -> None:
+    def __init__(self, costs: PromptCosts, sizes: ImageSizes, *, is_short: bool) -> None:
         self._costs = costs
         self._sizes = sizes
+        self._is_short = is_short
 
     async def costs(self, lease: Lease, body: Mapping[str, Any]) -> Costs:
         """Return what each message takes, as far as that is known without asking the engine."""
         messages: Sequence[Any] = body["messages"]
         known = self._costs.knowledge(lease)
         images = [[each * known.model.image_factor for each in row] for row in await self._images(lease, messages)]
+        if self._is_short:
+            return _costs(known.model, body, images)
         return await anyio.to_thread.run_sync(_costs, known.model, body, images)
 
     async def count_text(self, lease: Lease, body: Mapping[str, Any]) -> int | None:
@@ -99,7 +120,7 @@ class RequestCosts:
         """Return what is to be kept of a body that is sent, for ``settle`` once its length is known."""
         messages = body.get("messages")
         images = await self._images(lease, messages if isinstance(messages, list) else [])
-        size = await anyio.to_thread.run_sync(measure, body)
+        size = measure(body) if self._is_short else await anyio.to_thread.run_sync(measure, body)
         known = self._costs.knowledge(lease)
         if known.images is None and known.per_image is None:
             return Receipt(size, 0.0, sum(map(len, images)))
