@@ -50,7 +50,8 @@ def path(tmp_path: Path) -> Path:
 def line(n: int = 0, **fields: Any) -> str:
     known: dict[str, Any] = {"model": "demo-chat", "role": "chat", "status": 200, "finish_reason": "stop"}
     known.update(ts=timestamp((NOON + timedelta(seconds=n)).timestamp()), request_id=f"req-{n:04d}", **fields)
-    return json.dumps(RequestLine(**known).as_dict()) + "\n"
+    extra = {key: known.pop(key) for key in ("prompt", "response") if key in known}
+    return json.dumps(RequestLine(**known).as_dict() | extra) + "\n"
 
 
 def logs(path: Path, *arguments: str, env: dict[str, str] | None = None) -> Result:

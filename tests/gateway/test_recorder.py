@@ -17,6 +17,7 @@ import textwrap
 import threading
 import time
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_line_has_the_documented_keys_in_order() -> None:
-    """The keys and their order are those of the design; prompt and response are absent unless they are filled."""
-    assert list(RequestLine().as_dict()) == KEYS
-    assert list(RequestLine(prompt="hello", response="hi").as_dict()) == [*KEYS, "prompt", "response"]
+    """The keys and their order are those of the design; prompt and response are absent until they are set."""
+    line = RequestLine()
+    line.status = 200
+    assert list(line.as_dict()) == KEYS
+    line.prompt, line.response = "hello", "hi"
+    assert list(line.as_dict()) == [*KEYS, "prompt", "response"]
 
 
 def test_line_defaults_are_null_zero_and_false() -> None:
@@ -88,6 +92,15 @@ def test_timestamp_is_utc_with_milliseconds() -> None:
     """Times are ISO 8601 in UTC with three decimals and a Z, also where the fraction is zero."""
     assert timestamp(0) == "1970-01-01T00:00:00.000Z"
     assert timestamp(1769860800.1239) == "2026-01-31T12:00:00.123Z"
+    assert timestamp(1769860800.999) == "2026-01-31T12:00:00.999Z"
+    assert timestamp(1769860801) == "2026-01-31T12:00:01.000Z"
+
+
+@given(st.integers(0, 4_000_000_000_000))
+def test_every_millisecond_is_told_as_it_is(ms: int) -> None:
+    """A time that is given to the millisecond comes back as it went in."""
+    told = datetime.fromisoformat(timestamp(ms / 1000).replace("Z", "+00:00"))
+    assert round(told.timestamp() * 1000) == ms
 
 
 def test_line_is_stamped_when_it_is_made() -> None:

@@ -12,8 +12,11 @@ from rolecall.core.engine_errors import without_quotes
 from rolecall.core.sse import Answer
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import RolecallError
-from rolecall.gateway.recorder import RequestLine
+from rolecall.gateway.recorder import RequestLine, timestamp
 from rolecall.runtime.lease import Lease
+
+_NOTED = frozenset({b"user-agent", b"x-prompt-id", b"x-prompt-version"})
+"""The headers that the line tells of."""
 
 
 class Account:
@@ -26,9 +29,11 @@ class Account:
         self.started_at = time.monotonic()
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
-        self.line = RequestLine(request_id=request_id, endpoint=scope["path"], client=_client(scope))
         self.is_owed = False
-        self._headers = scope["headers"]
+        self._headers = {name: value for name, value in scope["headers"] if name in _NOTED}
+        self.line = RequestLine(
+            timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self._headers)
+        )
         self._keeps_prompts = keeps_prompts
         self._first_output_at: float | None = None
 
@@ -55,14 +60,17 @@ class Account:
 
     def note_facts(self, facts: RequestFacts, body: Mapping[str, Any]) -> None:
         """Take in what was asked for."""
-        headers = {name: value.decode("latin-1")[:200] for name, value in self._headers}
         line = self.line
         line.requested_model, line.stream = facts.model[:300], facts.stream
         line.messages, line.images = facts.messages, facts.images
-        line.prompt_id = facts.prompt_id or headers.get(b"x-prompt-id")
-        line.prompt_version = facts.prompt_version or headers.get(b"x-prompt-version")
-        if self._keeps_prompts:
-            line.prompt = body.get("messages", body.get("prompt", body.get("input")))
+        line.prompt_id = facts.prompt_id or self._header(b"x-prompt-id")
+        line.prompt_version = facts.prompt_version or self._header(b"x-prompt-version")
+        if self._keeps_prompts and (prompt := body.get("messages", body.get("prompt", body.get("input")))) is not None:
+            line.prompt = prompt
+
+    def _header(self, name: bytes) -> str | None:
+        value = self._headers.get(name)
+        return None if value is None else value.decode("latin-1")[:200]
 
     def note_lease(self, lease: Lease) -> None:
         """Take in who serves it, and how long it waited for that; the waits for a second engine are added."""
@@ -100,7 +108,7 @@ def _ms(seconds: float) -> float:
     return round(seconds * 1000, 3)
 
 
-def _client(scope: Scope) -> str:
-    address = (scope.get("client") or ("unknown", 0))[0]
-    agent = dict(scope["headers"]).get(b"user-agent", b"").decode("latin-1")[:100]
-    return f"{address} {agent}".strip()
+def _client(address: tuple[str, int] | None, headers: Mapping[bytes, bytes]) -> str:
+    host = address[0] if address else "unknown"
+    agent = headers.get(b"user-agent", b"").decode("latin-1")[:100]
+    return f"{host} {agent}".strip()
