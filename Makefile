@@ -47,6 +47,10 @@ test-clients: install-dev ## real clients of OpenAI's API, in an environment of 
 	@PYTHON="$(PYTHON)" sh tests/clients/install.sh $(VENV)-clients
 	@ROLECALL_TEST_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV)-clients/bin/python -m pytest -o pythonpath="tests src" tests/clients $(ARGS)
 
+.PHONY: bench
+bench: install-dev ## rolecall beside other proxies: figures to reach, behaviour (ARGS="--quick --only rolecall,nginx")
+	@$(BIN)/python tests/bench/run.py $(ARGS)
+
 coverage: install-dev ## branch coverage of core/, which must be 100 %
 	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 -n $(JOBS) $(ARGS)
 

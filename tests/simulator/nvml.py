@@ -6,25 +6,16 @@ has to be a subprocess.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from c_compiler import NoCompiler, compile_c
 from rolecall.core.profiles import GpuSnapshot
 from simulator.memory import ALLOCATIONS_VARIABLE, GPUS_VARIABLE, Simulation
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
-
-
-class NoCompiler(Exception):
-    """There is none for the stand-in."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +89,7 @@ def build(folder: Path) -> Path:
 
 def compile_library(folder: Path) -> Path:
     """Compile the stand-in into ``folder`` and return its path; raises ``NoCompiler``, and ``RuntimeError``."""
-    compiler = next(_compilers(), None)
-    if compiler is None:
-        raise NoCompiler(
-            "no C compiler ($CC, cc, gcc, clang or the ziglang package) for the stand-in of NVIDIA's library"
-        )
-    library = folder / LIBRARY
-    argv = [*compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE)]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(argv)} failed:\n{done.stderr}")
-    return library
+    return compile_c(SOURCE, folder / LIBRARY, "-shared", "-fPIC", "-O1")
 
 
 def environment(library: Path, machine: Machine, folder: Path) -> dict[str, str]:
@@ -142,15 +123,6 @@ def variables(library: Path, machine: Machine, folder: Path) -> dict[str, str]:
         ALLOCATIONS_VARIABLE: str(places.allocations),
         "NVML_STUB_CALLS": str(folder / "nvml_calls.txt"),
     }
-
-
-def _compilers() -> Iterator[list[str]]:
-    for command in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        argv = shlex.split(command)
-        if argv and shutil.which(argv[0]):
-            yield argv
-    if importlib.util.find_spec("ziglang"):
-        yield [sys.executable, "-m", "ziglang", "cc"]
 
 
 def _line(gpu: GpuSnapshot | int) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 # As pytest has it (pythonpath in pyproject.toml); a script has only its own folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from c_compiler import NoCompiler
 from rolecall.core.profiles import GpuSnapshot
 from simulator import nvml
-from simulator.nvml import Machine, NoCompiler, card
+from simulator.nvml import Machine, card
 
 
 def main() -> None:

@@ -1,0 +1,141 @@
+"""What is to be reached, and whether it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.results import DIRECT, Results
+from bench.rolecalls import FULL_NAME as OURS
+from bench.scenarios import STSAT
+
+NGINX = "nginx"
+LITELLM = "litellm"
+
+MOST_STARTUP_S = 0.6
+MOST_IDLE_MB = 60
+MOST_LEFT_MB = 64
+MOST_UPLOAD_MS = 12
+ENOUGH_OF_OFFERED = 0.98
+"""What counts as all: the ends of streams fall where they will."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One figure. ``passed`` is None where it was not measured, and ``reached`` says why."""
+
+    figure: str
+    wanted: str
+    reached: str
+    passed: bool | None
+
+    @classmethod
+    def unknown(cls, figure: str, wanted: str, why: str = "not measured") -> Verdict:
+        """Return one that nobody knows."""
+        return cls(figure, wanted, why, None)
+
+
+def verdicts(results: Results) -> list[Verdict]:
+    """Return all figures, in the order in which they matter."""
+    return [
+        _cost(results, "ns32", "CPU per request, 32 connections", 6),
+        _cost(results, "ns128", "CPU per request, 128 connections", 6),
+        _one_core(results, NGINX, 0.2),
+        _one_core(results, LITELLM, 100),
+        _cost(results, STSAT.name, "CPU per chunk, 128 streams", 1.5, "cpu_ms_per_chunk"),
+        _saturated(results),
+        _delay(results, "ttft_p50", "TTFT added, 32 streams, median", 4),
+        _delay(results, "relay_p99", "relay delay added, 32 streams, 99 of 100", 2),
+        _upload(results),
+        _left_behind(results),
+        _startup(results),
+        _import(results),
+        _idle(results),
+    ]
+
+
+def all_reached(found: Sequence[Verdict]) -> bool:
+    """Whether nothing that was measured fell short."""
+    return all(verdict.passed is not False for verdict in found)
+
+
+def _cost(results: Results, scenario: str, figure: str, most: float, measure: str = "cpu_ms_per_request") -> Verdict:
+    wanted = f"≤ {most:g} × nginx"
+    ratio = results.ratio(scenario, OURS, NGINX, measure)
+    own, its = results.median(scenario, OURS, measure), results.median(scenario, NGINX, measure)
+    if ratio is None or own is None or its is None:
+        return Verdict.unknown(figure, wanted)
+    return Verdict(figure, wanted, f"{ratio:.1f} × ({own:.4f} ms, nginx {its:.4f})", ratio <= most)
+
+
+def _one_core(results: Results, peer: str, least: float) -> Verdict:
+    figure, wanted = "requests/s on one core, 32 connections", f"≥ {least:g} × {peer}"
+    alone = Results({"core": results.one_core})
+    ratio, own = alone.ratio("core", OURS, peer, "rps"), alone.median("core", OURS, "rps")
+    if ratio is None or own is None:
+        return Verdict.unknown(figure, wanted)
+    its = alone.median("core", peer, "rps") or 0
+    return Verdict(figure, wanted, f"{ratio:.2g} × ({own:,.0f}, {peer} {its:,.0f})", ratio >= least)
+
+
+def _saturated(results: Results) -> Verdict:
+    """Compare with what the upstream gets rid of without anybody between: the gaps between streams are its own."""
+    figure, wanted = "chunks/s, 128 streams", "= offered"
+    share = results.ratio(STSAT.name, OURS, DIRECT, "events_per_s")
+    own, offered = (results.median(STSAT.name, name, "events_per_s") for name in (OURS, DIRECT))
+    if share is None or own is None or offered is None:
+        return Verdict.unknown(figure, wanted)
+    late = results.median(STSAT.name, OURS, "relay_p50") or 0
+    is_all = share >= ENOUGH_OF_OFFERED and late < STSAT.every_ms * 1000
+    return Verdict(figure, wanted, f"{own:,.0f} of {offered:,.0f}, {late / 1000:.1f} ms late", is_all)
+
+
+def _delay(results: Results, measure: str, figure: str, most: float) -> Verdict:
+    wanted = f"≤ {most:g} × nginx"
+    own, its = (results.added("st32", name, measure) for name in (OURS, NGINX))
+    if own is None or its is None:
+        return Verdict.unknown(figure, wanted)
+    if its <= 0:
+        return Verdict.unknown(figure, wanted, f"{own:,.0f} µs, but nginx adds nothing: the machine was too loud")
+    return Verdict(figure, wanted, f"{own / its:.1f} × ({own:,.0f} µs, nginx {its:,.0f})", own / its <= most)
+
+
+def _upload(results: Results) -> Verdict:
+    figure, wanted = "time added to a body of 10 MB", f"≤ {MOST_UPLOAD_MS} ms"
+    added, its = (results.added("up1", name, "lat_p50") for name in (OURS, NGINX))
+    if added is None:
+        return Verdict.unknown(figure, wanted)
+    beside = "" if its is None else f" (nginx {its / 1000:.1f})"
+    return Verdict(figure, wanted, f"{added / 1000:.1f} ms{beside}", added <= MOST_UPLOAD_MS * 1000)
+
+
+def _left_behind(results: Results) -> Verdict:
+    figure, wanted = "memory after 100 bodies of 10 MB", f"≤ idle + {MOST_LEFT_MB} MB"
+    start = results.starts.get(OURS)
+    if start is None:
+        return Verdict.unknown(figure, wanted)
+    left = start.after_mb - start.idle_mb
+    return Verdict(figure, wanted, f"idle + {left:.0f} MB", left <= MOST_LEFT_MB)
+
+
+def _startup(results: Results) -> Verdict:
+    figure, wanted = "start to the first answer", f"< {MOST_STARTUP_S:g} s"
+    start = results.starts.get(OURS)
+    if start is None:
+        return Verdict.unknown(figure, wanted)
+    return Verdict(figure, wanted, f"{start.seconds:.2f} s", start.seconds < MOST_STARTUP_S)
+
+
+def _import(results: Results) -> Verdict:
+    figure, wanted = "import rolecall", f"< {MOST_STARTUP_S:g} s"
+    if results.import_s is None:
+        return Verdict.unknown(figure, wanted)
+    return Verdict(figure, wanted, f"{results.import_s:.3f} s", results.import_s < MOST_STARTUP_S)
+
+
+def _idle(results: Results) -> Verdict:
+    figure, wanted = "memory when idle", f"< {MOST_IDLE_MB} MB"
+    start = results.starts.get(OURS)
+    if start is None:
+        return Verdict.unknown(figure, wanted)
+    return Verdict(figure, wanted, f"{start.idle_mb:.0f} MB", start.idle_mb < MOST_IDLE_MB)
