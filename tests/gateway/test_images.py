@@ -23,7 +23,8 @@ from rolecall.core.transforms import read_facts
 from rolecall.errors import BadRequest, BodyTooLarge, InvalidImage, InvalidImageUrl, InvalidMediaUrl
 from rolecall.gateway.image_fetch import ImageFetcher
 from rolecall.gateway.images import Images
-from rolecall.gateway.pictures import Pictures, image_size
+from rolecall.gateway.pictures import Pictures
+from rolecall.gateway.pixels import image_size
 from rolecall.settings import Settings, load_settings
 
 CHAT = "/v1/chat/completions"

@@ -8,6 +8,7 @@ a failed command has an empty stdout, unless the finding is the result (``models
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 from importlib import import_module
@@ -65,7 +66,9 @@ class _Commands(TyperGroup):
 
 def _imported(name: str) -> Any:
     module, _, attribute = _COMMANDS[name].partition(":")
+    gc.disable()  # nothing of it is garbage, and to look for it again and again takes a sixth of the time
     command = getattr(import_module(f"rolecall.cli.{module}"), attribute)
+    gc.enable()
     holder = typer.Typer(rich_markup_mode=None, add_completion=False)
     holder.callback()(lambda: None)  # makes it a group, whatever it holds
     if isinstance(command, typer.Typer):

@@ -28,7 +28,8 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import BodyTooLarge, InvalidImage, InvalidImageUrl, InvalidMediaUrl, RolecallError
 from rolecall.gateway.image_fetch import ImageFetcher
-from rolecall.gateway.pictures import Pictures, Unreadable, as_base64
+from rolecall.gateway.image_text import Unreadable, as_base64
+from rolecall.gateway.pictures import Pictures
 from rolecall.settings import Settings
 
 _SLOW_S = 1.0
