@@ -13,6 +13,7 @@ from rolecall.errors import UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.comments import Commentary, Pace, comment_on
 from rolecall.gateway.reply import Reply, as_stream
+from rolecall.gateway.wire import AsgiWire
 from rolecall.runtime.lease import Outlook
 
 FAST = Pace(head_after_s=0.02, waiting_every_s=0.02, processing_every_s=0.03)
@@ -72,7 +73,7 @@ def test_comments_are_one_line_each(outlook: Outlook | None, comment: bytes) -> 
 async def test_quick_work_is_not_commented() -> None:
     """Work that is done before the head is due leaves the reply untouched."""
     client = Client()
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, Pace(60, 60, 60))
+    commentary = Commentary(Reply(AsgiWire(client.send), "id", 1), lambda: WAITING, dict, Pace(60, 60, 60))
     assert await commentary.over(done()) == "done"
     assert client.messages == []
 
@@ -81,7 +82,9 @@ async def test_a_wait_is_commented_at_once_and_again() -> None:
     """The head comes with the first comment; then comments go on, and change with the outlook."""
     client, ready = Client(), asyncio.Event()
     outlooks: Iterator[Outlook | None] = iter([WAITING, Outlook("m", State.STARTING, 0, 0.1, 1), None])
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: next(outlooks, None), lambda: {"x-a": "b"}, FAST)
+    commentary = Commentary(
+        Reply(AsgiWire(client.send), "id", 1), lambda: next(outlooks, None), lambda: {"x-a": "b"}, FAST
+    )
     work = asyncio.create_task(commentary.over(ready.wait()))
     await client.has(5)
     ready.set()
@@ -101,7 +104,9 @@ async def test_an_engine_that_takes_its_time_is_commented_later() -> None:
     def outlook() -> None:
         looks.append(len(client.messages))
 
-    work = asyncio.create_task(Commentary(Reply(client.send, "id", 1), outlook, dict, FAST).over(ready.wait()))
+    work = asyncio.create_task(
+        Commentary(Reply(AsgiWire(client.send), "id", 1), outlook, dict, FAST).over(ready.wait())
+    )
     await client.has(2)
     ready.set()
     await work
@@ -112,7 +117,7 @@ async def test_an_engine_that_takes_its_time_is_commented_later() -> None:
 async def test_the_pace_goes_on_from_one_work_to_the_next() -> None:
     """Several short works that follow each other are one wait."""
     client = Client()
-    commentary = Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, FAST)
+    commentary = Commentary(Reply(AsgiWire(client.send), "id", 1), lambda: WAITING, dict, FAST)
     deadline = asyncio.get_running_loop().time() + 10
     while not client.messages:
         await commentary.over(asyncio.sleep(0.005))
@@ -129,7 +134,7 @@ async def test_work_that_fails_while_it_is_commented() -> None:
         raise UpstreamError("kaputt")
 
     with pytest.raises(UpstreamError, match="kaputt"):
-        await Commentary(Reply(client.send, "id", 1), lambda: WAITING, dict, FAST).over(fails())
+        await Commentary(Reply(AsgiWire(client.send), "id", 1), lambda: WAITING, dict, FAST).over(fails())
 
 
 @pytest.mark.parametrize("leaves", ["by closing", "by not reading"])
@@ -145,7 +150,7 @@ async def test_a_client_that_leaves_ends_the_work(leaves: str) -> None:
             await asyncio.sleep(0)
             ended.append("work")
 
-    reply = Reply(client.send, "id", 0.05)
+    reply = Reply(AsgiWire(client.send), "id", 0.05)
     task = asyncio.create_task(Commentary(reply, lambda: WAITING, dict, FAST).over(works()))
     await client.has(2)
     if leaves == "by closing":
@@ -158,7 +163,7 @@ async def test_a_client_that_leaves_ends_the_work(leaves: str) -> None:
 async def test_a_promised_head_is_sent_once() -> None:
     """The answer's own head does not follow a promised one; an error then is an event, and nothing ends properly."""
     client = Client()
-    reply = Reply(client.send, "id", 1)
+    reply = Reply(AsgiWire(client.send), "id", 1)
     await reply.promise({"content-type": "text/event-stream"})
     assert (reply.has_head, reply.has_started) == (True, False)
     await reply.fail(UpstreamError("early"))

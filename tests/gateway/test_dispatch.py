@@ -121,29 +121,29 @@ TRIED = ["room of first", "room of first back", "lease of first back"]
 async def test_a_fallback_answers_without_the_room_of_the_first_choice(tmp_path: Path, status: int) -> None:
     """What was held of a model that could not serve is given back before the next one is asked."""
     engines = Engines(tmp_path, ("first", None), ("first", None), ("second", status))
-    async with contextlib.AsyncExitStack() as held:
-        response, served = await engines.dispatch.send(engines.targets[0], held)
-        assert (response.status, served.entry.name) == (status, "second")
-        assert engines.events == [*TRIED, *TRIED, "room of second"]
+    response, served = await engines.dispatch.send(engines.targets[0])
+    assert (response.status, served.entry.name) == (status, "second")
+    assert engines.events == [*TRIED, *TRIED, "room of second"]
+    await engines.dispatch.give_back()
     assert engines.events[7:] == ["closed", "room of second back", "lease of second back"]
 
 
 async def test_an_engines_successor_answers_without_the_room_of_its_predecessor(tmp_path: Path) -> None:
     """A request that goes to the next engine of the same model holds nothing of the one that has died."""
     engines = Engines(tmp_path, ("first", None), ("first", 200))
-    async with contextlib.AsyncExitStack() as held:
-        await engines.dispatch.send(engines.targets[0], held)
-        assert engines.events == [*TRIED, "room of first"]
+    await engines.dispatch.send(engines.targets[0])
+    assert engines.events == [*TRIED, "room of first"]
+    await engines.dispatch.give_back()
     assert engines.events[4:] == ["closed", "room of first back", "lease of first back"]
 
 
 async def test_nothing_is_held_where_nobody_can_serve(tmp_path: Path) -> None:
     """All is given back before the client is told."""
     engines = Engines(tmp_path, ("first", None), ("first", None))
-    async with contextlib.AsyncExitStack() as held:
-        with pytest.raises(UpstreamUnreachable):
-            await engines.dispatch.send(engines.targets[0], held)
-        assert engines.events == [*TRIED, *TRIED]
+    with pytest.raises(UpstreamUnreachable):
+        await engines.dispatch.send(engines.targets[0])
+    assert engines.events == [*TRIED, *TRIED]
+    await engines.dispatch.give_back()
 
 
 @pytest.mark.parametrize(
@@ -163,9 +163,9 @@ async def test_what_is_too_long_is_made_smaller_twice(
     engines = Engines(tmp_path, ("first", statuses[0]))
     engines.then(*statuses[1:])
     engines.incoming.smaller_ones = list(smaller)
-    async with contextlib.AsyncExitStack() as held:
-        response, _ = await engines.dispatch.send(engines.targets[0], held)
-        assert response.status == last
+    response, _ = await engines.dispatch.send(engines.targets[0])
+    assert response.status == last
+    await engines.dispatch.give_back()
     assert [body for _, body in engines.transport.requests] == [b"{}", *smaller]
     assert engines.incoming.tries == tries
     assert engines.events.count("closed") == len(statuses)

@@ -22,6 +22,7 @@ from rolecall.gateway.account import Account
 from rolecall.gateway.relay import Relay
 from rolecall.gateway.reply import Reply
 from rolecall.gateway.services import Services
+from rolecall.gateway.wire import AsgiWire
 from rolecall.runtime.lease import Lease
 from rolecall.settings import Settings
 
@@ -85,7 +86,7 @@ async def test_a_whole_answer_is_delivered(endpoint: str, response: FakeResponse
     services = SimpleNamespace(
         settings=Settings.model_validate({}), roster=SimpleNamespace(traits=lambda _entry: Traits())
     )
-    reply = Reply(send, "req_1", 9, endpoint)
+    reply = Reply(AsgiWire(send), "req_1", 9, endpoint)
     facts = RequestFacts(endpoint, "m")
     relay = Relay(cast("Services", services), reply, account, facts, waiting=at_once, headers=dict)
     await relay.run(response, lease())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 
 import anyio
 
@@ -65,8 +65,32 @@ _CANNOT_SERVE = (
 """Refusals after which a role's fallbacks are tried: another model may serve the same request."""
 
 
+@dataclass(slots=True)
+class Held:
+    """What a request holds of an engine: the lease, room in a context that its requests share, the answers so far.
+
+    An ``AsyncExitStack`` for the three costs as much as sending the request.
+    """
+
+    lease: Lease
+    room: AbstractAsyncContextManager[None] | None = None
+    answers: list[UpstreamResponse] = field(default_factory=list)
+
+    async def give_back(self) -> None:
+        """Close the answers, then give back the rest: an engine ends fast only when nobody is connected."""
+        try:
+            for answer in self.answers:
+                await answer.close()
+        finally:
+            try:
+                if self.room is not None:
+                    await self.room.__aexit__(None, None, None)
+            finally:
+                self.lease.release()
+
+
 class Dispatch:
-    """Sends one request; ``outlook`` says meanwhile what it waits for."""
+    """Sends one request; ``outlook`` says meanwhile what it waits for. Who sends has to ``give_back`` at the end."""
 
     def __init__(
         self, services: Services, caller: Caller, account: Account, incoming: Incoming, *, streams: bool
@@ -77,13 +101,20 @@ class Dispatch:
         self._incoming = incoming
         self._streams = streams
         self._ticket: Ticket | None = None
+        self._held: Held | None = None
 
     def outlook(self) -> Outlook | None:
         """Return what the request waits for; None while an engine has it."""
         return self._ticket.outlook() if self._ticket else None
 
-    async def send(self, target: Target, held: contextlib.AsyncExitStack) -> tuple[UpstreamResponse, Lease]:
-        """Wait for a model, send it the request, and return the head of its answer; ``held`` gives all of it back.
+    async def give_back(self) -> None:
+        """Give back what is held of an engine; nothing happens if nothing is."""
+        held, self._held = self._held, None
+        if held is not None:
+            await held.give_back()
+
+    async def send(self, target: Target) -> tuple[UpstreamResponse, Lease]:
+        """Wait for a model, send it the request, and return the head of its answer.
 
         Where no model of a role can serve, its fallbacks are tried in their order. The first refusal is the one that
         the client is told, with what became of the others.
@@ -91,7 +122,7 @@ class Dispatch:
         refusals: list[RolecallError] = []
         for each in (target, *self._services.roster.fallbacks(target)):
             try:
-                return await self._send_to(self._caller.check(each), held)
+                return await self._send_to(self._caller.check(each))
             except _CANNOT_SERVE as error:
                 refusals.append(error)
         first, *others = refusals
@@ -99,7 +130,7 @@ class Dispatch:
             first.message += f" Its fallbacks cannot either: {' '.join(error.message for error in others)}"
         raise first
 
-    async def _send_to(self, target: Target, held: contextlib.AsyncExitStack) -> tuple[UpstreamResponse, Lease]:
+    async def _send_to(self, target: Target) -> tuple[UpstreamResponse, Lease]:
         """Send the request to a model of the target.
 
         An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. So it
@@ -112,7 +143,7 @@ class Dispatch:
         demand = Demand(role=target.role, needs=facts.needs, profile=target.profile)
         lease = await self._lease(entries, demand)
         try:
-            return await self._ask(lease, held), lease
+            return await self._ask(lease), lease
         except UpstreamUnreachable:
             if not await _has_died(lease, _CLOSED_NOTICE_S if lease.backend.managed else _NOTICE_S):
                 raise
@@ -120,68 +151,73 @@ class Dispatch:
             if not (await _has_died(lease) and lease.has_run_out()):
                 raise
         lease = await self._lease(entries, demand)
-        return await self._ask(lease, held), lease
+        return await self._ask(lease), lease
 
     def _able(self, target: Target, facts: RequestFacts) -> tuple[ModelEntry, ...]:
         """Return the entries whose engines have the endpoint; raises ``NotImplementedByEngine`` if none has."""
         backend = self._services.roster.backend
-        lacking = {entry.name: backend(entry).lacks(entry, facts.endpoint) for entry in target.entries}
-        able = tuple(entry for entry in target.entries if lacking[entry.name] is None)
+        lacking = [backend(entry).lacks(entry, facts.endpoint) for entry in target.entries]
+        if not any(lacking):
+            return target.entries
+        able = tuple(entry for entry, lack in zip(target.entries, lacking, strict=True) if lack is None)
         if not able:
-            reasons = dict.fromkeys(filter(None, lacking.values()))
-            raise NotImplementedByEngine(" ".join(reasons), param="model")
+            raise NotImplementedByEngine(" ".join(dict.fromkeys(filter(None, lacking))), param="model")
         return able
 
     async def _lease(self, entries: Iterable[ModelEntry], demand: Demand) -> Lease:
         """Wait for a model; raises ``ModelLoading`` after ``max_wait_s`` for an answer that is not streamed."""
         ticket = self._ticket = self._services.supervisor.request(entries, demand)
+        if ticket.lease.done():
+            return ticket.lease.result()
+        left_s = self._patience_s()
         try:
-            if not ticket.is_decided:
-                left_s = self._patience_s()
-                await asyncio.wait({ticket.lease}, timeout=None if math.isinf(left_s) else left_s)
+            await asyncio.wait({ticket.lease}, timeout=None if math.isinf(left_s) else left_s)
         except asyncio.CancelledError:
             ticket.leave()
             raise
-        if ticket.is_decided:
-            return await ticket.wait()
+        if ticket.lease.done():
+            return ticket.lease.result()
         outlook = ticket.outlook()
         ticket.leave()
         raise _still_waiting(outlook, self._services.settings.max_wait_s)
 
-    async def _ask(self, lease: Lease, held: contextlib.AsyncExitStack) -> UpstreamResponse:
-        """Send the request and return the head of the answer, and let ``held`` give back what that needs.
+    async def _ask(self, lease: Lease) -> UpstreamResponse:
+        """Send the request and return the head of the answer; what that needs is held until ``give_back``.
 
-        If there is none, all is given back here, the room in a shared context too: whoever is asked next has its own.
-        A request that the engine finds too long is sent once more if it can be made smaller: what was counted as
+        If there is no answer, all is given back here, the room in a shared context too: whoever is asked next has its
+        own. A request that the engine finds too long is sent once more if it can be made smaller: what was counted as
         fitting can be too long by a few tokens. Where that was too long as well, so much is misjudged of it that it is
         sent as small as it may become.
         """
-        async with contextlib.AsyncExitStack() as trial:
-            trial.callback(lease.release)
+        held = self._held = Held(lease)
+        try:
             self._account.note_lease(lease)
             payload = await self._incoming.payload(lease)
-            await self._hold_room(lease, trial)
-            response: UpstreamResponse = await self._post(lease, payload, trial)
+            if (room := self._incoming.room(lease)) is not None:
+                await self._hold_room(held, room)
+            response = await self._post(held, payload)
             for is_last in (False, True):
                 if response.status < 400:
-                    break
+                    return response
                 refusal = await _read_whole(response, self._services.settings.backend_timeout_ms / 1000)
                 smaller = await self._incoming.smaller(lease, refusal.content, is_last=is_last)
                 if smaller is None:
-                    response = refusal
-                    break
-                response = await self._post(lease, smaller, trial)
-            held.push_async_callback(trial.pop_all().aclose)
-            return response
+                    return refusal
+                response = await self._post(held, smaller)
+        except BaseException:
+            await self.give_back()
+            raise
+        return response
 
-    async def _hold_room(self, lease: Lease, held: contextlib.AsyncExitStack) -> None:
+    async def _hold_room(self, held: Held, room: AbstractAsyncContextManager[None]) -> None:
         """Wait until the engine's context has room beside the requests that share it; raises ``EngineBusy``."""
         with anyio.move_on_after(self._patience_s()) as waiting:
-            await held.enter_async_context(self._incoming.room(lease))
+            await room.__aenter__()
+            held.room = room
         if waiting.cancelled_caught:
             raise EngineBusy(
-                f"The requests that the model {lease.entry.name!r} is answering fill its context; there was no room "
-                "for this one beside them. Send it again; a stream waits for as long as it takes.",
+                f"The requests that the model {held.lease.entry.name!r} is answering fill its context; there was no "
+                "room for this one beside them. Send it again; a stream waits for as long as it takes.",
                 retry_after_s=_RETRY_S,
             )
 
@@ -190,7 +226,8 @@ class Dispatch:
         limit_s = self._services.settings.max_wait_s
         return math.inf if self._streams else max(0.0, self._account.started_at + limit_s - time.monotonic())
 
-    async def _post(self, lease: Lease, payload: Payload, held: contextlib.AsyncExitStack) -> UpstreamResponse:
+    async def _post(self, held: Held, payload: Payload) -> UpstreamResponse:
+        lease = held.lease
         lease.touch()
         self._account.note_sent()
         response = await self._services.transport.post(
@@ -199,8 +236,7 @@ class Dispatch:
             payload.data,
             head_timeout_s=self._services.settings.backend_timeout_ms / 1000,
         )
-        # Closed before the lease is given back: an engine ends fast only when nobody is connected.
-        held.push_async_callback(response.close)
+        held.answers.append(response)
         lease.touch()
         return response
 
@@ -211,8 +247,9 @@ class Dispatch:
             "accept-encoding": "identity",
             "x-request-id": self._account.line.request_id or "",
         }
-        authorization = lease.upstream.authorization()
-        return headers | {"authorization": authorization} if authorization else headers
+        if authorization := lease.upstream.authorization():
+            headers["authorization"] = authorization
+        return headers
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from rolecall.core.keys import ApiKey
 from rolecall.core.keys import Scope as KeyScope
 from rolecall.errors import BadRequest, Forbidden, InvalidApiKey, OriginNotAllowed, RolecallError
 from rolecall.gateway.caller import Anyone, Caller, KeyHolder, Stranger, introduce
+from rolecall.gateway.wire import WIRE
 from rolecall.runtime.api_keys import KeyStore
 from rolecall.runtime.usage import UsageBook
 
@@ -101,7 +102,9 @@ class Door:
             if b"host" in headers:
                 self._hosts.check(headers[b"host"])
             origin = self._page(scope, headers)
-            send = self._told(send, origin) if self._origins else send
+            if self._origins:
+                send = self._told(send, origin)
+                scope.get("extensions", {}).pop(WIRE, None)  # which would go past it
             if origin is not None and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await _answer_preflight(headers, send)
                 return

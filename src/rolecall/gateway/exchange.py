@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import uuid
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeVar
 from urllib.parse import quote
 
-import anyio
 from starlette.types import Receive, Scope, Send
 
 from rolecall.core.catalog import Target
@@ -28,7 +26,6 @@ from rolecall.gateway.body import (
     read_json,
     receive_body,
     receive_chunks,
-    wait_until_gone,
 )
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.comments import Commentary
@@ -40,6 +37,7 @@ from rolecall.gateway.reply import Reply
 from rolecall.gateway.services import Services
 from rolecall.gateway.uploads import Storage, is_upload, read_upload
 from rolecall.gateway.upstream import UpstreamResponse
+from rolecall.gateway.wire import wire_of
 from rolecall.runtime.lease import Lease
 
 T = TypeVar("T")
@@ -59,8 +57,8 @@ _STREAMING = GENERATING | UPLOADS | {RESPONSES, MESSAGES}
 class Exchange:
     """Receives, routes, forwards, relays and records one request.
 
-    Two tasks: one answers, one watches for the client's leaving, which ends the first at once and with it the engine's
-    work. Lease and line are given back in ``finally`` blocks of their own, so that no cancellation can skip them.
+    All of it is done by one task. The client's leaving, and the server's end, cancel it wherever it is, and with it the
+    engine's work. Lease and line are given back in ``finally`` blocks, so that no cancellation can skip them.
     """
 
     def __init__(self, services: Services, scope: Scope, send: Send) -> None:
@@ -69,10 +67,11 @@ class Exchange:
         self._relay: Relay | None = None
         self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
-        self._receiving = anyio.CancelScope()
-        self._answering: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._has_left = self._is_interrupted = False
         self.request_id = new_request_id()
-        self._reply = Reply(send, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
+        wire = self._wire = wire_of(scope, send)
+        self._reply = Reply(wire, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
         self._storage = Storage(services.settings.state_dir, services.settings.max_upload_bytes)
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
         self._line = self._account.line
@@ -81,6 +80,7 @@ class Exchange:
 
     async def run(self, receive: Receive) -> None:
         """Serve the request; exactly one line is recorded, whatever happens."""
+        self._task = asyncio.current_task()
         try:
             try:
                 await self._serve(receive)
@@ -92,16 +92,22 @@ class Exchange:
                 log.exception("request %s failed", self.request_id)
                 await self._fail(RolecallError(f"rolecall itself failed; its log says why ({self.request_id})."))
         except ClientGone as gone:
-            if self._relay is None or not self._relay.is_delivered:
-                self._line.status = CLIENT_GONE
-                self._line.error = f"client_gone: {gone}"
+            self._note_gone(gone)
         except asyncio.CancelledError:
-            self._note(ShuttingDown())
-            raise
+            if not self._has_left:
+                self._note(ShuttingDown())
+                raise
+            self._note_gone(ClientGone())  # while it was told of an error
         finally:
+            self._task = None
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
             self._caller.spend(self._account.tokens(self._estimated_prompt))
+
+    def _note_gone(self, gone: ClientGone) -> None:
+        if self._relay is None or not self._relay.is_delivered:
+            self._line.status = CLIENT_GONE
+            self._line.error = f"client_gone: {gone}"
 
     def _estimated_prompt(self, lease: Lease) -> float:
         return 0 if self._incoming is None else self._incoming.estimate(lease)
@@ -109,9 +115,15 @@ class Exchange:
     def interrupt(self) -> None:
         """End the answer now: the server has waited for it as long as it will."""
         self._reply.patience_s = LAST_WORDS_S
-        self._receiving.cancel()
-        if self._answering is not None:
-            self._answering.cancel()
+        self._is_interrupted = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def _leave(self) -> None:
+        """Take in that the client has closed its connection."""
+        self._has_left = True
+        if self._task is not None:
+            self._task.cancel()
 
     def _note(self, error: RolecallError) -> None:
         self._account.note_error(error, within_answer=self._reply.has_started)
@@ -121,29 +133,21 @@ class Exchange:
         await self._reply.fail(error, self._told())
 
     async def _serve(self, receive: Receive) -> None:
-        with self._receiving:
-            await self._admit(receive)
-            self._incoming = await self._receive(receive)
-        incoming = self._incoming
-        if incoming is None:
-            raise ShuttingDown
-        answering = self._answering = asyncio.create_task(self._respond(incoming))
-        watching = asyncio.create_task(wait_until_gone(receive))
         try:
-            await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            left = watching.done() and not answering.done()
-            watching.cancel()
-            answering.cancel()
-            await asyncio.wait({answering})
-            incoming.let_go()
-        failure = None if answering.cancelled() else answering.exception()
-        if left:
-            raise ClientGone
-        if answering.cancelled():
-            raise ShuttingDown
-        if failure is not None:
-            raise failure
+            await self._admit(receive)
+            incoming = self._incoming = await self._receive(receive)
+            watch = self._wire.watch(receive, self._leave)
+            try:
+                await self._respond(incoming)
+            finally:
+                watch.cancel()
+                incoming.let_go()
+        except asyncio.CancelledError:
+            if self._has_left:
+                raise ClientGone from None
+            if self._is_interrupted:
+                raise ShuttingDown from None
+            raise
 
     async def _admit(self, receive: Receive) -> None:
         """Raise ``RateLimited`` and ``DiskFull`` before anything of the body is kept or read into objects.
@@ -215,21 +219,21 @@ class Exchange:
             waiting=waiting,
             headers=self._told,
         )
-        async with contextlib.AsyncExitStack() as held:
+        try:
             try:
-                response, lease = await waiting(self._send(dispatch, incoming, target, held))
+                response, lease = await waiting(self._send(dispatch, incoming, target))
             finally:
                 self._line.truncate_history = incoming.left_out
             incoming.let_go()  # images are large and the answer may be long
             await relay.run(response, lease)
             if self._account.answer.prompt_tokens:
                 incoming.learn(lease, self._account.answer.prompt_tokens)
+        finally:
+            await dispatch.give_back()
 
-    async def _send(
-        self, dispatch: Dispatch, incoming: Incoming, target: Target, held: contextlib.AsyncExitStack
-    ) -> tuple[UpstreamResponse, Lease]:
+    async def _send(self, dispatch: Dispatch, incoming: Incoming, target: Target) -> tuple[UpstreamResponse, Lease]:
         await incoming.settle(target)
-        return await dispatch.send(target, held)
+        return await dispatch.send(target)
 
     def _headers(self, target: Target, incoming: Incoming) -> dict[str, str]:
         """Return what is known of the choice of the model and of changes to the request, as headers."""
@@ -255,4 +259,4 @@ def _quoted(name: str) -> str:
 
 def new_request_id() -> str:
     """Return an id for ``x-request-id`` and the log."""
-    return "req_" + uuid.uuid4().hex
+    return "req_" + os.urandom(16).hex()

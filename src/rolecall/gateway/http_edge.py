@@ -22,10 +22,11 @@ from typing import Any, ClassVar
 
 import httptools
 import orjson
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from rolecall.errors import BadRequest, HeadersTooLarge, RequestTimeout, RolecallError, TooManyConnections
+from rolecall.gateway.edge_wire import EdgeWire
 from rolecall.gateway.exchange import new_request_id
 from rolecall.settings import Settings
 
@@ -139,7 +140,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._has_spoken = False
         self._is_left = False
         self._sheds_upgrade = False
-        self._answering: RequestResponseCycle | None = None  # ``cycle`` is the last one that came
+        self._answering: EdgeWire | None = None  # ``cycle`` is the last request that came
         self._broken: tuple[RequestResponseCycle, RolecallError] | None = None
 
     # -- a connection comes and goes
@@ -147,6 +148,7 @@ class _EdgeProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection, or say that there are too many."""
         super().connection_made(transport)
+        self._polite = _Polite(self)
         excess = len(self.connections) - self.limits.connections
         if excess > _LINGERING:
             transport.abort()
@@ -164,10 +166,10 @@ class _EdgeProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
-        waiting = [cycle for cycle, _ in self.pipeline]
-        for cycle in [self._answering, *waiting] if self._answering is not None else waiting:
-            cycle.disconnected = True  # uvicorn tells the last one alone
-            cycle.message_event.set()
+        if self._answering is not None:  # uvicorn tells the last one alone
+            self._answering.lost()
+        for cycle, _ in self.pipeline:
+            cycle.disconnected = True
 
     def data_received(self, data: bytes) -> None:
         """Take in some bytes of any number of phases."""
@@ -276,7 +278,7 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        return self._answering is not None and not self._answering.response_complete
+        return self._answering is not None and not self._answering.cycle.response_complete
 
     @property
     def _is_idle(self) -> bool:
@@ -356,19 +358,13 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         """Serve; an application that waits for a body that was refused gets the reason as an exception."""
+        wire = self._answering = EdgeWire(cycle, app, self._problem)
+        cycle.transport = self._polite  # type: ignore[assignment]
+        super()._start_asgi_task(cycle, wire.serve)  # type: ignore[arg-type]
 
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            async def receive_or_raise() -> Message:
-                message = await receive()
-                if self._broken is not None and self._broken[0] is cycle and message["type"] == "http.request":
-                    raise self._broken[1]
-                return message
-
-            await app(scope, receive_or_raise, send)
-
-        self._answering = cycle
-        cycle.transport = _Polite(self)  # type: ignore[assignment]
-        super()._start_asgi_task(cycle, serve)  # type: ignore[arg-type]
+    def _problem(self, cycle: RequestResponseCycle) -> RolecallError | None:
+        """Return why the body of a request was refused."""
+        return self._broken[1] if self._broken is not None and self._broken[0] is cycle else None
 
     # -- the end of an answer
 

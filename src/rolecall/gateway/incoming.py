@@ -53,8 +53,8 @@ class Incoming(Protocol):
         """
         ...
 
-    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
-        """Hold what the request needs of a context that its engine's requests share; waits for it."""
+    def room(self, lease: Lease) -> AbstractAsyncContextManager[None] | None:
+        """Hold what the request needs of a context that its engine's requests share; waits for it. None if none is."""
         ...
 
     def learn(self, lease: Lease, prompt_tokens: int) -> None:

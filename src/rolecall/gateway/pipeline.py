@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -184,11 +184,11 @@ class JsonRequest:
             self._receipt, self._kept = Receipt(measure(orjson.loads(self._kept))), b""
         return self._receipt
 
-    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
-        """Hold what the request needs of a context that its engine's requests share; waits for it."""
+    def room(self, lease: Lease) -> AbstractAsyncContextManager[None] | None:
+        """Hold what the request needs of a context that its engine's requests share; waits for it. None if none is."""
         counting, sent = self._counting, self._sent
         if sent is None or not lease.backend.shares_context(lease.entry) or (receipt := self._measured()) is None:
-            return nullcontext()
+            return None
         tokens, body = counting.costs.tokens, sent.body
         return counting.shared.room(lease, lambda context: tokens(lease, receipt) + room_for_answer(body, context))
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import anyio
 import orjson
-from starlette.types import Send
 
 from rolecall.core.endpoints import CHAT
 from rolecall.core.error_shapes import error_body, error_event
 from rolecall.errors import BodyTooLarge, DiskFull, RolecallError
 from rolecall.gateway.body import ClientGone
+from rolecall.gateway.wire import Wire
 
 EVENT_STREAM = "text/event-stream"
 _EVENT_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
@@ -26,14 +26,14 @@ class Reply:
     stream may be promised before there is one; ``promised`` are the headers that it had then.
     """
 
-    def __init__(self, send: Send, request_id: str, patience_s: float, endpoint: str = CHAT) -> None:
+    def __init__(self, wire: Wire, request_id: str, patience_s: float, endpoint: str = CHAT) -> None:
         self.has_head = False
         self.has_started = False
         self.is_complete = False
         self.promised: Mapping[str, str] | None = None
         self.bytes_out = 0
         self.patience_s = patience_s
-        self._send = send
+        self._wire = wire
         self._request_id = request_id
         self._endpoint = endpoint
         self._has_events = False
@@ -52,25 +52,31 @@ class Reply:
 
     async def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self._has_events = headers.get("content-type", "").startswith(EVENT_STREAM)
-        pairs = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        pairs.append((b"x-request-id", self._request_id.encode()))
         self.has_head = True
-        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+        self._wire.head(status, {**headers, "x-request-id": self._request_id})
 
     async def body(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body, the last one with ``more`` False; raises ``ClientGone`` if it is not taken."""
         self.bytes_out += len(data)
         self._is_within_event = bool(data) and not data.endswith(_EVENT_ENDS)
-        with anyio.move_on_after(self.patience_s) as patience:
-            await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        if patience.cancelled_caught:
-            raise ClientGone(f"the client took nothing of the answer for {self.patience_s:g} s")
+        if not (self._wire.part(data) if more else self._wire.end(data)):
+            await self._drain()
         self.is_complete = not more
 
     async def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
-        """Send a whole answer."""
-        await self.start(status, {**headers, "content-length": str(len(data))})
-        await self.body(data, more=False)
+        """Send a whole answer; raises ``ClientGone`` if it is not taken."""
+        self.has_started = self.has_head = True
+        self.bytes_out += len(data)
+        told = {**headers, "x-request-id": self._request_id, "content-length": str(len(data))}
+        if not self._wire.whole(status, told, data):
+            await self._drain()
+        self.is_complete = True
+
+    async def _drain(self) -> None:
+        with anyio.move_on_after(self.patience_s) as patience:
+            await self._wire.drain()
+        if patience.cancelled_caught:
+            raise ClientGone(f"the client took nothing of the answer for {self.patience_s:g} s")
 
     async def fail(self, error: RolecallError, told: Mapping[str, str] | None = None) -> None:
         """Send an error: as the answer, with what the headers ``told`` tell, or in a stream as ``break_off`` does."""

@@ -10,7 +10,6 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -185,10 +184,8 @@ class Upload:
     async def smaller(self, lease: Lease, answer: bytes, *, is_last: bool) -> Payload | None:
         """A recording cannot be made smaller."""
 
-    def room(self, lease: Lease) -> AbstractAsyncContextManager[None]:
+    def room(self, lease: Lease) -> None:
         """Nothing is known of what a recording takes."""
-        del lease
-        return nullcontext()
 
     def learn(self, lease: Lease, prompt_tokens: int) -> None:
         """Nothing is learnt of recordings."""

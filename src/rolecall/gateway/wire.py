@@ -1,0 +1,100 @@
+"""The way of an answer's bytes to the client: over ASGI's ``send``, or past it straight to the connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from starlette.types import Receive, Scope, Send
+
+WIRE = "rolecall.wire"
+"""The extension of the scope in which our HTTP server offers the connection itself."""
+
+
+class Watch(Protocol):
+    """A look-out for the client's leaving."""
+
+    def cancel(self) -> object:
+        """Look no more."""
+        ...
+
+
+class Wire(Protocol):
+    """Takes one answer: ``head``, any number of ``part``, ``end``, or the ``whole`` at once.
+
+    Each may have to be followed by ``drain``.
+    """
+
+    def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
+        """Send an answer with ``content-length``; return whether it is on its way, without ``drain``."""
+        ...
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send status and headers."""
+        ...
+
+    def part(self, data: bytes) -> bool:
+        """Send a part of the body; return whether more is taken at once, without ``drain`` before."""
+        ...
+
+    def end(self, data: bytes) -> bool:
+        """Send the last part of the body, and its end; return whether it is on its way, without ``drain``."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until the client takes more."""
+        ...
+
+    def watch(self, receive: Receive, leave: Callable[[], None]) -> Watch:
+        """Have ``leave`` called when the client closes its connection; to be asked once the body is complete."""
+        ...
+
+
+class AsgiWire:
+    """Any ASGI server, whose ``send`` may wait for each message."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._waiting: list[dict[str, object]] = []
+
+    def head(self, status: int, headers: Mapping[str, str]) -> None:
+        """Keep status and headers for what comes first of the body: until then nothing waits for them."""
+        pairs = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        self._waiting.append({"type": "http.response.start", "status": status, "headers": pairs})
+
+    def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
+        """Keep it until ``drain``."""
+        self.head(status, headers)
+        return self.end(data)
+
+    def part(self, data: bytes) -> bool:
+        """Keep a part until ``drain``."""
+        self._waiting.append({"type": "http.response.body", "body": data, "more_body": True})
+        return False
+
+    def end(self, data: bytes) -> bool:
+        """Keep the end until ``drain``."""
+        self._waiting.append({"type": "http.response.body", "body": data, "more_body": False})
+        return False
+
+    async def drain(self) -> None:
+        """Send what was kept."""
+        while self._waiting:
+            await self._send(self._waiting.pop(0))
+
+    def watch(self, receive: Receive, leave: Callable[[], None]) -> Watch:
+        """Look at what the server tells, in a task."""
+        return asyncio.ensure_future(_until_gone(receive, leave))
+
+
+async def _until_gone(receive: Receive, leave: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
+
+
+def wire_of(scope: Scope, send: Send) -> Wire:
+    """Return the shortest way to the client of a request."""
+    wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+    return AsgiWire(send) if wire is None else wire
