@@ -199,6 +199,11 @@ class Shout:
             self.held.append(text)
         return {**message, "text": text.upper()}
 
+    @property
+    def is_steady(self) -> bool:
+        """All messages are treated alike, if they hold nothing back."""
+        return not self.held
+
     def flush(self) -> dict[str, Any] | None:
         """Return what was held back, once."""
         held, self.held = self.held, []

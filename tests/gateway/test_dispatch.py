@@ -57,7 +57,7 @@ class Holding:
 
 
 @dataclass
-class Answering:
+class Answering(UpstreamResponse):
     """An engine's answer."""
 
     events: list[str]

@@ -17,7 +17,7 @@ from fakes import FakeTransport
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from rolecall.gateway.http_request import loopback_address
 from rolecall.gateway.loopback import ByAddress, LoopbackTransport
-from rolecall.gateway.upstream import UpstreamResponse
+from rolecall.gateway.upstream import Take, UpstreamResponse
 from scripted_server import Peer, Script, Server, answering, answering_once, scripted
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -904,3 +904,203 @@ async def test_an_exchange_leaves_nothing_for_the_garbage_collector(transport: L
             assert [type(each) for each in gc.get_objects() if type(each).__name__ in left] == []
         finally:
             gc.enable()
+
+
+# -- answers that are piped
+
+
+def into(got: list[bytes], *, more: bool = True) -> Take:
+    """Return what keeps the parts, and wants more or not."""
+
+    def take(part: bytes) -> bool:
+        got.append(part)
+        return more
+
+    return take
+
+
+async def test_parts_are_piped_until_no_more_is_wanted(transport: LoopbackTransport) -> None:
+    """Each as it comes; what came meanwhile is kept for the next time, in one piece; then the end is told."""
+    go_on, got = asyncio.Event(), list[bytes]()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDLESS + b"1\r\na\r\n")
+        await go_on.wait()
+        await peer.send(b"1\r\nb\r\n")
+        await asyncio.sleep(0.01)
+        await peer.send(b"1\r\nc\r\n0\r\n\r\n")
+        await peer.request()
+
+    async with scripted(script) as server:
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+
+        def take(part: bytes) -> bool:
+            got.append(part)
+            return part != b"a"
+
+        assert not await response.pipe(take, 5)
+        assert got == [b"a"]
+        go_on.set()
+        await asyncio.sleep(0.1)
+        assert await response.pipe(take, 5)
+        assert got == [b"a", b"bc"]
+        assert await response.pipe(take, 5)
+        await response.close()
+        assert await response.pipe(take, 5)
+        assert server.connected == 1
+
+
+@pytest.mark.parametrize(
+    ("rest", "error"),
+    [
+        (b"", "in the middle of its answer: it closed the connection"),
+        (b"junk\r\n", "in the middle of its answer: it does not speak HTTP"),
+    ],
+)
+async def test_what_came_before_an_error_is_piped(transport: LoopbackTransport, rest: bytes, error: str) -> None:
+    """The error is raised where it is piped."""
+    async with scripted(answering_once(ENDLESS + b"1\r\na\r\n" + rest)) as server:
+        got: list[bytes] = []
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+        with pytest.raises(UpstreamError, match=error):
+            await response.pipe(into(got), 5)
+        assert got == [b"a"]
+        await response.close()
+
+
+async def test_who_takes_may_fail(transport: LoopbackTransport) -> None:
+    """That is raised where it is piped, and the connection is of no use any more."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDLESS)
+        await asyncio.sleep(0.01)
+        await peer.send(b"1\r\na\r\n")
+        await peer.left()
+
+    def fails(part: bytes) -> bool:
+        raise KeyError(part)
+
+    async with scripted(script) as server:
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+        with pytest.raises(KeyError):
+            await response.pipe(fails, 5)
+        await response.close()
+        await server.alone()
+
+
+async def test_a_pause_while_it_is_piped(transport: LoopbackTransport) -> None:
+    """The pause is counted from the last part."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDLESS)
+        for _ in range(5):
+            await peer.send(b"1\r\nx\r\n")
+            await asyncio.sleep(0.1)
+        await peer.left()
+
+    async with scripted(script) as server:
+        got: list[bytes] = []
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+        with pytest.raises(UpstreamTimeout, match=r"sent nothing for 0\.3 s"):
+            await response.pipe(into(got), 0.3)
+        assert b"".join(got) == b"x" * 5
+        await response.close()
+
+
+async def test_an_engine_waits_while_nothing_is_piped(transport: LoopbackTransport) -> None:
+    """What it sends is not piled up, and all of it comes in the end."""
+    sent, blocks, got = 0, 400, list[bytes]()
+
+    async def script(peer: Peer) -> None:
+        nonlocal sent
+        await peer.request()
+        await peer.send(ENDLESS)
+        for _ in range(blocks):
+            await peer.send(CHUNK)
+            sent += len(CHUNK)
+        await peer.send(b"0\r\n\r\n")
+        await peer.left()
+
+    async with scripted(script) as server:
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+        assert not await response.pipe(into(got, more=False), 5)
+        before = -1
+        while sent > before:
+            before = sent
+            await asyncio.sleep(0.1)
+        assert sent < 16 * MB
+        assert await response.pipe(into(got), 5)
+        assert max(map(len, got)) <= MB
+        assert sum(map(len, got)) == blocks * 0x10000
+        await response.close()
+
+
+# -- answers of which only the end is missing
+
+
+async def until_done(transport: LoopbackTransport, server: Server) -> UpstreamResponse:
+    """Read an answer up to its last mark."""
+    response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+    assert not await response.pipe(lambda part: not part.endswith(b"DONE"), 5)
+    return response
+
+
+async def test_a_connection_is_kept_when_the_end_comes_later(transport: LoopbackTransport) -> None:
+    """Nobody waits for it, and the next request goes over the same connection."""
+
+    async def script(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.send(ENDLESS + b"4\r\nDONE\r\n")
+            await asyncio.sleep(0.01)
+            await peer.send(b"0\r\n\r\n")
+
+    async with scripted(script) as server:
+        for _ in range(3):
+            response = await until_done(transport, server)
+            response.leave()
+            response.leave()
+            await response.close()
+            await asyncio.sleep(0.05)
+        assert server.accepted == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"1\r\nx\r\n", b"junk"])
+async def test_a_connection_whose_answer_does_not_end_is_closed(transport: LoopbackTransport, rest: bytes) -> None:
+    """Soon, whatever else comes on it."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDLESS + b"4\r\nDONE\r\n")
+        await asyncio.sleep(0.01)
+        await peer.send(rest)
+        await peer.left()
+
+    async with scripted(script) as server:
+        (await until_done(transport, server)).leave()
+        await server.alone()
+        assert transport._idle == {}
+
+
+@pytest.mark.parametrize("how", ["the engine is to be stopped", "it is the end"])
+async def test_no_end_is_waited_for(how: str) -> None:
+    """Then the connection is closed at once."""
+    transport = LoopbackTransport(end_s=60)
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(ENDLESS + b"4\r\nDONE\r\n")
+        await peer.left()
+
+    async with scripted(script) as server:
+        (await until_done(transport, server)).leave()
+        await asyncio.sleep(0)
+        if how == "it is the end":
+            await transport.aclose()
+        else:
+            transport.disconnect(server.url)
+        await server.alone()
+    await transport.aclose()

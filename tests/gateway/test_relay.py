@@ -22,6 +22,7 @@ from rolecall.gateway.account import Account
 from rolecall.gateway.relay import Relay
 from rolecall.gateway.reply import Reply
 from rolecall.gateway.services import Services
+from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.gateway.wire import AsgiWire
 from rolecall.runtime.lease import Lease
 from rolecall.settings import Settings
@@ -30,7 +31,7 @@ SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
 
 
 @dataclass
-class FakeResponse:
+class FakeResponse(UpstreamResponse):
     """An engine's answer in ``parts``."""
 
     parts: tuple[bytes, ...]

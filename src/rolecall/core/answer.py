@@ -43,6 +43,11 @@ class Answer:
     _bytes: int = field(default=0, compare=False)
 
     @property
+    def seen(self) -> tuple[int, int]:
+        """Return of how many pieces and bytes it was, as far as it was seen."""
+        return self._pieces, self._bytes
+
+    @property
     def tokens_seen(self) -> int:
         """Estimate the tokens that the model wrote by what was seen of them: a piece of a stream has at least one."""
         return max(self._pieces, -(-self._bytes // _BYTES_PER_TOKEN))
@@ -71,6 +76,11 @@ class Answer:
             self._read_event(kind, message)
         elif message.get("object") == "response":
             self._read_response(message)
+
+    def note_piece(self, size: int) -> None:
+        """Take in a message that says what an earlier one said, but for a piece of text of so many bytes."""
+        self._pieces += 1
+        self._bytes += size
 
     def end(self) -> None:
         """Take in the last mark of a stream."""

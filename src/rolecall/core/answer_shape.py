@@ -76,6 +76,11 @@ class AnswerShape:
         """Return what of a stream was held back, as a message; None if nothing was."""
         return None if self._thoughts is None else self._thoughts.flush()
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether the next message, if it is like the last one but for its text, is shaped like that, too."""
+        return self._events is None and (self._thoughts is None or self._thoughts.is_steady)
+
     def whole(self, said: Any) -> Any:
         """Return a whole answer (parsed) for the client; the same object if it is to pass as it came."""
         if not self.changes_whole or not isinstance(said, dict):

@@ -23,6 +23,8 @@ class ReasoningStream:
 
     Each chunk that comes makes one that goes, also where all that it said is held back or dropped: whoever waits sees
     that something happens. Log probabilities stay with the chunk they came with; with ``drop`` those of a thought go.
+
+    ``is_steady`` says that the last chunk changed nothing in what becomes of the next.
     """
 
     def __init__(self, form: ReasoningField, *, starts_in_thought: bool = False) -> None:
@@ -30,6 +32,8 @@ class ReasoningStream:
         self._starts_in_thought = starts_in_thought
         self._voices: dict[int, _Voice] = {}
         self._last: Mapping[str, Any] = {}
+        self._states: list[tuple[bool, bool]] = []
+        self.is_steady = False
 
     def rewrite(self, message: dict[str, Any]) -> dict[str, Any]:
         """Return a chunk in the chosen form; the same object if it has that form already."""
@@ -38,6 +42,8 @@ class ReasoningStream:
             return message
         self._last = message
         shaped = [self._choice(choice) for choice in choices]
+        before, self._states = self._states, [voice.state for voice in self._voices.values()]
+        self.is_steady = before == self._states and all(is_settled for is_settled, _ in before)
         return message if shaped == choices else {**message, "choices": shaped}
 
     def flush(self) -> dict[str, Any] | None:
@@ -72,6 +78,11 @@ class _Voice:
         self._splitter = ThoughtSplitter(starts_in_thought=starts_in_thought)
         self._is_thinking = False
         self.was_silent = False
+
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """What decides, beside a delta itself, what becomes of it: whether tags may come, whether a thought is open."""
+        return self._splitter.is_settled, self._is_thinking
 
     def speak(self, delta: Mapping[str, Any], *, ends: bool) -> dict[str, Any]:
         """Return a delta in the chosen form; with ``ends`` nothing is held back any longer."""

@@ -8,13 +8,14 @@ from collections.abc import AsyncIterable, Callable
 
 from rolecall.errors import UpstreamError, UpstreamTimeout
 from rolecall.gateway.http_answer import HttpAnswer, Malformed
+from rolecall.gateway.upstream import Take
 
 _HIGH_BYTES = 2**18
 """What waits of an answer until the engine is read no further."""
 
 
 class Connection(asyncio.Protocol):
-    """One exchange at a time: ``begin``, ``send``, ``head``, ``read`` to the end, ``finish``.
+    """One exchange at a time: ``begin``, ``send``, ``head``, ``read`` or ``pipe`` to the end, ``finish``.
 
     A single task does all that. Limits of time are timers of the loop, which cost a tenth of a cancel scope: they
     ``fail`` the exchange, and whatever its task waits for then raises. ``on_lost`` is called once, at the end.
@@ -29,7 +30,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._fileno = -1
         self._answer: HttpAnswer | None = None
-        self._error: UpstreamError | None = None
+        self._error: Exception | None = None
+        self._take: Take | None = None
         self._changed: asyncio.Future[None] | None = None
         self._timers: list[asyncio.TimerHandle] = []
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -53,8 +55,12 @@ class Connection(asyncio.Protocol):
         try:
             answer.feed(data)
         except Malformed as reason:
+            self._pass_on(answer)
             self._break(str(reason))
             self.abort()
+            return
+        if self._take is not None:
+            self._pass_on(answer)
             return
         if answer.waiting > _HIGH_BYTES and not (self._is_paused or answer.is_complete) and self._transport:
             self._is_paused = True
@@ -88,6 +94,11 @@ class Connection(asyncio.Protocol):
         """Whether a request may be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
+    @property
+    def is_done(self) -> bool:
+        """Whether the answer is there to its end."""
+        return self._answer is None or self._answer.is_complete
+
     def is_quiet(self) -> bool:
         """Whether nothing has come that the loop has not told yet: the end of a kept connection, in most cases."""
         poll = select.poll()
@@ -105,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._timers.append(timer)
         return timer
 
-    def fail(self, error: UpstreamError) -> None:
+    def fail(self, error: Exception) -> None:
         """Have whatever waits for the answer raise an error; the first one counts."""
         if self._error is None:
             self._error = error
@@ -150,9 +161,7 @@ class Connection(asyncio.Protocol):
         if answer is None:
             return b""
         if not answer.waiting and not answer.is_complete and self._error is None:
-            self._waits_since = self._loop.time()
-            if self._idle_timer is None:
-                self._idle_timer = self._loop.call_later(idle_s, self._check_idle, idle_s)
+            self._watch_idle(idle_s)
         while not answer.waiting:
             if answer.is_complete:
                 return b""
@@ -162,6 +171,45 @@ class Connection(asyncio.Protocol):
         data = answer.take()
         self._resume()
         return data
+
+    async def pipe(self, take: Take, idle_s: float) -> bool:
+        """Give the body to ``take``, as it comes, until that wants no more; return whether the end has come.
+
+        A part costs no turn of the loop and wakes nobody. Raises as ``read`` does, and what ``take`` raises.
+        """
+        answer = self._answer
+        if answer is None:
+            return True
+        self._take = take
+        self._watch_idle(idle_s)
+        self._pass_on(answer)
+        self._resume()
+        try:
+            while self._is_piping:
+                if answer.is_complete:
+                    return True
+                if self._error is not None:
+                    raise self._error
+                await self._change()
+        finally:
+            self._take = None
+        return answer.is_complete and not answer.waiting
+
+    @property
+    def _is_piping(self) -> bool:
+        return self._take is not None
+
+    def _pass_on(self, answer: HttpAnswer) -> None:
+        """Give what has come to whom it is piped; wake the task that pipes if that is all or too much."""
+        if self._take is not None and answer.waiting:
+            self._waits_since = self._loop.time()
+            try:
+                if not self._take(answer.take()):
+                    self._take = None
+            except Exception as error:  # noqa: BLE001 - raised where it is piped
+                self.fail(error)
+        if self._take is None or answer.is_complete:
+            self._wake()
 
     def finish(self) -> bool:
         """End the exchange at whatever point it is; returns whether another request may follow it."""
@@ -212,6 +260,12 @@ class Connection(asyncio.Protocol):
         if self._is_paused and self.is_open and self._transport is not None:
             self._is_paused = False
             self._transport.resume_reading()
+
+    def _watch_idle(self, idle_s: float) -> None:
+        """Begin to count how long nothing comes."""
+        self._waits_since = self._loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self._loop.call_later(idle_s, self._check_idle, idle_s)
 
     def _check_idle(self, idle_s: float) -> None:
         """Fail if the reader has waited for too long; one timer serves all parts of an answer."""

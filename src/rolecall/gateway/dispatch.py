@@ -253,7 +253,7 @@ class Dispatch:
 
 
 @dataclass(slots=True)
-class _Whole:
+class _Whole(UpstreamResponse):
     """An answer that was read to its end, or its part up to the limit and then the rest as it comes."""
 
     status: int

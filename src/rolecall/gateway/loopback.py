@@ -7,6 +7,7 @@ end, and parses in Python. Where TLS or another machine is concerned, ``ByAddres
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -17,7 +18,7 @@ from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from rolecall.gateway.connection import Connection
 from rolecall.gateway.http_answer import HttpAnswer
 from rolecall.gateway.http_request import PART_BYTES, HttpRequest, http_request, loopback_address
-from rolecall.gateway.upstream import CONNECT_TIMEOUT_S, Transport, UpstreamResponse, secret_of, without_secret
+from rolecall.gateway.upstream import CONNECT_TIMEOUT_S, Take, Transport, UpstreamResponse, secret_of, without_secret
 
 IDLE_S = 1.0
 """How long a connection is kept that nobody uses: llama-server, uvicorn and Node close theirs after 5 s."""
@@ -25,6 +26,8 @@ MOST_IDLE = 128
 """Kept connections to an address; each takes a thread of llama-server, so the last used is the first used again."""
 _STALE_S = 1.0
 """A connection that its engine had closed breaks at once; one that breaks later broke under the request."""
+END_S = 0.1
+"""How long the end of an answer may take of which nothing else is missing: llama-server and uvicorn send it apart."""
 
 
 class LoopbackTransport:
@@ -35,12 +38,17 @@ class LoopbackTransport:
     new one. ``total_s`` limits whole answers.
     """
 
-    def __init__(self, *, idle_s: float = IDLE_S, most_idle: int = MOST_IDLE, total_s: float | None = None) -> None:
+    def __init__(
+        self, *, idle_s: float = IDLE_S, most_idle: int = MOST_IDLE, end_s: float = END_S, total_s: float | None = None
+    ) -> None:
         self._idle_s = idle_s
         self._most_idle = most_idle
+        self._end_s = end_s
         self._total_s = total_s
         self._idle: dict[tuple[str, int], list[Connection]] = {}
         self._loop = asyncio.get_running_loop()
+        self._ending: dict[Connection, tuple[str, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
 
@@ -93,7 +101,14 @@ class LoopbackTransport:
             connection.finish()
             raise
         timer.cancel()
-        return LoopbackResponse(connection, answer, partial(self._give_back, request.address.key, connection), secret)
+        key = request.address.key
+        return LoopbackResponse(
+            connection,
+            answer,
+            partial(self._give_back, key, connection),
+            partial(self._run_out, key, connection),
+            secret,
+        )
 
     async def _send(self, connection: Connection, request: HttpRequest, until: float, late: str) -> None:
         body = request.body
@@ -150,6 +165,26 @@ class LoopbackTransport:
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._idle_s, self._sweep)
 
+    def _run_out(self, key: tuple[str, int], connection: Connection) -> None:
+        """Give a connection back once the end of its answer has come, which is all that is missing."""
+        if connection.is_done:
+            self._give_back(key, connection)
+            return
+        task = self._loop.create_task(self._await_end(key, connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _await_end(self, key: tuple[str, int], connection: Connection) -> None:
+        self._ending[connection] = key
+        try:
+            connection.limit(self._loop.time() + self._end_s, "The answer has no end.")
+            await connection.pipe(lambda _rest: True, self._end_s)
+        except UpstreamError:
+            pass  # the answer was whole without it
+        finally:
+            del self._ending[connection]
+            self._give_back(key, connection)
+
     def _forget(self, key: tuple[str, int], connection: Connection) -> None:
         """Drop a connection that was lost."""
         idle = self._idle.get(key, [])
@@ -170,7 +205,8 @@ class LoopbackTransport:
     def disconnect(self, url: str) -> None:
         """Close the kept connections to an engine that is to be stopped: it ends fast only when nobody is connected."""
         if (address := loopback_address(url)) is not None:
-            for connection in self._idle.pop(address.key, []):
+            ending = [connection for connection, key in self._ending.items() if key == address.key]
+            for connection in [*self._idle.pop(address.key, []), *ending]:
                 connection.abort()
 
     async def aclose(self) -> None:
@@ -178,22 +214,30 @@ class LoopbackTransport:
         self._is_closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for idle in list(self._idle.values()):
-            for connection in idle:
-                connection.abort()
+        for connection in [*itertools.chain(*self._idle.values()), *self._ending]:
+            connection.abort()
         await asyncio.sleep(0)
 
 
-class LoopbackResponse:
-    """An answer. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
+class LoopbackResponse(UpstreamResponse):
+    """An answer. ``secret`` is the server's key: an error that quotes it is for neither client nor log.
+
+    ``give_back`` ends it at once, ``run_out`` when its end has come.
+    """
 
     def __init__(
-        self, connection: Connection, answer: HttpAnswer, give_back: Callable[[], None], secret: bytes = b""
+        self,
+        connection: Connection,
+        answer: HttpAnswer,
+        give_back: Callable[[], None],
+        run_out: Callable[[], None],
+        secret: bytes = b"",
     ) -> None:
         self.status = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self._connection: Connection | None = connection
         self._give_back = give_back
+        self._run_out = run_out
         self._secret = secret
 
     def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
@@ -204,6 +248,16 @@ class LoopbackResponse:
     async def _raw(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         while self._connection is not None and (chunk := await self._connection.read(idle_timeout_s)):
             yield chunk
+
+    async def pipe(self, take: Take, idle_timeout_s: float) -> bool:
+        """Give the body to ``take`` without a turn of the loop."""
+        return self._connection is None or await self._connection.pipe(take, idle_timeout_s)
+
+    def leave(self) -> None:
+        """Give the connection back as soon as the end of the answer has come."""
+        if self._connection is not None:
+            self._connection = None
+            self._run_out()
 
     async def close(self) -> None:
         """Give the connection back if the answer is complete, else close it; never waits."""

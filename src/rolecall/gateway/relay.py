@@ -91,17 +91,7 @@ class Relay:
         await self._reply.start(response.status, self._response_headers(response))
         if self._reply.promised is not None:
             await self._tell_late(self._reply.promised)
-        chunks = response.chunks(self._settings.stream_idle_timeout_ms / 1000)
-        chunk = await self._waiting(_next(chunks))
-        while chunk is not None:
-            lease.touch()
-            passed = watch.feed(chunk)
-            self._account.note_output()
-            if passed:
-                await self._reply.body(passed)
-            # Many clients close at the last mark, without waiting for the end of the HTTP answer.
-            self.is_delivered = self._answer.is_complete
-            chunk = None if watch.is_done else await _next(chunks)
+        await self._pump(response, lease, watch)
         rest = watch.close()
         if self._facts.endpoint in _FINISHING and not self._answer.is_complete:
             await self._reply.body(rest)
@@ -111,8 +101,33 @@ class Relay:
             return  # without a proper end, as after every error within a stream
         if self._facts.endpoint in GENERATING and self._answer.finish_reason in _CUT:
             self._line.error = "engine_error: the engine ended its answer without finishing it"
+        response.leave()
         await self._reply.body(rest, more=False)
         self.is_delivered = True
+
+    async def _pump(self, response: UpstreamResponse, lease: Lease, watch: StreamWatch) -> None:
+        """Have the parts of a stream passed on, where they come in, to its last mark.
+
+        This task sleeps meanwhile. It is woken after the first part, for which the client was told to wait, when the
+        client takes no more, and at the end.
+        """
+        reply, answer, has_begun = self._reply, self._answer, False
+
+        def take(part: bytes) -> bool:
+            lease.touch()
+            passed = watch.feed(part)
+            takes_more = reply.part(passed) if passed else True
+            self._account.note_output()
+            # Many clients close at the last mark, without waiting for the end of the HTTP answer.
+            self.is_delivered = answer.is_complete
+            return takes_more and has_begun and not answer.is_over
+
+        idle_s = self._settings.stream_idle_timeout_ms / 1000
+        has_ended = await self._waiting(response.pipe(take, idle_s))
+        has_begun = True
+        while not (has_ended or answer.is_over):
+            await reply.drain()
+            has_ended = await response.pipe(take, idle_s)
 
     async def _tell_late(self, promised: Mapping[str, str]) -> None:
         """Tell in comments what was not known yet when a stream that waits was given its head."""

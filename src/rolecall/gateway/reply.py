@@ -37,7 +37,7 @@ class Reply:
         self._request_id = request_id
         self._endpoint = endpoint
         self._has_events = False
-        self._is_within_event = False
+        self._last = b""
 
     async def promise(self, headers: Mapping[str, str]) -> None:
         """Send the head of a stream to a client that has to wait for the answer, with status 200 whatever comes."""
@@ -55,12 +55,25 @@ class Reply:
         self.has_head = True
         self._wire.head(status, {**headers, "x-request-id": self._request_id})
 
+    def part(self, data: bytes) -> bool:
+        """Send a part of the body; return whether the client takes more at once. If not, ``drain`` before the next."""
+        self.bytes_out += len(data)
+        self._last = data
+        return self._wire.part(data)
+
+    async def drain(self) -> None:
+        """Wait until the client takes more; raises ``ClientGone`` if it does not."""
+        with anyio.move_on_after(self.patience_s) as patience:
+            await self._wire.drain()
+        if patience.cancelled_caught:
+            raise ClientGone(f"the client took nothing of the answer for {self.patience_s:g} s")
+
     async def body(self, data: bytes, *, more: bool = True) -> None:
         """Send a part of the body, the last one with ``more`` False; raises ``ClientGone`` if it is not taken."""
         self.bytes_out += len(data)
-        self._is_within_event = bool(data) and not data.endswith(_EVENT_ENDS)
+        self._last = data
         if not (self._wire.part(data) if more else self._wire.end(data)):
-            await self._drain()
+            await self.drain()
         self.is_complete = not more
 
     async def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
@@ -69,14 +82,8 @@ class Reply:
         self.bytes_out += len(data)
         told = {**headers, "x-request-id": self._request_id, "content-length": str(len(data))}
         if not self._wire.whole(status, told, data):
-            await self._drain()
+            await self.drain()
         self.is_complete = True
-
-    async def _drain(self) -> None:
-        with anyio.move_on_after(self.patience_s) as patience:
-            await self._wire.drain()
-        if patience.cancelled_caught:
-            raise ClientGone(f"the client took nothing of the answer for {self.patience_s:g} s")
 
     async def fail(self, error: RolecallError, told: Mapping[str, str] | None = None) -> None:
         """Send an error: as the answer, with what the headers ``told`` tell, or in a stream as ``break_off`` does."""
@@ -96,7 +103,8 @@ class Reply:
         """
         if not self.is_complete and self._has_events:  # within sound or subtitles an error would be part of them
             # An event that the engine left unfinished is ended, so that ours is one of its own.
-            await self.body((b"\n\n" if self._is_within_event else b"") + error_event(self._endpoint, error))
+            is_within_event = bool(self._last) and not self._last.endswith(_EVENT_ENDS)
+            await self.body((b"\n\n" if is_within_event else b"") + error_event(self._endpoint, error))
 
 
 def as_stream(answer: Any) -> bytes | None:

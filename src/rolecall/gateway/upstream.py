@@ -1,9 +1,9 @@
-"""The one seam between the gateway and an engine's HTTP: ``post`` gives status, headers, chunks and ``close``."""
+"""The one seam between the gateway and an engine's HTTP: ``post`` gives status, headers, the body and ``close``."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -18,11 +18,16 @@ _PART_BYTES = 2**18
 _HIDDEN = b"[API key]"
 
 
+Take = Callable[[bytes], bool]
+"""Is given the parts of a body; returns whether the next may follow at once."""
+
+
 class UpstreamResponse(Protocol):
-    """An answer whose head has come."""
+    """An answer whose head has come. Its body is taken by ``chunks`` or by ``pipe``."""
 
     status: int
     headers: Mapping[str, str]
+    _rest: AsyncIterator[bytes] | None = None
 
     def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         """Yield the body as it comes.
@@ -30,6 +35,21 @@ class UpstreamResponse(Protocol):
         Raises ``UpstreamTimeout`` after a pause of ``idle_timeout_s``, ``UpstreamError`` when it breaks off.
         """
         ...
+
+    async def pipe(self, take: Take, idle_timeout_s: float) -> bool:
+        """Give the body to ``take``, as it comes, until that wants no more; return whether the end has come.
+
+        Raises as ``chunks`` does, and what ``take`` raises. May be called again for the rest.
+        """
+        self._rest = self._rest or self.chunks(idle_timeout_s)
+        async for chunk in self._rest:
+            if not take(chunk):
+                return False
+        return True
+
+    def leave(self) -> None:
+        """Let go of an answer of which all that matters has come: its connection may be of use for others."""
+        return
 
     async def close(self) -> None:
         """Close the connection, which tells the engine to stop; harmless when the answer is complete."""
@@ -186,7 +206,7 @@ class HttpxTransport:
         await self._client.aclose()
 
 
-class HttpxResponse:
+class HttpxResponse(UpstreamResponse):
     """An answer over httpx. ``secret`` is the server's key: an error that quotes it is for neither client nor log."""
 
     def __init__(self, response: httpx.Response, closing: _Closing, *, secret: bytes = b"") -> None:
