@@ -125,7 +125,7 @@ class Upstream:
 
     def authorization(self) -> str | None:
         """Return what the header ``Authorization`` of a request says; None for a server without a key."""
-        key = self.key or os.environ.get(self.api_key_env or "", "").strip()
+        key = self.key or (os.environ.get(self.api_key_env, "").strip() if self.api_key_env else None)
         return f"Bearer {key}" if key else None
 
     def url(self, endpoint: str) -> str:

@@ -32,7 +32,12 @@ class Catalog:
         self.entries = tuple(entries)
         self.unavailable = dict(unavailable or {})
         self._by_id = {id_: entry for entry in self.entries for id_ in entry.ids}
+        self._named = {id_: Target((entry,)) for id_, entry in self._by_id.items()}
         self.roles = tuple(sorted({role for entry in self.entries for role in entry.priorities}))
+        self._playing = {
+            role: Target(tuple(entry for entry in self.entries if role in entry.priorities), role)
+            for role in self.roles
+        }
 
     def listed(self, *, include_non_installed: bool = False) -> tuple[ModelEntry, ...]:
         """Return the entries that ``GET /v1/models`` shows."""
@@ -50,7 +55,9 @@ class Catalog:
 
     def resolve(self, name: str) -> Target:
         """Return what ``name``, an alias, ``role:x`` or ``role:x@profile`` stands for; raises ``ModelNotFound``."""
-        if name in self._by_id or name[: len(ROLE_PREFIX)].lower() != ROLE_PREFIX:
+        if (named := self._named.get(name)) is not None:
+            return named
+        if name[: len(ROLE_PREFIX)].lower() != ROLE_PREFIX:
             return Target((self.get(name),))
         role, at, profile = name[len(ROLE_PREFIX) :].rpartition("@")
         if not at or role_name(f"{role}@{profile}") in self.roles:
@@ -60,12 +67,12 @@ class Catalog:
     def role(self, role: str) -> Target:
         """Return all entries that play ``role``, installed or not; raises ``ModelNotFound`` if none does."""
         wanted = role_name(role)
-        entries = tuple(entry for entry in self.entries if wanted in entry.priorities)
-        if not entries:
+        target = self._playing.get(wanted)
+        if target is None:
             known = f" Known roles: {', '.join(self.roles)}." if self.roles else " The registry has no roles."
             near = [ROLE_PREFIX + name for name in difflib.get_close_matches(wanted[:200], self.roles, n=1)]
             raise ModelNotFound(f"No model plays the role {wanted[:200]!r}.{known}", nearest=near)
-        return Target(entries, wanted)
+        return target
 
     def _nearest(self, id_: str) -> list[str]:
         names = {each.lower(): each for entry in self.listed() for each in entry.ids}

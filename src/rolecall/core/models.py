@@ -285,7 +285,7 @@ class ModelEntry(_Record):
         """The name and the aliases."""
         return (self.name, *self.model_aliases)
 
-    @property
+    @cached_property
     def all_capabilities(self) -> frozenset[str]:
         """What it can do: as listed, by projector and engine's arguments; ``text`` unless it only does without."""
         config = self.backend_config
@@ -302,7 +302,7 @@ class ModelEntry(_Record):
         """The capabilities by which an engine is started in one way or another."""
         return self.all_capabilities & _STARTED_FOR
 
-    @property
+    @cached_property
     def priorities(self) -> dict[str, float]:
         """Role to priority (0-100) for each role it can play."""
         return dict.fromkeys(self.roles, DEFAULT_ROLE_PRIORITY) | self.role_priority

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 import orjson
-from starlette.types import Message, Receive, Scope
+from starlette.types import Message, Receive
 
 from rolecall.errors import BadRequest, BodyTooLarge, UnsupportedMediaType, UpstreamError
 from rolecall.gateway import large_json
@@ -54,7 +54,7 @@ class ClientGone(Exception):
         super().__init__(message)
 
 
-async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
     """Return the whole body, which is called plain JSON.
 
     Raises ``BodyTooLarge`` above ``limit`` bytes, ``UnsupportedMediaType`` if it is called something else,
@@ -63,7 +63,6 @@ async def receive_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     A body that is too large is refused at once. Its client, which may look for an answer only after it has sent all,
     can go on sending: the connection reads on for a while after an answer that came early.
     """
-    headers = dict(scope["headers"])
     declared = headers.get(b"content-length", b"")
     parts: list[bytes] = []
     size = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,25 +53,47 @@ class Commentary:
         self._reply = reply
         self._outlook = outlook
         self._headers = headers
-        self._has_looked = False
+        self._has_looked = self._is_working = False
+        self._commenting: asyncio.Task[None] | None = None
+        self._failure: Exception | None = None
         self._due_at = time.monotonic() + self._pace.head_after_s
 
-    async def over(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what ``work`` does, and comment until it is done.
+    async def over(self, work: Awaitable[T]) -> T:
+        """Return what ``work`` does, and comment until it is done; raises ``ClientGone`` as ``Reply`` does.
 
-        Raises ``ClientGone`` as ``Reply`` does; then, and when it is cancelled, the work is cancelled and over.
+        The task that comments is made when the first comment is due: most answers come before.
         """
-        task = asyncio.ensure_future(work)
+        loop, worker = asyncio.get_running_loop(), asyncio.current_task()
+        timer = loop.call_later(max(0.0, self._due_at - time.monotonic()), self._begin, worker)
+        self._is_working = True
         try:
-            while not (await asyncio.wait({task}, timeout=max(0.0, self._due_at - time.monotonic())))[0]:
-                self._due_at = time.monotonic() + await self._comment()
-            return task.result()
+            return await work
+        except asyncio.CancelledError:
+            if self._failure is not None:
+                raise self._failure from None
+            raise
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-            if not task.cancelled():
-                task.exception()  # told to nobody unless it was raised above: why the work was ended matters more
+            self._is_working = False
+            timer.cancel()
+            if self._commenting is not None:
+                self._commenting.cancel()
+                await asyncio.wait({self._commenting})
+                self._commenting = None
+
+    def _begin(self, worker: asyncio.Task[Any] | None) -> None:
+        self._commenting = asyncio.create_task(self._go_on(worker))
+
+    async def _go_on(self, worker: asyncio.Task[Any] | None) -> None:
+        """Comment for as long as the work takes, and end it with whatever ends the comments."""
+        try:
+            while True:
+                pause_s = await self._comment()
+                self._due_at = time.monotonic() + pause_s
+                await asyncio.sleep(pause_s)
+        except Exception as error:  # noqa: BLE001 - the worker raises it
+            if self._is_working and worker is not None:
+                self._failure = error
+                worker.cancel()
 
     async def _comment(self) -> float:
         """Say what is going on, and return after how many seconds to say the next."""

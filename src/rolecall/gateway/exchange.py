@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -50,6 +51,8 @@ CLIENT_GONE = 499
 LAST_WORDS_S = 1.0
 """How long an answer that is ended at shutdown waits for its client to take the error."""
 
+_HISTORY = HISTORY_HEADER.encode()
+
 _STREAMING = GENERATING | UPLOADS | {RESPONSES, MESSAGES}
 """The endpoints that answer ``stream: true`` with server-sent events."""
 
@@ -64,6 +67,7 @@ class Exchange:
     def __init__(self, services: Services, scope: Scope, send: Send) -> None:
         self._services = services
         self._scope = scope
+        self._headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self._relay: Relay | None = None
         self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
@@ -72,7 +76,6 @@ class Exchange:
         self.request_id = new_request_id()
         wire = self._wire = wire_of(scope, send)
         self._reply = Reply(wire, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
-        self._storage = Storage(services.settings.state_dir, services.settings.max_upload_bytes)
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
         self._line = self._account.line
         self._caller = caller_of(scope)
@@ -154,33 +157,27 @@ class Exchange:
 
         Most clients look for an answer only after they have sent everything, so the body is thrown away first.
         """
-        headers = dict(self._scope["headers"])
         try:
             self._caller.begin()
-            if self._is_upload(headers):
-                await self._storage.check_room()
+            if self._is_upload():
+                await self._storage().check_room()
         except RolecallError:
-            if not await discard_body(headers, receive):
+            if not await discard_body(self._headers, receive):
                 self._told = lambda: {"connection": "close"}
             raise
 
-    def _is_upload(self, headers: Mapping[bytes, bytes]) -> bool:
-        return self._scope["path"] in UPLOADS and is_upload(headers)
+    def _is_upload(self) -> bool:
+        return self._scope["path"] in UPLOADS and is_upload(self._headers)
+
+    def _storage(self) -> Storage:
+        return Storage(self._services.settings.state_dir, self._services.settings.max_upload_bytes)
 
     async def _receive(self, receive: Receive) -> Incoming:
         """Return the request, whole; raises ``BadRequest`` and ``ClientGone``."""
-        settings, headers = self._services.settings, dict(self._scope["headers"])
-        endpoint = self._scope["path"]
-        if self._is_upload(headers):
-            chunks = self._counted(receive_chunks(receive))
-            upload = await read_upload(chunks, headers[b"content-type"], endpoint, self._storage)
-            self._account.note_facts(upload.facts, {})
-            return upload
+        settings, endpoint = self._services.settings, self._scope["path"]
         if endpoint in UPLOADS:
-            if not await discard_body(headers, receive):
-                self._told = lambda: {"connection": "close"}
-            raise UnsupportedMediaType(f"{endpoint} takes multipart/form-data with the fields file and model.")
-        raw = await receive_body(self._scope, receive, settings.max_body_bytes)
+            return await self._receive_upload(receive, endpoint)
+        raw = await receive_body(self._headers, receive, settings.max_body_bytes)
         self._line.bytes_in = len(raw)
         body = await read_json(raw)
         if isinstance(body, dict):
@@ -189,9 +186,23 @@ class Exchange:
         facts = await aside(len(raw), lambda: read_facts(body, endpoint, **limits))
         self._account.note_facts(facts, body)
         check_ranges(body, endpoint)
-        name = HISTORY_HEADER.encode()
-        wish = wish_of(value.decode("latin-1") for key, value in self._scope["headers"] if key == name)
-        return JsonRequest(self._services, body, facts, wish, size=len(raw))
+        return JsonRequest(self._services, body, facts, self._wish(), size=len(raw))
+
+    async def _receive_upload(self, receive: Receive, endpoint: str) -> Incoming:
+        if self._is_upload():
+            chunks = self._counted(receive_chunks(receive))
+            upload = await read_upload(chunks, self._headers[b"content-type"], endpoint, self._storage())
+            self._account.note_facts(upload.facts, {})
+            return upload
+        if not await discard_body(self._headers, receive):
+            self._told = lambda: {"connection": "close"}
+        raise UnsupportedMediaType(f"{endpoint} takes multipart/form-data with the fields file and model.")
+
+    def _wish(self) -> str | None:
+        """Return what the request's ``X-Rolecall-History`` asks for."""
+        if _HISTORY not in self._headers:
+            return None
+        return wish_of(value.decode("latin-1") for key, value in self._scope["headers"] if key == _HISTORY)
 
     async def _counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for chunk in chunks:
@@ -205,7 +216,7 @@ class Exchange:
         target = self._caller.find(services.roster.resolve, facts.model)
         self._line.role = target.role  # a fallback that is a role has its own
         streams = facts.stream and facts.endpoint in _STREAMING
-        self._told = lambda: self._headers(target, incoming)
+        self._told = lambda: self._choice(target, incoming)
         dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
         commentary = None
         if streams and services.settings.stream_loading_comments:
@@ -235,7 +246,7 @@ class Exchange:
         await incoming.settle(target)
         return await dispatch.send(target)
 
-    def _headers(self, target: Target, incoming: Incoming) -> dict[str, str]:
+    def _choice(self, target: Target, incoming: Incoming) -> dict[str, str]:
         """Return what is known of the choice of the model and of changes to the request, as headers."""
         lease = self._account.lease
         name = lease.entry.name if lease else target.entries[0].name if len(target.entries) == 1 else None
@@ -253,10 +264,11 @@ async def _silently(work: Awaitable[T]) -> T:
     return await work
 
 
+@lru_cache(maxsize=1024)
 def _quoted(name: str) -> str:
     return quote(name, safe="()/:@ ")
 
 
 def new_request_id() -> str:
-    """Return an id for ``x-request-id`` and the log."""
-    return "req_" + os.urandom(16).hex()
+    """Return an id for ``x-request-id`` and the log; it is no secret, and nothing is granted for it."""
+    return f"req_{random.getrandbits(128):032x}"

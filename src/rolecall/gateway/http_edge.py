@@ -231,11 +231,15 @@ class _EdgeProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; those that follow a chunked body are counted and dropped."""
         self._head_bytes += len(name) + len(value) + 4
-        self._check_head()
+        if self._head_bytes > self.limits.header_bytes:
+            self._check_head()
         if self._body is None:
             if len(self.headers) >= self.limits.headers:
                 raise HeadersTooLarge(f"The request has more than {self.limits.headers} headers (setting max_headers).")
-            super().on_header(name, value)
+            name = name.lower()
+            self.headers.append((name, value))
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
 
     def on_headers_complete(self) -> None:
         """Begin to serve the request."""

@@ -28,4 +28,9 @@ def backends(settings: Settings) -> Callable[[str], Backend]:
         places, find_vllm(settings.vllm_command), settings.vllm_start_timeout_s, settings.vllm_stop_timeout_s
     )
     known[OllamaDaemon.name] = OllamaDaemon(settings.ollama_base_url)
-    return lambda name: known.get(name) or CustomCommand(places, name)
+
+    def driver(name: str) -> Backend:
+        found = known.get(name)
+        return CustomCommand(places, name) if found is None else found
+
+    return driver
