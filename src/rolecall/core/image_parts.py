@@ -9,7 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rolecall.core.json_text import as_json
+from rolecall.core.json_text import MOST_SHOWN, as_json
+from rolecall.core.long_text import TEXTS, LongText
 from rolecall.core.media import Medium, Path, images, is_data_uri, value_at
 from rolecall.errors import BadRequest, InvalidImage, InvalidImageUrl
 
@@ -26,6 +27,7 @@ _SAMPLE = 64
 _BARE = 40
 """Characters of base64 without a scheme: the smallest picture has more, and a path is no base64 or shorter."""
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{2,}=*")
+_HEAD = 2**16
 _DATA_URI = re.compile(r"data:[^,]{0,500};\s*base64\s*,", re.IGNORECASE)
 
 
@@ -36,7 +38,7 @@ def check_parts(body: Mapping[str, Any], media: Iterable[Medium]) -> None:
     """
     for index, image in enumerate(images(media)):
         value = value_at(body, image.path)
-        if isinstance(value, str):
+        if isinstance(value, TEXTS):
             _check_text(index, image, value, _is_in_part(body, image.path))
         elif isinstance(image.path[-1], int):
             _check_empty(index, image, value)
@@ -50,7 +52,7 @@ def _check_empty(index: int, image: Medium, part: Mapping[str, Any]) -> None:
         raise _wrong(InvalidImage, index, image, "holds none", held)
 
 
-def _check_text(index: int, image: Medium, text: str, in_part: bool) -> None:  # noqa: FBT001 - of one caller
+def _check_text(index: int, image: Medium, text: str | LongText, in_part: bool) -> None:  # noqa: FBT001 - of one caller
     key = image.path[-1]
     if in_part and isinstance(key, int) and image.path[-2] in _URLS:
         raise _wrong(InvalidImageUrl, index, image, "is in a list; its URL must be a string")
@@ -61,14 +63,14 @@ def _check_text(index: int, image: Medium, text: str, in_part: bool) -> None:  #
         if problem := _problem_of_data_uri(text):
             raise _wrong(InvalidImage, index, image, problem, text[:_SHOWN])
     elif in_part and key in _URLS and not (sound and len(text) >= _BARE):
-        raise _wrong(InvalidImageUrl, index, image, "is neither a URL nor a data URI", text)
+        raise _wrong(InvalidImageUrl, index, image, "is neither a URL nor a data URI", text[: MOST_SHOWN + 1])
     elif in_part and not sound:
-        raise _wrong(InvalidImage, index, image, "is no base64", text)
+        raise _wrong(InvalidImage, index, image, "is no base64", text[: MOST_SHOWN + 1])
 
 
-def _problem_of_data_uri(text: str) -> str | None:
+def _problem_of_data_uri(text: str | LongText) -> str | None:
     """Return what is wrong with it, as words after the image's place."""
-    head = _DATA_URI.match(text)
+    head = _DATA_URI.match(text[:_HEAD])
     if head is None:
         return "is a data URI that is not base64"
     if not text[head.end() : head.end() + _SAMPLE].strip():
@@ -84,7 +86,7 @@ def _wrong(kind: type[BadRequest], index: int, image: Medium, problem: str, valu
     return error
 
 
-def _is_base64(text: str, start: int = 0) -> bool:
+def _is_base64(text: str | LongText, start: int = 0) -> bool:
     """Whether the beginning of a text can be base64, of either alphabet; engines differ about spaces and padding."""
     sample = "".join(text[start : start + _SAMPLE].split())
     return _BASE64.fullmatch(sample) is not None

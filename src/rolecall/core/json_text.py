@@ -8,7 +8,7 @@ from typing import Any
 MOST_SHOWN = 60
 """Characters of a value."""
 
-_WRITER = JSONEncoder(ensure_ascii=False)
+_WRITER = JSONEncoder(ensure_ascii=False, default=str)
 
 
 def as_json(value: Any) -> str:

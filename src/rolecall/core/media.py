@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rolecall.core.long_text import TEXTS, LongText
 from rolecall.errors import BadRequest, ImageTooLarge, TooManyImages
 
 Kind = Literal["image", "audio", "video", "file"]
@@ -21,6 +22,8 @@ Path = tuple[str | int, ...]
 MAX_DEPTH = 64
 """Levels of objects and lists; engines' parts end at about ten."""
 _SHOWN = 200
+_URI_HEAD = 2**16
+"""Characters of a data URI within which its data begin."""
 
 _KINDS: tuple[Kind, ...] = ("image", "video", "audio")
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image", "image_embeds", "image_file", "image_pil"})
@@ -129,7 +132,8 @@ class Places:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[str, int, str]] = {}  # the string is kept, so that its identity stays its own
+        # The text is kept, so that its identity stays its own.
+        self._known: dict[int, tuple[str | LongText, int, str]] = {}
 
     @classmethod
     def of(cls, body: Mapping[str, Any], media: Sequence[Medium]) -> Places:
@@ -137,7 +141,7 @@ class Places:
         places, numbers = cls(), {image.path: index for index, image in enumerate(images(media))}
         for medium in media:
             text = value_at(body, medium.path)
-            if isinstance(text, str):
+            if isinstance(text, TEXTS):
                 places._known.setdefault(id(text), (text, numbers.get(medium.path, 0), medium.param))
         return places
 
@@ -145,7 +149,7 @@ class Places:
         """Return where a medium stood; for one that did not come with the request, what is given."""
         return self._known.get(id(text), (text, index, param))[1:]
 
-    def replace(self, text: str, other: str) -> None:
+    def replace(self, text: str | LongText, other: str) -> None:
         """Take in that a medium's string has become another."""
         if (known := self._known.get(id(text))) is not None:
             self._known.setdefault(id(other), (other, *known[1:]))
@@ -239,7 +243,7 @@ def shrunk_in_place(body: Mapping[str, Any], image: Medium, media_type: str, bas
     return changes
 
 
-def is_data_uri(text: str) -> bool:
+def is_data_uri(text: str | LongText) -> bool:
     """Whether a string holds its medium itself."""
     return text[:5].lower() == "data:"
 
@@ -253,7 +257,7 @@ def _search_object(node: Mapping[str, Any], path: Path, inherited: Kind | None, 
     before = len(found)
     for key, value in node.items():
         kind = type(value)
-        if kind is str:
+        if kind is str or kind is LongText:
             if key not in _WORDS and _may_hold_media(key) and not _is_read_as_text(key, role):
                 _judge(value, (*path, key), key, inherited, found)
         elif (kind is list or kind is dict) and not _is_read_as_text(key, role):
@@ -281,7 +285,7 @@ def _search(value: Any, path: Path, key: str, inherited: Kind | None, found: lis
             continue
         if kind is dict or kind is list:
             _search(item, (*path, index), key, inherited, found)
-        elif kind is str and holds_media:
+        elif (kind is str or kind is LongText) and holds_media:
             _judge(item, (*path, index), key, inherited, found)
 
 
@@ -314,12 +318,12 @@ def _is_read_as_text(key: str, part: str) -> bool:
     return key in _QUOTED and part in _QUOTING
 
 
-def _judge(text: str, path: Path, key: str, inherited: Kind | None, found: list[Medium]) -> None:
+def _judge(text: str | LongText, path: Path, key: str, inherited: Kind | None, found: list[Medium]) -> None:
     slot = _SLOTS.get(key)
     kind = _kind_in(key) or inherited or slot or "file"
     if is_data_uri(text):
-        found.append(Medium(kind, path, size=_decoded_bytes(text, text.find(",") + 1)))
-    elif _is_address(text) if slot else _ADDRESS.match(text):
+        found.append(Medium(kind, path, size=_decoded_bytes(text, text[:_URI_HEAD].find(",") + 1)))
+    elif type(text) is str and (_is_address(text) if slot else _ADDRESS.match(text)):
         found.append(Medium(kind, path, is_address=True))
     elif slot and text:
         found.append(Medium(kind, path, size=_decoded_bytes(text)))
@@ -328,6 +332,11 @@ def _judge(text: str, path: Path, key: str, inherited: Kind | None, found: list[
 def _is_address(text: str) -> bool:
     """Whether what stands in a place for media is no base64, which has no colon; addresses have one, or two slashes."""
     return ":" in text or text.startswith(("//", "\\"))
+
+
+def is_slot(key: str) -> bool:
+    """Whether texts under a key are media in any form: only there a ``LongText`` may stand."""
+    return key in _SLOTS
 
 
 def _may_hold_media(key: str) -> bool:
@@ -345,6 +354,6 @@ def _kind_in(name: str) -> Kind | None:
     return "audio" if "audio" in name else None
 
 
-def _decoded_bytes(base64: str, start: int = 0) -> int:
+def _decoded_bytes(base64: str | LongText, start: int = 0) -> int:
     """Three bytes for four characters, less the padding."""
     return max(0, (len(base64) - start) * 3 // 4 - base64[-2:].count("="))

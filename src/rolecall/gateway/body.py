@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import anyio
@@ -16,7 +17,8 @@ from starlette.types import Message, Receive
 
 from rolecall.errors import BadRequest, BodyTooLarge, UnsupportedMediaType, UpstreamError
 from rolecall.gateway import large_json
-from rolecall.gateway.large_json import LARGE_BYTES, is_large
+from rolecall.gateway.http_request import Pieces
+from rolecall.gateway.large_json import BLOCK_BYTES, LARGE_BYTES, TURN_S, LargeBody, is_large
 
 T = TypeVar("T")
 
@@ -40,11 +42,8 @@ MAX_JSON_DEPTH = 250
 """orjson reads 1024 levels and writes 254; some of them are left for what is put around a body."""
 _BOM = b"\xef\xbb\xbf"
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'[{,:"'))
-_STEP = 2**16
-_TURN_AFTER_S, _TURN_S = 0.001, 0.0002
-"""How long is counted before others have their turn, and how long that is at least: a thread that lets go of the
-interpreter and wants it back at once mostly gets it."""
-_JOINED_BYTES = 4 * 2**20
+_TURN_AFTER_S = 0.001
+"""How long is counted before others have their turn."""
 
 
 class ClientGone(Exception):
@@ -54,7 +53,42 @@ class ClientGone(Exception):
         super().__init__(message)
 
 
-async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes:
+class BodyBuffer:
+    """Takes a body in as it comes: a small one is put together, of a large one what makes it large is cut out."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._waiting = self._size = 0
+        self._large: LargeBody | None = None
+
+    def add(self, part: bytes) -> None:
+        """Take in the next part; raises ``BodyTooLarge``."""
+        self._size += len(part)
+        self._waiting += len(part)
+        if self._size > self._limit:
+            self._parts, self._large = [], None
+            raise _too_large(self._size, self._limit)
+        self._parts.append(part)
+        if self._size >= LARGE_BYTES and self._waiting >= BLOCK_BYTES:
+            self._large = self._large or LargeBody()
+            self._large.add(self._joined())
+
+    def take(self) -> bytes | LargeBody:
+        """Return all of it."""
+        if self._large is None:
+            return self._joined()
+        if self._waiting:
+            self._large.add(self._joined())
+        return self._large
+
+    def _joined(self) -> bytes:
+        block = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts, self._waiting = [], 0
+        return block
+
+
+async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes | LargeBody:
     """Return the whole body, which is called plain JSON.
 
     Raises ``BodyTooLarge`` above ``limit`` bytes, ``UnsupportedMediaType`` if it is called something else,
@@ -64,24 +98,16 @@ async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: 
     can go on sending: the connection reads on for a while after an answer that came early.
     """
     declared = headers.get(b"content-length", b"")
-    parts: list[bytes] = []
-    size = 0
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(int(declared), limit)
+    buffer = BodyBuffer(limit)
     while True:
         message = await _next(receive)
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            parts.clear()
-            raise _too_large(size, limit)
-        parts.append(chunk)
+        buffer.add(message.get("body", b""))
         if not message.get("more_body"):
             check_is_plain(headers)
             check_is_json(headers)
-            if size > _JOINED_BYTES:
-                return await anyio.to_thread.run_sync(b"".join, parts)  # which lets others run meanwhile
-            return b"".join(parts) if len(parts) > 1 else parts[0]
+            return buffer.take()
 
 
 async def receive_chunks(receive: Receive) -> AsyncIterator[bytes]:
@@ -157,33 +183,52 @@ async def aside(size: int, work: Callable[[], T]) -> T:
     return work() if size < LARGE_BYTES else await anyio.to_thread.run_sync(work)
 
 
-async def read_json(body: bytes) -> Any:
+def work_of(body: bytes | LargeBody) -> int:
+    """Return the bytes that reading it goes through."""
+    return len(body) if isinstance(body, bytes) else body.rest_bytes
+
+
+async def read_json(body: bytes | LargeBody, *, in_full: bool = True) -> Any:
     """Return the parsed body as ``parse_json`` does, and let others run while a large one is parsed."""
-    return await aside(len(body), lambda: parse_json(body))
+    return await aside(work_of(body), lambda: parse_json(body, in_full=in_full))
 
 
-async def write_json(body: Mapping[str, Any]) -> bytes:
-    """Return the body for the engine as ``dump_json`` does, and let others run while a large one is written."""
-    return await anyio.to_thread.run_sync(_dump, body, large_json.dumps) if is_large(body) else dump_json(body)
+async def write_json(body: Mapping[str, Any]) -> bytes | Pieces:
+    """Return the body for the engine, and let others run while a large one is written.
+
+    Raises ``BadRequest`` for one that can be read but not be written.
+    """
+    if is_large(body):
+        return await anyio.to_thread.run_sync(_dump, body, large_json.dumps)
+    return _dump(body, large_json.dumps)
 
 
-def parse_json(body: bytes) -> Any:
-    """Return the parsed body; raises ``BadRequest`` saying what is wrong, also for one nested too deeply.
+def parse_json(body: bytes | LargeBody, *, in_full: bool = True) -> Any:
+    """Return the parsed body, unless ``in_full`` with ``LongText`` where media stand.
+
+    Raises ``BadRequest`` saying what is wrong, also for one nested too deeply.
 
     Of fields that are there twice the last one counts, for the engine too. A whole number beyond 64 bits becomes the
     nearest float.
     """
-    body = body.removeprefix(_BOM)
-    if not body:
-        raise BadRequest("The body is empty; it must be a JSON object.")
-    is_small = len(body) <= _FEW_BYTES
-    containers = body.count(b"[") + body.count(b"{") if is_small else _check_counts(body)
+    if isinstance(body, bytes):
+        body = body.removeprefix(_BOM)
+        if not body:
+            raise BadRequest("The body is empty; it must be a JSON object.")
+        if len(body) <= _FEW_BYTES:
+            return _loaded(partial(orjson.loads, body), body.count(b"[") + body.count(b"{"))
+        if len(body) >= LARGE_BYTES:
+            body = large_json.in_blocks(body)
+    containers = _check_counts([body] if isinstance(body, bytes) else body.rest)
+    with _without_collection():
+        if isinstance(body, bytes):
+            return _loaded(partial(orjson.loads, body), containers)
+        return _loaded(partial(body.parsed, in_full=in_full), containers)
+
+
+def _loaded(loads: Callable[[], Any], containers: int) -> Any:
     try:
-        if is_small:
-            value = orjson.loads(body)
-        else:
-            with _without_collection():
-                value = orjson.loads(body) if len(body) < LARGE_BYTES else large_json.loads(body)
+        value = loads()
     except (orjson.JSONDecodeError, large_json.NotJson) as error:
         if "depth limit" in str(error):
             raise _too_deep() from None
@@ -193,13 +238,13 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
-def _check_counts(body: bytes) -> int:
+def _check_counts(parts: Sequence[bytes]) -> int:
     """Return how many lists and objects there are at most; raises ``BadRequest`` for a body that takes long to read."""
     counts = _Counts()
-    for part in _in_turns(body):
+    for part in _in_turns(parts):
         counts.add(part.count(b'"'), part)
         if counts.excess():  # by what stands in texts, perhaps
-            counts = _counts_outside_texts(body)
+            counts = _counts_outside_texts(parts)
             break
     if excess := counts.excess():
         raise BadRequest(f"The body holds too many {excess} can be read.")
@@ -234,13 +279,13 @@ class _Counts:
         return next((f"{what}; {limit}" for count, limit, what in counted if count > limit), None)
 
 
-def _counts_outside_texts(body: bytes) -> _Counts:
+def _counts_outside_texts(parts: Sequence[bytes]) -> _Counts:
     """Count what is not within texts: a document of JSON or source code in a prompt is one text.
 
     It ends where there is too much.
     """
     counts = _Counts()
-    for part in _in_turns(body):
+    for part in _in_turns(parts):
         plain = part.replace(b"\\\\", b"").replace(b'\\"', b"")
         pieces = plain.translate(None, _NO_STRUCTURE).split(b'"')
         counts.add(len(pieces) - 1, b"".join(pieces[counts.quotes % 2 :: 2]))
@@ -249,22 +294,20 @@ def _counts_outside_texts(body: bytes) -> _Counts:
     return counts
 
 
-def _in_turns(body: bytes) -> Iterator[bytes]:
-    """Yield the body in steps; what is escaped stays with what escapes it. Others have their turn between them.
+def _in_turns(parts: Sequence[bytes]) -> Iterator[bytes]:
+    """Yield the parts of a body; what is escaped stays with what escapes it. Others have their turn between them.
 
     Nobody has it while a small body is read, which is done on the event loop itself.
     """
-    is_aside = len(body) >= LARGE_BYTES
+    is_aside = sum(map(len, parts)) >= LARGE_BYTES
     since = time.perf_counter()
-    at = 0
-    while at < len(body):
-        part = body[at : at + _STEP]
-        if (len(part) - len(part.rstrip(b"\\"))) % 2:
-            part = body[at : at + _STEP + 1]
-        yield part
-        at += len(part)
+    escape = b""
+    for each in parts:
+        part = escape + each
+        escape = b"\\" * ((len(part) - len(part.rstrip(b"\\"))) % 2)
+        yield part[: len(part) - len(escape)]
         if is_aside and time.perf_counter() - since > _TURN_AFTER_S:
-            time.sleep(_TURN_S)
+            time.sleep(TURN_S)
             since = time.perf_counter()
 
 
@@ -296,11 +339,11 @@ def _too_deep() -> BadRequest:
 
 
 def dump_json(body: Mapping[str, Any]) -> bytes:
-    """Return the body for the engine; raises ``BadRequest`` for one that can be read but not be written."""
+    """Return a small body for the engine; raises as ``write_json`` does."""
     return _dump(body, orjson.dumps)
 
 
-def _dump(body: Mapping[str, Any], dumps: Callable[[Any], bytes]) -> bytes:
+def _dump(body: Mapping[str, Any], dumps: Callable[[Any], T]) -> T:
     try:
         return dumps(body)
     except orjson.JSONEncodeError:

@@ -51,9 +51,8 @@ async def ask(
             response = await http.get(url, headers=headers, timeout=None)
         else:
             headers["content-type"] = "application/json"
-            response = await http.post(
-                upstream.url(path), content=await write_json(body), headers=headers, timeout=None
-            )
+            content = bytes(await write_json(body))
+            response = await http.post(upstream.url(path), content=content, headers=headers, timeout=None)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
         # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
         log.debug("no answer from %s: %s", path, type(error).__name__)

@@ -27,6 +27,7 @@ from rolecall.gateway.body import (
     read_json,
     receive_body,
     receive_chunks,
+    work_of,
 )
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.comments import Commentary
@@ -179,11 +180,11 @@ class Exchange:
             return await self._receive_upload(receive, endpoint)
         raw = await receive_body(self._headers, receive, settings.max_body_bytes)
         self._line.bytes_in = len(raw)
-        body = await read_json(raw)
+        body = await read_json(raw, in_full=settings.log_prompts)
         if isinstance(body, dict):
             check_counts(body, settings.max_messages)
         limits = {"max_image_bytes": settings.max_image_bytes, "max_images": settings.max_images}
-        facts = await aside(len(raw), lambda: read_facts(body, endpoint, **limits))
+        facts = await aside(work_of(raw), lambda: read_facts(body, endpoint, **limits))
         self._account.note_facts(facts, body)
         check_ranges(body, endpoint)
         return JsonRequest(self._services, body, facts, self._wish(), size=len(raw))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -46,6 +46,34 @@ def loopback_address(url: str) -> Address | None:
     return Address(host, int(port or 80), target or "/", f"{name}:{port}" if port else name)
 
 
+class Pieces:
+    """A body that lies in memory in pieces, and is sent without being put together; ``len`` is its size."""
+
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._pieces = pieces
+        self._size = sum(map(len, pieces))
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        """Return it in one piece."""
+        return b"".join(self._pieces)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        """Yield it in parts."""
+        for piece in self._pieces:
+            view = memoryview(piece)
+            for at in range(0, len(view), PART_BYTES):
+                yield view[at : at + PART_BYTES]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Yield it in parts that are bytes of their own."""
+        for part in self:
+            yield bytes(part)
+
+
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
     """A request as it is sent. ``size`` is that of its body, None for one that is sent in chunks."""
@@ -56,13 +84,17 @@ class HttpRequest:
     body: bytes | AsyncIterable[bytes] = field(repr=False)
     size: int | None
 
+    @property
+    def can_be_repeated(self) -> bool:
+        """Whether it can be sent again: all of it is here."""
+        return isinstance(self.body, bytes | Pieces)
+
     async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield it in parts; raises ``UpstreamError`` if the body does not have its size."""
         yield self.head
-        if isinstance(self.body, bytes):
-            view = memoryview(self.body)
-            for at in range(0, len(view), PART_BYTES):
-                yield view[at : at + PART_BYTES]
+        if isinstance(self.body, bytes | Pieces):
+            for piece in Pieces([self.body]) if isinstance(self.body, bytes) else self.body:
+                yield piece
             return
         left = self.size
         async for part in self.body:
@@ -92,7 +124,7 @@ def http_request(method: str, url: str, headers: Mapping[str, str], body: bytes 
     size = int(headers["content-length"]) if "content-length" in headers else None
     lines = [f"{method} {address.target} HTTP/1.1", f"host: {address.authority}"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    if isinstance(body, bytes):
+    if isinstance(body, bytes | Pieces):
         if size is None:
             lines.append(f"content-length: {len(body)}")
         else:

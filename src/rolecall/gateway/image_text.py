@@ -5,10 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 
+from rolecall.core.long_text import LongText
 from rolecall.core.media import is_data_uri
 
 _PIECE = 128 * 1024
 """Groups of three bytes, or four characters, that are coded in one step: no thread but the one that does it runs."""
+
+
+_URI_HEAD = 64 * 1024
 
 
 class Unreadable(ValueError):
@@ -21,12 +25,13 @@ def as_base64(data: bytes) -> str:
     return "".join(base64.b64encode(piece).decode("ascii") for piece in pieces)
 
 
-def decoded(text: str, characters: int | None = None) -> bytes:
+def decoded(text: str | LongText, characters: int | None = None) -> bytes:
     """Return the bytes of a data URI or of base64, or those of its first ``characters``; raises ``ValueError``."""
     start = 0
     if is_data_uri(text):
-        start = text.find(",") + 1
-        if ";base64" not in text[:start].lower():
+        head = text[:_URI_HEAD]
+        start = head.find(",") + 1
+        if ";base64" not in head[:start].lower():
             raise ValueError("no base64")
     coded = text[start:] if characters is None else text[start : start + characters]
     if "\n" in coded or " " in coded:

@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from rolecall.core.addresses import NotFetchable
 from rolecall.core.fit import GONE_NOTE
+from rolecall.core.long_text import TEXTS
 from rolecall.core.media import (
     Medium,
     Path,
@@ -84,7 +85,7 @@ class Images:
         changes: dict[Path, Any] = {}
         for index, image in enumerate(images(find_media(body))):
             text = value_at(body, image.path)
-            if image.is_address or not isinstance(text, str):
+            if image.is_address or not isinstance(text, TEXTS):
                 continue
             try:
                 smaller = await self._pictures.shrunk(text, max_pixels, entry.image_jpeg_quality)

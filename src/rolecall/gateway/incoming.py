@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rolecall.core.catalog import Target
 from rolecall.core.transforms import RequestFacts
+from rolecall.gateway.http_request import Pieces
 from rolecall.runtime.lease import Lease
 
 JSON = "application/json"
@@ -18,7 +19,7 @@ JSON = "application/json"
 class Payload:
     """A body for an engine. What is no ``bytes`` can be iterated more than once: a request may be sent again."""
 
-    data: bytes | AsyncIterable[bytes]
+    data: bytes | Pieces | AsyncIterable[bytes]
     size: int
     content_type: str = JSON
 

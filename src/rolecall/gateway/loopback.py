@@ -70,7 +70,7 @@ class LoopbackTransport:
         """Send a request with any method."""
         request, began = http_request(method, url, headers, body), self._loop.time()
         secret = secret_of(headers)
-        kept = self._take(request.address.key) if isinstance(body, bytes) else None
+        kept = self._take(request.address.key) if request.can_be_repeated else None
         if kept is None:
             return await self._ask(await self._connect(request, head_timeout_s), request, began, head_timeout_s, secret)
         try:

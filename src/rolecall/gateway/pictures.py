@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from rolecall.core.conversation import image_positions, parts
 from rolecall.core.image_types import scaled_size
+from rolecall.core.long_text import TEXTS, LongText
 from rolecall.core.media import find_media, images, value_at
 
 MAX_AT_ONCE = 2
@@ -32,7 +33,7 @@ class Pictures:
         """Return what looks sizes up for one request, each image once."""
         return ImageSizes(self._limiter)
 
-    async def shrunk(self, text: str, max_pixels: int, quality: int) -> tuple[str, str] | None:
+    async def shrunk(self, text: str | LongText, max_pixels: int, quality: int) -> tuple[str, str] | None:
         """Return media type and base64 of a smaller image; None if it has few enough pixels, or is none we can read.
 
         ``text`` is a data URI or base64. Raises ``Unreadable`` for one that is too large and cannot be decoded.
@@ -45,7 +46,8 @@ class ImageSizes:
 
     def __init__(self, limiter: anyio.CapacityLimiter) -> None:
         self._limiter = limiter
-        self._known: dict[int, tuple[str, Size | None]] = {}  # the string is kept, so that its identity stays its own
+        # The text is kept, so that its identity stays its own.
+        self._known: dict[int, tuple[str | LongText, Size | None]] = {}
 
     async def of(self, messages: Sequence[Any], max_pixels: int | None = None) -> list[list[Size | None]]:
         """Return for each message the size of each part that ``image_positions`` tells of, as an engine gets it.
@@ -64,25 +66,25 @@ class ImageSizes:
         """Hold no image any more."""
         self._known.clear()
 
-    def _size(self, text: str | None, max_pixels: int | None) -> Size | None:
+    def _size(self, text: str | LongText | None, max_pixels: int | None) -> Size | None:
         _, size = self._known.get(id(text), (None, None))
         return None if size is None else scaled_size(*size, max_pixels)
 
 
-def _text_of(part: Mapping[str, Any]) -> str | None:
+def _text_of(part: Mapping[str, Any]) -> str | LongText | None:
     """Return the data URI or base64 of a part's first image; None if it holds none, or its address."""
     image = next((image for image in images(find_media(part)) if not image.is_address), None)
     text = None if image is None else value_at(part, image.path)
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, TEXTS) else None
 
 
-def _sizes(texts: Iterable[str]) -> list[Size | None]:
+def _sizes(texts: Iterable[str | LongText]) -> list[Size | None]:
     from rolecall.gateway.pixels import image_size  # noqa: PLC0415 - Pillow is for servers that see images
 
     return [image_size(text) for text in texts]
 
 
-def _shrunk(text: str, max_pixels: int, quality: int) -> tuple[str, str] | None:
+def _shrunk(text: str | LongText, max_pixels: int, quality: int) -> tuple[str, str] | None:
     from rolecall.gateway.pixels import shrunk  # noqa: PLC0415 - as above
 
     return shrunk(text, max_pixels, quality)

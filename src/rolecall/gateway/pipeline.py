@@ -173,8 +173,8 @@ class JsonRequest:
         if self.facts.images:
             body = await self._services.images.shrink(body, lease.entry, self._places)
         elif self._size < LARGE_BYTES:
-            data = dump_json(body)
-            return Payload(data, len(data))
+            small = dump_json(body)
+            return Payload(small, len(small))
         data = await write_json(body)
         return Payload(data, len(data))
 

@@ -12,6 +12,7 @@ import zlib
 from PIL import Image, ImageOps
 
 from rolecall.core.image_types import scaled_size
+from rolecall.core.long_text import LongText
 from rolecall.gateway.image_text import Unreadable, as_base64, decoded
 
 MAX_DECODED_PIXELS = 100_000_000
@@ -39,7 +40,7 @@ Size = tuple[int, int]
 """Width and height in pixels, as stored: without regard to EXIF's orientation."""
 
 
-def image_size(text: str) -> Size | None:
+def image_size(text: str | LongText) -> Size | None:
     """Return the size of an image in a data URI or in base64, without decoding it; None if it cannot be told."""
     try:
         return _size(text)
@@ -47,11 +48,14 @@ def image_size(text: str) -> Size | None:
         return None
 
 
-def _size(text: str) -> Size | None:
+def _size(text: str | LongText) -> Size | None:
     """Return what ``image_size`` does; raises ``DecompressionBombError`` where it is more than Pillow goes into."""
     for characters in (_HEADER_CHARACTERS, None):
         try:
-            with Image.open(io.BytesIO(decoded(text, characters)), formats=_FORMATS) as image:
+            data = decoded(text, characters)
+            if not _begins_as_image(data):
+                break
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
                 return image.size
         except Image.DecompressionBombError:
             raise
@@ -61,7 +65,14 @@ def _size(text: str) -> Size | None:
     return None
 
 
-def shrunk(text: str, max_pixels: int, quality: int) -> tuple[str, str] | None:
+def _begins_as_image(data: bytes) -> bool:
+    """Whether any of the formats that are read begins so: of what is none, megabytes need not be decoded to say so."""
+    Image.init()
+    tests = (Image.OPEN[name][1] for name in _FORMATS if name in Image.OPEN)
+    return any(test is None or test(data[:16]) for test in tests)
+
+
+def shrunk(text: str | LongText, max_pixels: int, quality: int) -> tuple[str, str] | None:
     """Return what ``Pictures.shrunk`` does."""
     try:
         size = _size(text)
