@@ -22,6 +22,7 @@ from rolecall.gateway.body import (
     MAX_JSON_NAMES,
     MAX_JSON_TEXTS,
     MAX_JSON_VALUES,
+    BodyBuffer,
     parse_json,
     read_json,
     write_json,
@@ -216,6 +217,33 @@ async def test_others_run_while_a_large_body_is_read_and_written() -> None:
     counting.cancel()
     assert read_turns > 5
     assert turns - read_turns > 5
+
+
+@pytest.mark.parametrize("part", [1, 1000, 70_000, 2 * MB])
+@pytest.mark.parametrize("size", [0, 1, 1000, LARGE_BYTES, 2 * MB])
+def test_a_body_is_taken_in_whatever_its_parts(size: int, part: int) -> None:
+    """A small one comes out as it is, a large one in pieces; both are read alike."""
+    data = orjson.dumps({"text": "x" * size}) if size else b""
+    buffer = BodyBuffer(len(data))
+    for at in range(0, min(len(data), 300 * part), part):
+        buffer.add(data[at : at + part])
+    buffer.add(data[300 * part :])
+    taken = buffer.take()
+    assert len(taken) == len(data)
+    if size:
+        assert parse_json(taken) == {"text": "x" * size}
+    if len(data) < LARGE_BYTES:
+        assert taken == data
+
+
+@pytest.mark.parametrize("limit", [5, 2 * MB])
+def test_a_body_above_the_limit_is_not_kept(limit: int) -> None:
+    """Whatever has come of it is let go at once."""
+    buffer = BodyBuffer(limit)
+    buffer.add(b"x" * limit)
+    with pytest.raises(BodyTooLarge, match=f"The body has {limit + 1} bytes or more; the limit is {limit}"):
+        buffer.add(b"x")
+    assert len(buffer.take()) == 0
 
 
 async def test_small_bodies_take_no_detour() -> None:

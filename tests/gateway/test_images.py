@@ -19,6 +19,7 @@ from PIL import Image
 from builders import entry
 from fakes import FakeResolver
 from gateway.image_servers import ImageServer, image_server, png, reply
+from rolecall.core.long_text import LongText
 from rolecall.core.transforms import read_facts
 from rolecall.errors import BadRequest, BodyTooLarge, InvalidImage, InvalidImageUrl, InvalidMediaUrl
 from rolecall.gateway.image_fetch import ImageFetcher
@@ -434,6 +435,23 @@ def test_a_size_is_told_without_decoding() -> None:
     began = time.perf_counter()
     assert image_size(large) == (400, 300)
     assert time.perf_counter() - began < 0.02
+
+
+def test_what_is_no_image_is_not_decoded_to_its_end() -> None:
+    """Its first bytes say so, of however many."""
+    looked_at: list[slice] = []
+
+    class Watched(LongText):
+        """A text that notes what is read of it."""
+
+        def __getitem__(self, places: slice) -> str:
+            """Note it."""
+            looked_at.append(places)
+            return super().__getitem__(places)
+
+    text = base64.b64encode(b"no image" * 1_000_000)
+    assert image_size(Watched([b"data:image/png;base64,", text])) is None
+    assert max(places.stop for places in looked_at) < 100_000
 
 
 # -- the loop goes on

@@ -152,11 +152,3 @@ def test_bytes_of_a_mark_of_order_are_no_part_of_the_body() -> None:
     """Some editors write them before a file."""
     data = b"\xef\xbb\xbf" + orjson.dumps({"url": URI})
     assert full(came(data, 5000).parsed()) == {"url": URI}
-
-
-@pytest.mark.parametrize("places", [slice(0, 5), slice(-2, None), slice(3, 9), slice(4, 4), slice(None), slice(2, 100)])
-def test_parts_of_a_long_text_are_those_of_the_string(places: slice) -> None:
-    """Wherever its pieces begin and end."""
-    text = LongText([b"abcd", memoryview(b"xefghx")[1:5], b"ij"])
-    assert text[places] == "abcdefghij"[places]
-    assert (str(text), len(text)) == ("abcdefghij", 10)

@@ -15,7 +15,7 @@ import uvloop
 
 from fakes import FakeTransport
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from rolecall.gateway.http_request import loopback_address
+from rolecall.gateway.http_request import Pieces, loopback_address
 from rolecall.gateway.loopback import ByAddress, LoopbackTransport
 from rolecall.gateway.upstream import Take, UpstreamResponse
 from scripted_server import Peer, Script, Server, answering, answering_once, scripted
@@ -59,7 +59,7 @@ async def read_into(got: list[bytes], response: UpstreamResponse, idle_s: float)
         got.append(chunk)  # noqa: PERF401 - a comprehension would lose it
 
 
-async def ask(transport: LoopbackTransport, server: Server, body: bytes = b"{}") -> bytes:
+async def ask(transport: LoopbackTransport, server: Server, body: bytes | Pieces = b"{}") -> bytes:
     """Send a request and return the body of its answer."""
     return await whole(await transport.post(server.url, {}, body, head_timeout_s=5))
 
@@ -169,7 +169,9 @@ async def test_large_bodies_arrive_whole(transport: LoopbackTransport, size: int
         await ask(transport, server, body)
         given, length = parts(body[: size // 2], b"", body[size // 2 :]), {"content-length": str(size)}
         await (await transport.post(server.url, length, given, head_timeout_s=5)).close()
-        assert [request.partition(b"\r\n\r\n")[2] for request in requests] == [body, body]
+        pieces = Pieces([body[: size // 3], memoryview(body)[size // 3 :], b""])
+        await (await transport.post(server.url, length, pieces, head_timeout_s=5)).close()
+        assert [request.partition(b"\r\n\r\n")[2] for request in requests] == [body, body, body]
 
 
 async def test_a_body_without_a_length_is_sent_in_chunks(transport: LoopbackTransport) -> None:
@@ -375,13 +377,15 @@ def stale(requests: list[bytes], first: Callable[[Peer], None], second: bytes = 
 async def test_a_stale_connection_is_replaced_once(
     transport: LoopbackTransport, end: Callable[[Peer], None], size: int
 ) -> None:
-    """A request that a kept connection did not take is sent over a new one."""
-    requests: list[bytes] = []
-    async with scripted(stale(requests, end)) as server:
-        await ask(transport, server)
-        assert await ask(transport, server, b"x" * size) == b"ok"
-        assert server.accepted == 2
-        assert requests[1] == requests[2]
+    """A request that a kept connection did not take is sent over a new one, in whatever pieces its body is."""
+    for body in (b"x" * size, Pieces([b"y", b"x" * (size - 1)])):
+        requests: list[bytes] = []
+        async with scripted(stale(requests, end)) as server:
+            await ask(transport, server)
+            assert await ask(transport, server, body) == b"ok"
+            assert server.accepted == 2
+            assert requests[1] == requests[2]
+            assert requests[2].endswith(bytes(body))
 
 
 async def test_a_new_connection_that_breaks_is_not_replaced(transport: LoopbackTransport) -> None:
