@@ -28,7 +28,7 @@ HOST_RAM_MB = 32_000
 OBSERVER = """
 import dataclasses, json, os, pathlib, sys
 from concurrent.futures import ThreadPoolExecutor
-from rolecall.runtime.gpu import NvmlProbe
+from rolecall.runtime.nvml import NvmlProbe
 probe = NvmlProbe()
 for step in sys.argv[1:]:
     if step == "close":
@@ -202,6 +202,23 @@ def test_close_lets_go_of_the_driver(observe: Observer) -> None:
     first, second = observe(nvml.ONE_8GB, "close", "close", nvml.ONE_8GB)
     assert first == second
     assert observe.calls() == ["nvmlInitWithFlags", "nvmlShutdown", "nvmlInitWithFlags"]
+
+
+def test_driver_that_is_installed_later_is_found(nvml_library: Path, tmp_path: Path) -> None:
+    """Without the driver's library nvidia-ml-py is not even imported; the first report that finds it imports it."""
+    script = (
+        "import shutil, sys; from rolecall.runtime.driver_probe import DriverProbe; probe = DriverProbe()\n"
+        "print(probe.report().problem, 'pynvml' in sys.modules); shutil.copy(*sys.argv[1:])\n"
+        "print([gpu.vram_total_mb for gpu in probe.report().gpus], 'pynvml' in sys.modules)"
+    )
+    argv = [sys.executable, "-c", script, str(nvml_library), str(tmp_path / "no-driver" / nvml_library.name)]
+    env = nvml.environment(nvml_library, nvml.NO_DRIVER, tmp_path)
+    nvml.ONE_8GB.write(tmp_path / "gpus.txt")
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=True)
+    without, found = done.stdout.splitlines()
+    assert without.startswith("no NVIDIA driver was found")
+    assert without.endswith(" False")
+    assert found == "[8192] True"
 
 
 def test_both_memory_structures(nvml_library: Path, tmp_path: Path) -> None:

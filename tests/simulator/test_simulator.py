@@ -32,7 +32,7 @@ FREE_MB = 15000
 
 OBSERVER = """
 import json, sys
-from rolecall.runtime.gpu import NvmlProbe
+from rolecall.runtime.nvml import NvmlProbe
 probe = NvmlProbe()
 for _ in sys.stdin:
     report = probe.report()

@@ -19,8 +19,8 @@ from rolecall import __version__
 from rolecall.core.profiles import ActiveProfile
 from rolecall.core.registry import RegistryError
 from rolecall.errors import ConfigurationError
+from rolecall.runtime.driver_probe import DriverProbe
 from rolecall.runtime.drivers import backends
-from rolecall.runtime.gpu import NvmlProbe
 from rolecall.runtime.registry import CURATED, load_registry, why_unavailable
 from rolecall.runtime.roster import active_profile, load_profiles
 from rolecall.settings import (
@@ -52,7 +52,7 @@ class Subject:
 
     settings: Settings
     problem: str | None = None
-    probe: NvmlProbe = field(default_factory=NvmlProbe)
+    probe: DriverProbe = field(default_factory=DriverProbe)
 
     @classmethod
     def of(cls, config_dir: Path | None, state_dir: Path | None) -> Subject:

@@ -30,6 +30,7 @@ from rolecall.gateway.services import Services
 from rolecall.gateway.tidy import Tidy
 from rolecall.gateway.upstream import HttpxTransport
 from rolecall.runtime.api_keys import open_keys
+from rolecall.runtime.control_client import control_client
 from rolecall.runtime.decision_log import DecisionLog
 from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.guardian import Guardian
@@ -121,8 +122,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
     """Run everything but the HTTP server; at the end no engine is left and every line is written."""
     settings = roster.settings
     roll = EngineRoll(settings.state_dir / "engines")
-    limits = httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(trust_env=False, limits=limits) as http, contextlib.AsyncExitStack() as stack:
+    async with control_client() as http, contextlib.AsyncExitStack() as stack:
         guardian = Guardian()
         stack.push_async_callback(guardian.close)
         launcher = EngineLauncher(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Protocol
 
 import anyio
@@ -142,9 +144,12 @@ class _NewConnections(httpx.AsyncBaseTransport):
     """
 
     def __init__(self, closing: _Closing) -> None:
-        self._tls = httpx.create_ssl_context(trust_env=False)  # costs as much as many requests
         self._closing = closing
         self._connector = _Connector(closing)
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context(trust_env=False)  # costs as much as many requests
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request on a connection of its own."""

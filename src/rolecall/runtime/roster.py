@@ -27,9 +27,10 @@ from rolecall.core.traits import NOTHING_KNOWN, Traits
 from rolecall.core.vram import HOST
 from rolecall.errors import ConfigurationError, ModelNotFound
 from rolecall.runtime.daemons import Daemons
+from rolecall.runtime.driver_probe import DriverProbe
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.footprints import Footprints, asked_share, cards
-from rolecall.runtime.gpu import GpuProbe, GpuReport, NvmlProbe
+from rolecall.runtime.gpu import GpuProbe, GpuReport
 from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.registry import CURATED, files_mb, load_registry, registry_state, why_unavailable
 from rolecall.runtime.traits import TraitsReader
@@ -326,7 +327,7 @@ class Roster:
 
 def load_roster(settings: Settings, probe: GpuProbe | None = None) -> Roster:
     """Return the registry and the machine; raises ``ConfigurationError`` for anything that cannot work."""
-    roster = Roster(settings, backends(settings), probe or NvmlProbe())
+    roster = Roster(settings, backends(settings), probe or DriverProbe())
     roster.load()
     return roster
 
