@@ -423,7 +423,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
 
     def stop(self, engine: Engine) -> None:
         assert engine.phase != "stopping" or engine.drains_since is not None, "stopped twice"
-        drained = engine.drains_since is not None and self.now - engine.drains_since >= DRAIN_LIMIT_S
+        drained = engine.drains_since is not None and self.now >= engine.drains_since + DRAIN_LIMIT_S
         assert not engine.in_flight or drained or engine.phase != "ready", "stopped while in flight"
         assert engine.may_go or not engine.spec.entry.pinned, "a pinned model was stopped"
         engine.phase, engine.drains_since = "stopping", None

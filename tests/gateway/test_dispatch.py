@@ -84,7 +84,7 @@ class Engines:
         services = SimpleNamespace(
             settings=load_settings({"config_dir": tmp_path, "state_dir": tmp_path}, {}),
             roster=SimpleNamespace(fallbacks=lambda _: self.targets[1:], backend=lambda _: FakeBackend()),
-            supervisor=SimpleNamespace(request=self._request),
+            supervisor=SimpleNamespace(request=self._request, lease_at_once=lambda *_: None),
             transport=FakeTransport(self._answer),
         )
         scope: Any = {"path": CHAT, "headers": []}

@@ -109,12 +109,11 @@ class Scheduler:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take in one event at ``now`` (s, monotonic) and return what has to be done, in order."""
+        if isinstance(event, Arrived) and (grant := self.at_once(event, now)) is not None:
+            return [grant]
         self._now = now
-        if not (self._waiters or self._groups or self._closing):
-            if isinstance(event, Arrived) and (grant := self._serve_at_once(event)) is not None:
-                return [grant]
-            if isinstance(event, Released) and self._release_at_once(event):
-                return []
+        if isinstance(event, Released) and not self._is_busy and self._release_at_once(event):
+            return []
         self._chosen.clear()
         self._settled.clear()
         self._knows_deadline = False
@@ -127,6 +126,17 @@ class Scheduler:
         return effects
 
     # -- the traffic of loaded models while nobody waits: in short what the events and decisions below come to
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._waiters or self._groups or self._closing)
+
+    def at_once(self, event: Arrived, now: float) -> Grant | None:
+        """Return what ``handle`` would, if that is a grant and nothing else; None, and nothing has happened, if not."""
+        if self._is_busy:
+            return None
+        self._now = now
+        return self._serve_at_once(event)
 
     def _serve_at_once(self, event: Arrived) -> Grant | None:
         """Grant what a model was chosen for before, if it has a free place; None if more has to be thought about."""

@@ -17,8 +17,8 @@ from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins, is_host_rule, is_loopback
 from rolecall.errors import MethodNotAllowed, RolecallError
 from rolecall.gateway.door import Door, Keys
-from rolecall.gateway.exchange import new_request_id
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.routes import INFERENCE_PATHS, Json, needed_scope, not_found, routes
 from rolecall.gateway.services import Services
 from rolecall.settings import Settings
@@ -39,10 +39,9 @@ def create_app(
     )
     # A redirect would be built from the Host header, which is the client's to choose.
     app.router.redirect_slashes = False
-    rest = Shortcut(inference, INFERENCE_PATHS, app.build_middleware_stack())
     # Around all of it, Starlette's own answer to a bug included.
-    door = Door(rest, *_allowed(services.settings), needed_scope(table), keys)
-    app.middleware_stack = RequestId(door)
+    way = Shortcut(inference, INFERENCE_PATHS, RequestId(app.build_middleware_stack()))
+    app.middleware_stack = Door(way, *_allowed(services.settings), needed_scope(table), keys)
     return app
 
 

@@ -136,6 +136,8 @@ def check_is_json(headers: Mapping[bytes, bytes]) -> None:
     ``application/json`` alone. That holds for a body without a type, too.
     """
     given = headers.get(b"content-type", b"")
+    if given == b"application/json":
+        return
     kind = given.partition(b";")[0].strip().lower()
     if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
         problem = f"is {_quoted(given)}" if given else "is missing"

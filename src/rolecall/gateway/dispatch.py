@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import anyio
 
@@ -119,8 +120,11 @@ class Dispatch:
         Where no model of a role can serve, its fallbacks are tried in their order. The first refusal is the one that
         the client is told, with what became of the others.
         """
-        refusals: list[RolecallError] = []
-        for each in (target, *self._services.roster.fallbacks(target)):
+        try:
+            return await self._send_to(self._caller.check(target))
+        except _CANNOT_SERVE as error:
+            refusals: list[RolecallError] = [error]
+        for each in self._services.roster.fallbacks(target):
             try:
                 return await self._send_to(self._caller.check(each))
             except _CANNOT_SERVE as error:
@@ -140,7 +144,7 @@ class Dispatch:
         facts, line = self._incoming.facts, self._account.line
         line.role = target.role or line.role
         entries = self._able(target, facts)
-        demand = Demand(role=target.role, needs=facts.needs, profile=target.profile)
+        demand = _demand(target.role, facts.needs, target.profile)
         lease = await self._lease(entries, demand)
         try:
             return await self._ask(lease), lease
@@ -166,6 +170,9 @@ class Dispatch:
 
     async def _lease(self, entries: Iterable[ModelEntry], demand: Demand) -> Lease:
         """Wait for a model; raises ``ModelLoading`` after ``max_wait_s`` for an answer that is not streamed."""
+        lease = self._services.supervisor.lease_at_once(entries, demand)
+        if lease is not None:
+            return lease
         ticket = self._ticket = self._services.supervisor.request(entries, demand)
         if ticket.lease.done():
             return ticket.lease.result()
@@ -250,6 +257,11 @@ class Dispatch:
         if authorization := lease.upstream.authorization():
             headers["authorization"] = authorization
         return headers
+
+
+@lru_cache(maxsize=256)
+def _demand(role: str | None, needs: frozenset[str], profile: str | None) -> Demand:
+    return Demand(role=role, needs=needs, profile=profile)
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from rolecall.core.keys import ApiKey
 from rolecall.core.keys import Scope as KeyScope
 from rolecall.errors import BadRequest, Forbidden, InvalidApiKey, OriginNotAllowed, RolecallError
 from rolecall.gateway.caller import Anyone, Caller, KeyHolder, Stranger, introduce
+from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.wire import WIRE
 from rolecall.runtime.api_keys import KeyStore
 from rolecall.runtime.usage import UsageBook
@@ -241,6 +242,7 @@ async def _refuse(error: RolecallError, path: str, send: Send) -> None:
     body = orjson.dumps(error_body(path, error))
     pairs = {"content-type": "application/json", "content-length": str(len(body)), **error.headers()}
     headers = [(name.encode(), value.encode()) for name, value in pairs.items()]
+    headers.append((b"x-request-id", new_request_id().encode()))
     if isinstance(error, OriginNotAllowed):
         headers.append((b"vary", b"Origin"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -263,6 +265,7 @@ async def _answer_preflight(headers: Headers, send: Send) -> None:
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", str(_PREFLIGHT_S).encode()),
         (b"vary", b"Access-Control-Request-Headers"),
+        (b"x-request-id", new_request_id().encode()),
     ]
     if asked:
         answer.append((b"access-control-allow-headers", asked))

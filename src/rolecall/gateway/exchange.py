@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import TypeVar
@@ -36,6 +35,7 @@ from rolecall.gateway.incoming import Incoming
 from rolecall.gateway.pipeline import JsonRequest
 from rolecall.gateway.relay import Relay
 from rolecall.gateway.reply import Reply
+from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.services import Services
 from rolecall.gateway.uploads import Storage, is_upload, read_upload
 from rolecall.gateway.upstream import UpstreamResponse
@@ -268,8 +268,3 @@ async def _silently(work: Awaitable[T]) -> T:
 @lru_cache(maxsize=1024)
 def _quoted(name: str) -> str:
     return quote(name, safe="()/:@ ")
-
-
-def new_request_id() -> str:
-    """Return an id for ``x-request-id`` and the log; it is no secret, and nothing is granted for it."""
-    return f"req_{random.getrandbits(128):032x}"

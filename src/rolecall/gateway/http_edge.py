@@ -27,7 +27,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from rolecall.errors import BadRequest, HeadersTooLarge, RequestTimeout, RolecallError, TooManyConnections
 from rolecall.gateway.edge_wire import EdgeWire
-from rolecall.gateway.exchange import new_request_id
+from rolecall.gateway.request_id import new_request_id
 from rolecall.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -140,6 +140,19 @@ class Supervisor:
             raise
         return ticket
 
+    def lease_at_once(self, entries: Iterable[ModelEntry], demand: Demand) -> Lease | None:
+        """Return a lease if a loaded model has a place free and nobody waits for any; else None: then ``request``."""
+        if not self.autostart:
+            return None
+        arrived = Arrived(next(self._ids), demand, tuple([entry.name for entry in entries]))
+        now = time.monotonic()
+        grant = self.scheduler.at_once(arrived, now)
+        if grant is None:
+            return None
+        if self.record is not None:
+            self.record(arrived, now, [grant])
+        return self._lease(grant, now)
+
     async def acquire(self, entries: Iterable[ModelEntry], demand: Demand, *, autostart: bool | None = None) -> Lease:
         """Wait for a model that may serve ``demand`` and return the lease; raises any ``RolecallError``.
 
