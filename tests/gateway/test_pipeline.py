@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,3 +240,19 @@ async def test_what_engines_count_is_learnt_of_requests_that_were_let_go(gateway
         await asyncio.sleep(0.021)
     assert request.estimate(holder) == pytest.approx(300, rel=0.05)
     assert abs(before - 300) < 60
+
+
+@pytest.mark.parametrize("wish", [None, "fit", "keep"])
+async def test_what_was_sent_is_held_no_longer_than_needed(gateway: Gateway, wish: str | None) -> None:
+    """Pictures are large: once the answer has begun they go at once, and do not wait for the garbage collector."""
+    messages = Watched([*earlier(uri(png())), show(uri(png()))])
+    request, left = gateway.request(messages, wish), weakref.ref(messages)
+    del messages
+    await request.settle(TARGET)
+    await request.payload(lease())
+    gc.disable()
+    try:
+        request.let_go()
+        assert left() is None
+    finally:
+        gc.enable()

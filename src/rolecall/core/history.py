@@ -134,6 +134,10 @@ class Cut:
             self.dropped_reasoning + earlier.dropped_reasoning,
         )
 
+    def counted(self) -> Cut:
+        """Return the counts alone."""
+        return replace(self, messages=())
+
     def summary(self) -> str | None:
         """Return ``messages=4 images=1`` for header and log, ``reasoning=2`` too if any; None if nothing is missing."""
         if not self.is_cut:

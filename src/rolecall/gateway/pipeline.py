@@ -103,7 +103,7 @@ class JsonRequest:
             return
         cut = await off_loop(truncate, self._body["messages"], policy)
         self._body = {**self._body, "messages": cut.messages}
-        self._settled = self._shown = cut
+        self._settled = self._shown = cut.counted()
         if cut.dropped_images:
             self._places.keep(self._body)
 
@@ -160,7 +160,8 @@ class JsonRequest:
         return None if sent is None else await self._fitted(lease, sent)
 
     async def _fitted(self, lease: Lease, sent: Sent) -> Payload:
-        self._sent, self._shown = sent, sent.cut.after(self._settled) if sent.cut.is_cut else self._settled
+        self._sent = sent
+        self._shown = sent.cut.counted().after(self._settled) if sent.cut.is_cut else self._settled
         self._receipt, self._kept = None, b""
         payload = await self._written(lease, sent.body)
         if self.facts.in_words and payload.size <= _KEPT_BYTES and isinstance(payload.data, bytes):
