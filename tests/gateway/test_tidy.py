@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
-from rolecall.gateway.tidy import Tidy
+import pytest
+
+from rolecall.gateway.tidy import Tidy, keep_pages
 
 MB = 2**20
 
@@ -56,3 +60,25 @@ async def test_the_real_allocator() -> None:
     kept = b"x" * 40 * MB
     await tidy.look()
     assert len(kept) == 40 * MB
+
+
+FAULTS = """
+import resource
+from rolecall.gateway.tidy import keep_pages
+if {kept}:
+    keep_pages()
+for _ in range(20):
+    parts = [bytes(2**18) for _ in range(40)]
+    del parts
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(not keep_pages(), reason="another allocator than glibc's")
+def test_pages_are_kept_from_one_body_to_the_next() -> None:
+    """Ten megabytes in parts, again and again, need new pages once, and not each time."""
+    new, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS.format(kept=kept)], capture_output=True, check=True).stdout)
+        for kept in (False, True)
+    )
+    assert kept < new / 2

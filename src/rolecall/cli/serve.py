@@ -16,6 +16,7 @@ from rolecall.cli.common import ConfigDir, StateDir
 from rolecall.demo.gguf import make_demo_models
 from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import serve
+from rolecall.gateway.tidy import keep_pages
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.roster import Roster, load_roster
@@ -50,6 +51,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
         }
     )
     _log_to_terminal(settings.log_level)
+    keep_pages()
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
     prepare_config_dir(settings)
