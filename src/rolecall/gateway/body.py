@@ -88,8 +88,10 @@ class BodyBuffer:
         return block
 
 
-async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes | LargeBody:
-    """Return the whole body, which is called plain JSON.
+async def receive_body(
+    headers: Mapping[bytes, bytes], receive: Receive, limit: int, come: bytes | None = None
+) -> bytes | LargeBody:
+    """Return the whole body, which is called plain JSON; ``come`` is all of it if it has come already.
 
     Raises ``BodyTooLarge`` above ``limit`` bytes, ``UnsupportedMediaType`` if it is called something else,
     ``ClientGone`` if the client leaves.
@@ -97,6 +99,10 @@ async def receive_body(headers: Mapping[bytes, bytes], receive: Receive, limit: 
     A body that is too large is refused at once. Its client, which may look for an answer only after it has sent all,
     can go on sending: the connection reads on for a while after an answer that came early.
     """
+    if come is not None and len(come) <= limit:
+        check_is_plain(headers)
+        check_is_json(headers)
+        return come
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(int(declared), limit)
@@ -122,7 +128,9 @@ async def receive_chunks(receive: Receive) -> AsyncIterator[bytes]:
 
 def check_is_plain(headers: Mapping[bytes, bytes]) -> None:
     """Raise ``UnsupportedMediaType`` for a compressed body: a small one may become a huge one."""
-    coding = headers.get(b"content-encoding", b"identity").strip().lower()
+    if b"content-encoding" not in headers:
+        return
+    coding = headers[b"content-encoding"].strip().lower()
     if coding not in {b"identity", b""}:
         raise UnsupportedMediaType(
             f"The body has the content-encoding {_quoted(coding)}; rolecall reads bodies that are not compressed."

@@ -54,6 +54,7 @@ _SAFE = frozenset({"GET", "HEAD"})
 _EXPOSED = (b"x-request-id", b"retry-after", b"x-should-retry")
 _OURS = b"x-rolecall-"
 _REPORT_EVERY_S = 10.0
+_ANYONE = Anyone()
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """``$`` of a route's pattern also matches before a line feed: it would answer what looks like no path of ours."""
 
@@ -134,7 +135,7 @@ class Door:
 
     def _caller(self, scope: Scope, headers: Headers) -> Caller:
         if self._keys is None:
-            return Anyone()
+            return _ANYONE
         try:
             key = _key(self._keys.store, headers)
         except InvalidApiKey:

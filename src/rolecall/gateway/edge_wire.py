@@ -49,6 +49,15 @@ class EdgeWire:
 
     # -- the wire
 
+    def body(self) -> bytes | None:
+        """Return the request's body if all of it has come already, as that of a small request mostly has."""
+        cycle = self.cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        cycle.message_event.clear()
+        return body
+
     def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
         """Write an answer with ``content-length``, small ones in one go: each write is a call of the kernel."""
         if len(data) >= _LARGE_BYTES:

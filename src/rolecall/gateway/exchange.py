@@ -178,7 +178,7 @@ class Exchange:
         settings, endpoint = self._services.settings, self._scope["path"]
         if endpoint in UPLOADS:
             return await self._receive_upload(receive, endpoint)
-        raw = await receive_body(self._headers, receive, settings.max_body_bytes)
+        raw = await receive_body(self._headers, receive, settings.max_body_bytes, self._wire.body())
         self._line.bytes_in = len(raw)
         body = await read_json(raw, in_full=settings.log_prompts)
         if isinstance(body, dict):
@@ -261,8 +261,8 @@ class Exchange:
         return headers
 
 
-async def _silently(work: Awaitable[T]) -> T:
-    return await work
+def _silently(work: Awaitable[T]) -> Awaitable[T]:
+    return work
 
 
 @lru_cache(maxsize=1024)

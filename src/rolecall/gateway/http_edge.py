@@ -137,6 +137,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._body: _BodyClock | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
+        self._rests_since: float | None = None  # when the last answer was complete
         self._has_spoken = False
         self._is_left = False
         self._sheds_upgrade = False
@@ -161,8 +162,7 @@ class _EdgeProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of everything."""
         self._is_deaf = True
-        self._unset_keepalive_if_required()  # uvicorn keeps it where the connection broke
-        for timer in (self._clock, self._farewell):
+        for timer in (self._clock, self._farewell, self.timeout_keep_alive_task):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -384,12 +384,36 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._farewell = self.loop.call_later(_LINGER_S if self._is_deaf else _REST_S, self.transport.abort)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the client to take the rest of the answer."""
-        super().on_response_complete()
+        """Wait for the next request, or for the client to take the rest of the answer.
+
+        As in uvicorn, but without a timer for each request: one looks now and then since when nothing came.
+        """
+        self.server_state.total_requests += 1
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+            if self.pipeline:
+                cycle, app = self.pipeline.pop()
+                self._start_asgi_task(cycle, app)  # type: ignore[arg-type]
+            else:
+                self._rests_since = self.loop.time()
+                if self.timeout_keep_alive_task is None:
+                    self._rest_until(self._rests_since + self.timeout_keep_alive)
         self._await_flush()
 
+    def _unset_keepalive_if_required(self) -> None:
+        self._rests_since = None
+
+    def _rest_until(self, moment: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_at(moment, self.timeout_keep_alive_handler)
+
     def timeout_keep_alive_handler(self) -> None:
-        """Close a connection on which nothing came."""
+        """Close a connection on which nothing came for long."""
+        self.timeout_keep_alive_task = None
+        if self._rests_since is None:
+            return
+        if (moment := self._rests_since + self.timeout_keep_alive) > self.loop.time():
+            self._rest_until(moment)
+            return
         super().timeout_keep_alive_handler()
         self._await_flush()
 

@@ -16,19 +16,17 @@ class Inference:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._active: set[Exchange] = set()
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._is_idle: asyncio.Event | None = None  # of interest only at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = Exchange(self._services, scope, send)
         self._active.add(exchange)
-        self._is_idle.clear()
         try:
             await exchange.run(receive)
         finally:
             self._active.discard(exchange)
-            if not self._active:
+            if self._is_idle is not None and not self._active:
                 self._is_idle.set()
 
     async def drain(self, grace_s: float) -> None:
@@ -40,7 +38,10 @@ class Inference:
             await self._idle_within(2 * LAST_WORDS_S)
 
     async def _idle_within(self, seconds: float) -> bool:
-        waiting = asyncio.ensure_future(self._is_idle.wait())
+        if not self._active:
+            return True
+        is_idle = self._is_idle = asyncio.Event()
+        waiting = asyncio.ensure_future(is_idle.wait())
         await asyncio.wait({waiting}, timeout=seconds)
         waiting.cancel()
-        return self._is_idle.is_set()
+        return is_idle.is_set()

@@ -284,7 +284,7 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
         config.load()
         gc.collect()
         gc.freeze()  # a full collection would look through all that is imported, and nothing runs for 50 ms meanwhile
-        gc.set_threshold(700, 10, 1)  # so it is cheap now: often a little, not seldom thousands of requests at once
+        gc.set_threshold(5000, 10, 1)  # so it is cheap now; at 700 it took a tenth of the time of small requests
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{sock.getsockname()[1]}"
         await Server(config, gateway, lambda: announce(url)).serve(sockets=[sock])

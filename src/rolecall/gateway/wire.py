@@ -26,6 +26,10 @@ class Wire(Protocol):
     Each may have to be followed by ``drain``.
     """
 
+    def body(self) -> bytes | None:
+        """Return the request's body if all of it has come already; else None: it has to be received."""
+        ...
+
     def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
         """Send an answer with ``content-length``; return whether it is on its way, without ``drain``."""
         ...
@@ -57,6 +61,9 @@ class AsgiWire:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._waiting: list[dict[str, object]] = []
+
+    def body(self) -> None:
+        """Nothing is known of it."""
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
         """Keep status and headers for what comes first of the body: until then nothing waits for them."""

@@ -40,7 +40,7 @@ from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
 from rolecall.core.scheduler import Scheduler
-from rolecall.core.selection import Candidate, Demand
+from rolecall.core.selection import Candidate, Demand, Selection
 from rolecall.core.slot import ModelStatus
 from rolecall.core.vram import Placement
 from rolecall.errors import NotLoaded, RolecallError
@@ -151,7 +151,7 @@ class Supervisor:
             return None
         if self.record is not None:
             self.record(arrived, now, [grant])
-        return self._lease(grant, now)
+        return self._lease_of(self._engines[grant.model], grant.selection)
 
     async def acquire(self, entries: Iterable[ModelEntry], demand: Demand, *, autostart: bool | None = None) -> Lease:
         """Wait for a model that may serve ``demand`` and return the lease; raises any ``RolecallError``.
@@ -557,16 +557,19 @@ class Supervisor:
         engine = self._engines[grant.model]
         ready_at = engine.ready_at or granted
         load_s = max(0.0, min(granted, ready_at) - max(arrived, engine.started_at))
+        return self._lease_of(engine, grant.selection, (granted - arrived - load_s) * 1000, load_s * 1000)
+
+    def _lease_of(self, engine: Engine, selection: Selection, queue_ms: float = 0, load_ms: float = 0) -> Lease:
         lease = Lease(
-            entry=engine.entry,
-            backend=engine.backend,
-            upstream=engine.upstream(),
-            selection=grant.selection,
-            queue_ms=(granted - arrived - load_s) * 1000,
-            load_ms=load_s * 1000,
-            engine_gone=engine.gone,
-            _give_back=partial(self._end, engine),
-            _has_run_out=engine.ran_out,
+            engine.entry,
+            engine.backend,
+            engine.upstream(),
+            selection,
+            queue_ms,
+            load_ms,
+            engine.gone,
+            partial(self._end, engine),
+            engine.ran_out,
         )
         engine.leases.add(lease)
         return lease
