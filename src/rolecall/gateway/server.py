@@ -218,11 +218,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._gateway = gateway
         self._announce = announce
+        self._ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections, and say so."""
         await super().startup(sockets)
         self._announce()
+
+    async def main_loop(self) -> None:
+        """Wait for a signal, where uvicorn looks for one ten times a second; its date needs a look a second."""
+        ending = asyncio.ensure_future(self._ending.wait())
+        while not ending.done():
+            await self.on_tick(0)
+            await asyncio.wait({ending}, timeout=1.0)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -244,6 +252,7 @@ class Server(uvicorn.Server):
         else:
             log.info("%s: finishing answers in flight", signal.Signals(sig).name)
         self.should_exit = True
+        self._ending.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the gateway, then close the connections."""

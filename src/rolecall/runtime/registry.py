@@ -113,7 +113,11 @@ async def registry_changes(config_dir: Path) -> AsyncIterator[None]:
     names = {CURATED, DISCOVERED}
     # Where the kernel gives no change events (network drives), WATCHFILES_FORCE_POLLING=1 makes it poll.
     async for _ in watchfiles.awatch(
-        config_dir, watch_filter=lambda _change, path: Path(path).name in names, recursive=False, debounce=200, step=50
+        config_dir,
+        watch_filter=lambda _change, path: Path(path).name in names,
+        recursive=False,
+        debounce=400,
+        step=200,  # it wakes up so often whether there is something or not
     ):
         yield
 
