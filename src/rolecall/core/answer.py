@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-_OUTPUT_KEYS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal", "audio")
 _BLOCK_KEYS = ("text", "thinking", "partial_json")
 _RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
-_CACHED = ("cache_read_input_tokens", "cache_creation_input_tokens")
+_CACHED = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})
 """Anthropic counts them beside ``input_tokens``, OpenAI within."""
 _BYTES_PER_TOKEN = 4
 """English text has about four letters a token with the tokenizers of today's models."""
@@ -99,7 +98,9 @@ class Answer:
         """Count what the model wrote in one go: texts, or objects with texts in them."""
         self.has_output = True
         self._pieces += 1
-        self._bytes += sum(map(_bytes_of, pieces))
+        for piece in pieces:
+            if piece:
+                self._bytes += _bytes_of(piece)
 
     def _say(self, text: Any) -> None:
         self.has_output = self.has_output or bool(text)
@@ -109,10 +110,13 @@ class Answer:
     def _read_choice(self, choice: dict[str, Any]) -> None:
         self._finish(choice.get("finish_reason"))
         said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
-        if isinstance(said, dict) and any(said.get(key) for key in _OUTPUT_KEYS):
-            thought = said.get("reasoning_content") or said.get("reasoning")
-            self._write(said.get("content"), thought, said.get("tool_calls"), said.get("refusal"))
-            self._say(said.get("content"))
+        if not isinstance(said, dict):
+            return
+        text, thought = said.get("content"), said.get("reasoning_content") or said.get("reasoning")
+        calls, refusal = said.get("tool_calls"), said.get("refusal")
+        if text or thought or calls or refusal or said.get("audio"):
+            self._write(text, thought, calls, refusal)
+            self._say(text)
 
     def _read_event(self, kind: str, event: dict[str, Any]) -> None:
         if kind in _RESPONSE_ENDS:
@@ -169,12 +173,16 @@ class Answer:
             return
         prompt = _count(usage, "prompt_tokens", "input_tokens")
         if prompt is not None:
-            self.prompt_tokens = prompt + sum(_count(usage, name) or 0 for name in _CACHED)
+            self.prompt_tokens = prompt if _CACHED.isdisjoint(usage) else prompt + _cached(usage)
         written = _count(usage, "completion_tokens", "output_tokens")
         self.completion_tokens = self.completion_tokens if written is None else written
         details = usage.get("completion_tokens_details") or usage.get("output_tokens_details")
         if isinstance(details, dict):
             self.reasoning_tokens = _count(details, "reasoning_tokens")
+
+
+def _cached(usage: dict[str, Any]) -> int:
+    return sum(_count(usage, name) or 0 for name in _CACHED)
 
 
 def _bytes_of(value: Any) -> int:
@@ -197,7 +205,11 @@ def _texts(response: dict[str, Any]) -> Iterator[Any]:
 
 
 def _count(usage: dict[str, Any], *names: str) -> int | None:
-    return next((usage[name] for name in names if isinstance(usage.get(name), int)), None)
+    for name in names:
+        value = usage.get(name)
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def _error_text(error: Any) -> str:

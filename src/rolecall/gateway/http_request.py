@@ -74,7 +74,7 @@ class Pieces:
             yield bytes(part)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HttpRequest:
     """A request as it is sent. ``size`` is that of its body, None for one that is sent in chunks."""
 
@@ -118,17 +118,31 @@ def _checked(left: int, *, is_end: bool) -> int:
 def http_request(method: str, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes]) -> HttpRequest:
     """Return a request; names in ``headers`` are in small letters. Raises ``UpstreamError`` and quotes nothing."""
     address = loopback_address(url)
-    allowed = (value.isascii() and value.isprintable() and value == value.strip() for value in headers.values())
-    if address is None or not all(allowed):
-        raise UpstreamError("The engine's address or API key holds characters that HTTP does not allow.")
+    if address is None:
+        raise _not_allowed()
     size = int(headers["content-length"]) if "content-length" in headers else None
-    lines = [f"{method} {address.target} HTTP/1.1", f"host: {address.authority}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
+    fields = _fields(headers)
     if isinstance(body, bytes | Pieces):
         if size is None:
-            lines.append(f"content-length: {len(body)}")
+            fields += f"content-length: {len(body)}\r\n"
         else:
             _checked(size - len(body), is_end=True)
     elif size is None:
-        lines.append("transfer-encoding: chunked")
-    return HttpRequest(address, method, "\r\n".join((*lines, "", "")).encode("ascii"), body, size)
+        fields += "transfer-encoding: chunked\r\n"
+    start = f"{method} {address.target} HTTP/1.1\r\nhost: {address.authority}\r\n"
+    return HttpRequest(address, method, f"{start}{fields}\r\n".encode("ascii"), body, size)
+
+
+def _fields(headers: Mapping[str, str]) -> str:
+    """Return the lines of the headers, looked through as a whole, which is several times as fast."""
+    text = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    is_plain = text.isascii() and text.replace("\r\n", "").isprintable() and text.count("\r\n") == len(headers)
+    if not is_plain or ":  " in text or " \r\n" in text:
+        for value in headers.values():
+            if not (value.isascii() and value.isprintable() and value == value.strip()):
+                raise _not_allowed()
+    return text
+
+
+def _not_allowed() -> UpstreamError:
+    return UpstreamError("The engine's address or API key holds characters that HTTP does not allow.")
