@@ -114,9 +114,13 @@ class StreamWatch:
             return event
         if self._pattern is not None and (passed := self._pass_alike(event, self._pattern)):
             return passed
-        event, came = _cleaned(event), event
-        lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
-        data = b"\n".join(lines)
+        came = event
+        if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+            data = event[5:].strip()  # as nearly all engines send nearly all events: a line, and a blank one
+        else:
+            event = _cleaned(event)
+            lines = [line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")]
+            data = b"\n".join(lines)
         if data == b"[DONE]":
             self.answer.end()
             # After an error it would say that the answer is whole.
@@ -142,7 +146,7 @@ class StreamWatch:
     def _learn(self, came: bytes, went: bytes, message: dict[str, Any]) -> None:
         if self._rewriter is not None and not self._rewriter.is_steady:
             self._pattern = None
-        elif not self.answer.keeps_text:
+        elif not (self.answer.is_complete or self.answer.keeps_text):
             self._pattern = EventPattern.of(came, went, message) or self._pattern
 
     def _flush(self) -> bytes:

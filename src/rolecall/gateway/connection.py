@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import select
 from collections.abc import AsyncIterable, Callable
 
@@ -17,8 +18,9 @@ _HIGH_BYTES = 2**18
 class Connection(asyncio.Protocol):
     """One exchange at a time: ``begin``, ``send``, ``head``, ``read`` or ``pipe`` to the end, ``finish``.
 
-    A single task does all that. Limits of time are timers of the loop, which cost a tenth of a cancel scope: they
-    ``fail`` the exchange, and whatever its task waits for then raises. ``on_lost`` is called once, at the end.
+    A single task does all that. What takes too long makes the exchange ``fail``, and whatever its task waits for then
+    raises. One timer looks after all limits of all exchanges: it is set anew only where it would come too late.
+    ``on_lost`` is called once, at the end.
     """
 
     def __init__(self, on_lost: Callable[[Connection], None]) -> None:
@@ -28,14 +30,16 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
-        self._fileno = -1
+        self._poll = select.poll()
         self._answer: HttpAnswer | None = None
         self._error: Exception | None = None
         self._take: Take | None = None
         self._changed: asyncio.Future[None] | None = None
-        self._timers: list[asyncio.TimerHandle] = []
-        self._idle_timer: asyncio.TimerHandle | None = None
+        self._limits: dict[str, float] = {}
+        self._idle_s = math.inf
         self._waits_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = math.inf
         self._is_full = self._is_paused = self._is_sent = False
 
     # -- what the transport tells
@@ -43,7 +47,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin."""
         self._transport = transport
-        self._fileno = transport.get_extra_info("socket").fileno()
+        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
         """Take in some bytes of an answer; none belong to a connection of which nobody wants any."""
@@ -77,6 +81,8 @@ class Connection(asyncio.Protocol):
                 self._break(str(reason))
         self._is_full = False
         self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
 
     def pause_writing(self) -> None:
         """Let the sender wait: the engine takes no more."""
@@ -101,20 +107,21 @@ class Connection(asyncio.Protocol):
 
     def is_quiet(self) -> bool:
         """Whether nothing has come that the loop has not told yet: the end of a kept connection, in most cases."""
-        poll = select.poll()
-        poll.register(self._fileno, select.POLLIN)
-        return not poll.poll(0)
+        return not self._poll.poll(0)
 
     def begin(self, answer: HttpAnswer) -> None:
         """Expect an answer."""
         self._answer, self._error = answer, None
         self.has_heard = self._is_sent = False
 
-    def limit(self, at: float, message: str) -> asyncio.TimerHandle:
-        """Have the exchange fail at a moment of the loop's clock, unless the timer is cancelled or it is finished."""
-        timer = self._loop.call_at(at, lambda: self.fail(UpstreamTimeout(message)))
-        self._timers.append(timer)
-        return timer
+    def limit(self, at: float, late: str) -> None:
+        """Have the exchange fail at a moment of the loop's clock, unless that is lifted or it is finished."""
+        self._limits[late] = at
+        self._look_at(at)
+
+    def lift(self, late: str) -> None:
+        """Let go of a limit."""
+        self._limits.pop(late, None)
 
     def fail(self, error: Exception) -> None:
         """Have whatever waits for the answer raise an error; the first one counts."""
@@ -218,12 +225,8 @@ class Connection(asyncio.Protocol):
             self._error = None  # its traceback leads back here, and to the request
         else:
             self.fail(UpstreamError("The answer was closed while it was read."))
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
+        self._limits.clear()
+        self._idle_s = math.inf
         if answer is None:
             return False
         answer.let_go()
@@ -261,19 +264,35 @@ class Connection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
 
+    # -- time
+
     def _watch_idle(self, idle_s: float) -> None:
         """Begin to count how long nothing comes."""
-        self._waits_since = self._loop.time()
-        if self._idle_timer is None:
-            self._idle_timer = self._loop.call_later(idle_s, self._check_idle, idle_s)
+        self._idle_s, self._waits_since = idle_s, self._loop.time()
+        self._look_at(self._waits_since + idle_s)
 
-    def _check_idle(self, idle_s: float) -> None:
-        """Fail if the reader has waited for too long; one timer serves all parts of an answer."""
-        waited_s = self._loop.time() - self._waits_since if self._changed is not None else 0.0
-        if waited_s >= idle_s:
-            self.fail(UpstreamTimeout(f"The engine sent nothing for {idle_s:g} s."))
-        else:
-            self._idle_timer = self._loop.call_later(idle_s - waited_s, self._check_idle, idle_s)
+    def _look_at(self, at: float) -> None:
+        """See to it that somebody looks at the limits then, or before."""
+        if self._timer is None or at < self._looks_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._looks_at = at
+            self._timer = self._loop.call_at(at, self._look)
+
+    def _look(self) -> None:
+        """Fail if a limit has passed; else look again at the next one, if there is any."""
+        self._timer, now = None, self._loop.time()
+        waits_since = now if self._changed is None else self._waits_since
+        due, late = min(
+            ((at, late) for late, at in self._limits.items()),
+            default=(math.inf, ""),
+        )
+        if waits_since + self._idle_s < due:
+            due, late = waits_since + self._idle_s, f"The engine sent nothing for {self._idle_s:g} s."
+        if due <= now:
+            self.fail(UpstreamTimeout(late))
+        elif due < math.inf:
+            self._look_at(due)
 
     def _break(self, reason: str) -> None:
         has_head = self._answer is not None and self._answer.has_head

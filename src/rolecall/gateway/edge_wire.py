@@ -8,6 +8,7 @@ uvicorn would write; everybody else uses ``send``.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,11 +35,15 @@ class EdgeWire:
         self._app = app
         self._problem = problem
         self._leave: Callable[[], None] | None = None
+        self._unsent = b""
 
     async def serve(self, scope: Scope, _receive: Receive, send: Send) -> None:
         """Serve it as an ASGI application does."""
         scope["extensions"] = {WIRE: self}
-        await self._app(scope, self.receive, send)
+        try:
+            await self._app(scope, self.receive, send)
+        finally:
+            self._flush()
 
     async def receive(self) -> Message:
         """Return what uvicorn received; raises why a body that is waited for was refused."""
@@ -69,9 +74,22 @@ class EdgeWire:
         return not self.cycle.flow.write_paused
 
     def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Write status and headers; without ``content-length`` the body goes in chunks."""
-        if not self.cycle.disconnected:
-            self.cycle.transport.write(self._head(status, headers))
+        """Write status and headers, together with what is written in the same turn of the loop.
+
+        Without ``content-length`` the body goes in chunks.
+        """
+        self._unsent = self._head(status, headers)
+        asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        if self._unsent and not self.cycle.disconnected:
+            self.cycle.transport.write(self._unsent)
+        self._unsent = b""
+
+    def _write(self, data: bytes) -> None:
+        if self._unsent:
+            data, self._unsent = self._unsent + data, b""
+        self.cycle.transport.write(data)
 
     def _head(self, status: int, headers: Mapping[str, str]) -> bytes:
         cycle = self.cycle
@@ -93,7 +111,7 @@ class EdgeWire:
         """Write a part; what a client that has left would have got is thrown away."""
         cycle = self.cycle
         if data and not cycle.disconnected:
-            write = cycle.transport.write
+            write = self._write
             if not cycle.chunked_encoding:
                 write(data)
             elif len(data) < _LARGE_BYTES:
@@ -110,9 +128,9 @@ class EdgeWire:
         if cycle.disconnected:
             return True
         if cycle.chunked_encoding:
-            cycle.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
+            self._write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n")
         else:
-            cycle.transport.write(data)
+            self._write(data)
         self._complete()
         return not cycle.flow.write_paused
 

@@ -90,7 +90,7 @@ class LoopbackTransport:
         connection.begin(HttpAnswer(has_body=request.method != "HEAD"))
         late = f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
         try:
-            timer = connection.limit(began + head_timeout_s, late)
+            connection.limit(began + head_timeout_s, late)
             if self._total_s is not None:
                 connection.limit(
                     began + self._total_s, f"The engine's answer was not complete after {self._total_s:g} s."
@@ -100,7 +100,7 @@ class LoopbackTransport:
         except BaseException:
             connection.finish()
             raise
-        timer.cancel()
+        connection.lift(late)
         key = request.address.key
         return LoopbackResponse(
             connection,

@@ -91,8 +91,7 @@ class Relay:
         await self._reply.start(response.status, self._response_headers(response))
         if self._reply.promised is not None:
             await self._tell_late(self._reply.promised)
-        await self._pump(response, lease, watch)
-        rest = watch.close()
+        rest = await self._pump(response, lease, watch) + watch.close()
         if self._facts.endpoint in _FINISHING and not self._answer.is_complete:
             await self._reply.body(rest)
             raise UpstreamError("The engine ended its answer without finishing it.")
@@ -105,22 +104,26 @@ class Relay:
         await self._reply.body(rest, more=False)
         self.is_delivered = True
 
-    async def _pump(self, response: UpstreamResponse, lease: Lease, watch: StreamWatch) -> None:
-        """Have the parts of a stream passed on, where they come in, to its last mark.
+    async def _pump(self, response: UpstreamResponse, lease: Lease, watch: StreamWatch) -> bytes:
+        """Have the parts of a stream passed on, where they come in; return that with the last mark, if it has one.
 
         This task sleeps meanwhile. It is woken after the first part, for which the client was told to wait, when the
         client takes no more, and at the end.
         """
-        reply, answer, has_begun = self._reply, self._answer, False
+        reply, answer, has_begun, last = self._reply, self._answer, False, b""
 
         def take(part: bytes) -> bool:
+            nonlocal last
             lease.touch()
             passed = watch.feed(part)
-            takes_more = reply.part(passed) if passed else True
             self._account.note_output()
+            if answer.is_over:
+                last = passed  # to go on together with the end
+                return False
+            takes_more = reply.part(passed) if passed else True
             # Many clients close at the last mark, without waiting for the end of the HTTP answer.
             self.is_delivered = answer.is_complete
-            return takes_more and has_begun and not answer.is_over
+            return takes_more and has_begun
 
         idle_s = self._settings.stream_idle_timeout_ms / 1000
         has_ended = await self._waiting(response.pipe(take, idle_s))
@@ -128,6 +131,7 @@ class Relay:
         while not (has_ended or answer.is_over):
             await reply.drain()
             has_ended = await response.pipe(take, idle_s)
+        return last
 
     async def _tell_late(self, promised: Mapping[str, str]) -> None:
         """Tell in comments what was not known yet when a stream that waits was given its head."""
