@@ -18,7 +18,7 @@ from rolecall.core.history import Cut, HistoryPolicy, truncate, without_reasonin
 
 def test_what_spares_words_leaves_them_alone_whole() -> None:
     """Policies that are said to spare conversations in words drop nothing of any, and cut none to a context."""
-    words = ["a", "<think>hm</think>b", None, {"image_url": "x"}]
+    words = ["a", "<think>hm</think>b", None, {"image_url": "x"}, [{"type": "text", "text": "a"}]]
     for vision, reasoning, way in itertools.product((True, False), (True, False), ("off", "vision", "all")):
         policy = HistoryPolicy(vision_truncate=vision, reasoning_truncate=reasoning, fit=way, vision_keep_system=False)  # type: ignore[arg-type]
         for said in itertools.product(words, repeat=3):

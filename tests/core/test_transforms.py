@@ -55,11 +55,12 @@ def test_facts_of_a_small_request() -> None:
         ({"role": "user", "content": {"text": "x"}}, True),
         ({"role": "user"}, True),
         (said(picture(3)), False),
-        (said({"type": "text", "text": "what is it?"}), False),
+        (said({"type": "text", "text": "what is it?"}), True),
+        (said({"type": "text", "text": "what is it?", "image_url": None}), False),
     ],
 )
-def test_a_chat_without_parts_is_in_words(message: dict[str, Any], in_words: bool) -> None:  # noqa: FBT001
-    """One message with parts is enough to make it another one; nothing is said of other endpoints."""
+def test_a_chat_without_pictures_is_in_words(message: dict[str, Any], in_words: bool) -> None:  # noqa: FBT001
+    """One is enough to make it another one, whatever it is worth; nothing is said of other endpoints."""
     body = chat({"role": "user", "content": "hi"}, message)
     assert facts(body).in_words is in_words
     assert not facts(body, "/v1/messages").in_words

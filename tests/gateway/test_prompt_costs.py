@@ -113,18 +113,18 @@ async def test_what_is_known_well_is_learnt_seldom() -> None:
     """Learning holds others up: of a new model soon again, of one that is known well after a second."""
     now = 0.0
     model = TokenModel()
-    costs = PromptCosts(lambda _: Knowledge(model), Pictures(), Counter(), clock=lambda: now)
-    assert costs.is_curious(lease())
-    assert not costs.is_curious(lease())
+    engine, costs = lease(), PromptCosts(lambda _: Knowledge(model), Pictures(), Counter(), clock=lambda: now)
+    assert costs.is_curious(engine)
+    assert not costs.is_curious(engine)
     now += 0.05
-    assert costs.is_curious(lease())
+    assert costs.is_curious(engine)
     model.observations = 64
     now += 0.05
-    assert costs.is_curious(lease())
+    assert costs.is_curious(engine)
     now += 0.9
-    assert not costs.is_curious(lease())
+    assert not costs.is_curious(engine)
     now += 0.2
-    assert costs.is_curious(lease())
+    assert costs.is_curious(engine)
 
 
 async def test_a_long_prompt_costs_the_same_as_in_a_thread() -> None:

@@ -146,6 +146,10 @@ class Cut:
         return f"messages={self.dropped_messages} images={self.dropped_images}{reasoning}"
 
 
+NOTHING_CUT = Cut(())
+"""The counts of what is all there."""
+
+
 @dataclass(slots=True)
 class _Kept:
     """What the policies leave: so many of the last past turns, the system messages or not."""

@@ -253,7 +253,8 @@ def _search_object(node: Mapping[str, Any], path: Path, inherited: Kind | None, 
     part = _type_of(node)
     # What the body itself, or something inside a medium, says of its type is read by nobody, and exempts from nothing.
     role = part if path and inherited is None else ""
-    inherited = _kind_in(part) or inherited
+    if part:
+        inherited = _kind_in(part) or inherited
     before = len(found)
     for key, value in node.items():
         kind = type(value)
@@ -261,7 +262,7 @@ def _search_object(node: Mapping[str, Any], path: Path, inherited: Kind | None, 
             if key not in _WORDS and _may_hold_media(key) and not _is_read_as_text(key, role):
                 _judge(value, (*path, key), key, inherited, found)
         elif (kind is list or kind is dict) and not _is_read_as_text(key, role):
-            _search(value, (*path, key), _modality(node, key, path) or key, inherited, found)
+            _search(value, (*path, key), (key == "input" and _modality(node, path)) or key, inherited, found)
     if part in _IMAGE_PARTS and not any(medium.kind == "image" for medium in found[before:]):
         found.append(Medium("image", path))
 
@@ -278,14 +279,13 @@ def _search(value: Any, path: Path, key: str, inherited: Kind | None, found: lis
         _search_object(value, path, _kind_in(key) or inherited or _SLOTS.get(key), found)
         return
     _check_depth(path)
-    holds_media = _may_hold_media(key)
     for index, item in enumerate(value):
         kind = type(item)
         if kind is dict and len(item) == 2 and _is_in_words(item):
             continue
         if kind is dict or kind is list:
             _search(item, (*path, index), key, inherited, found)
-        elif (kind is str or kind is LongText) and holds_media:
+        elif (kind is str or kind is LongText) and _may_hold_media(key):
             _judge(item, (*path, index), key, inherited, found)
 
 
@@ -301,9 +301,9 @@ def _check_depth(path: Path) -> None:
         raise BadRequest(f"The body is nested too deeply; {MAX_DEPTH} levels are read.", param=shown(path[:8]))
 
 
-def _modality(node: Mapping[str, Any], key: str, path: Path) -> Kind | None:
+def _modality(node: Mapping[str, Any], path: Path) -> Kind | None:
     """Infinity's embeddings: ``modality`` says what the addresses in ``input`` are."""
-    named = node.get("modality") if key == "input" and not path else None
+    named = None if path else node.get("modality")
     return next((kind for kind in _KINDS if kind == named), None)
 
 

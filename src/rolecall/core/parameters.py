@@ -77,6 +77,8 @@ def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(body)
     if not _NOT_FOR_CLIENTS.isdisjoint(kept):
         kept = {name: value for name, value in kept.items() if name not in _NOT_FOR_CLIENTS}
+    if _NOT_IN.keys().isdisjoint(kept):
+        return kept
     for name, refused in _NOT_IN.items():
         inner = kept.get(name)
         if isinstance(inner, dict) and not refused.isdisjoint(inner):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from rolecall.core.conversation import image_positions
 from rolecall.core.endpoints import (
     CHAT,
     COMPLETIONS,
@@ -56,8 +57,8 @@ class RequestFacts(NamedTuple):
     """What routing and the log need to know of a body.
 
     ``messages``, ``images`` and ``addresses`` are counts; the last one is of media that are named by their address.
-    ``media`` are these and the images, as they stand in the body. ``in_words`` is said of a chat whose contents are all
-    plain texts: no message has parts, and so none a picture.
+    ``media`` are these and the images, as they stand in the body. ``in_words`` is said of a chat of whose messages none
+    holds a picture, as ``core.conversation`` tells them.
     """
 
     endpoint: str
@@ -102,8 +103,7 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
     if wants_usage is not None and not isinstance(wants_usage, bool):
         problem = "The field 'stream_options.include_usage' must be true or false."
         raise BadRequest(problem, param="stream_options.include_usage")
-    messages = _messages(body) if endpoint in _CONVERSATIONS else _turns(body)
-    in_words = endpoint == CHAT and all(type(message.get("content")) is not list for message in messages)
+    messages, in_words = _messages(body) if endpoint in _CONVERSATIONS else (_turns(body), False)
     for required in _REQUIRED.get(endpoint, ()):
         _check_required(body, required)
     media = find_media(body)
@@ -123,19 +123,23 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
         prompt_id=_text(named.get("prompt_id")),
         prompt_version=_text(named.get("prompt_version")),
         media=tuple(medium for medium in media if medium.kind == "image" or medium.is_address) if media else (),
-        in_words=in_words,
+        in_words=in_words and endpoint == CHAT,
     )
 
 
-def _messages(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _messages(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
+    """Return the messages, and whether none of them holds a picture."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         problem = "is missing" if messages is None else "must be a non-empty list"
         raise BadRequest(f"The field 'messages' {problem}.", param="messages")
+    in_words = True
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest("Each message must be an object with a 'role'.", param=f"messages[{index}]")
-    return messages
+        if isinstance(message.get("content"), list) and image_positions(message):
+            in_words = False
+    return messages, in_words
 
 
 def _check_required(body: Mapping[str, Any], required: _Required) -> None:

@@ -200,6 +200,8 @@ def work_of(body: bytes | LargeBody) -> int:
 
 async def read_json(body: bytes | LargeBody, *, in_full: bool = True) -> Any:
     """Return the parsed body as ``parse_json`` does, and let others run while a large one is parsed."""
+    if isinstance(body, bytes) and len(body) < LARGE_BYTES:
+        return parse_json(body)
     return await aside(work_of(body), lambda: parse_json(body, in_full=in_full))
 
 
@@ -226,19 +228,19 @@ def parse_json(body: bytes | LargeBody, *, in_full: bool = True) -> Any:
         if not body:
             raise BadRequest("The body is empty; it must be a JSON object.")
         if len(body) <= _FEW_BYTES:
-            return _loaded(partial(orjson.loads, body), body.count(b"[") + body.count(b"{"))
+            return _loaded(orjson.loads, body, body.count(b"[") + body.count(b"{"))
         if len(body) >= LARGE_BYTES:
             body = large_json.in_blocks(body)
     containers = _check_counts([body] if isinstance(body, bytes) else body.rest)
     with _without_collection():
         if isinstance(body, bytes):
-            return _loaded(partial(orjson.loads, body), containers)
-        return _loaded(partial(body.parsed, in_full=in_full), containers)
+            return _loaded(orjson.loads, body, containers)
+        return _loaded(partial(LargeBody.parsed, in_full=in_full), body, containers)
 
 
-def _loaded(loads: Callable[[], Any], containers: int) -> Any:
+def _loaded(loads: Callable[[T], Any], body: T, containers: int) -> Any:
     try:
-        value = loads()
+        value = loads(body)
     except (orjson.JSONDecodeError, large_json.NotJson) as error:
         if "depth limit" in str(error):
             raise _too_deep() from None

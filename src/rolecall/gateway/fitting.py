@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 import anyio.to_thread
 
 from rolecall.core.fit import Costs, Fitted, fit, is_fitted, room_for_answer, too_long
-from rolecall.core.history import Cut, HistoryPolicy, truncate
+from rolecall.core.history import NOTHING_CUT, Cut, HistoryPolicy, truncate
 from rolecall.core.overflow import Overflow
 from rolecall.gateway.engine_context import EngineContexts
 from rolecall.runtime.lease import Lease
@@ -68,7 +68,7 @@ class Sent:
     """
 
     body: Mapping[str, Any]
-    cut: Cut
+    cut: Cut = NOTHING_CUT
     costs: Costs | None = None
     is_counted: bool = False
 
@@ -81,21 +81,20 @@ class Fitter:
         self._contexts = contexts
         self._pricing = pricing
 
-    async def prepare(
-        self, body: Mapping[str, Any], lease: Lease, wish: str | None = None, *, in_words: bool = False
-    ) -> Sent:
+    def spares_words(self, lease: Lease, wish: str | None) -> bool:
+        """Whether a conversation without pictures goes to the engine of a lease as it is; raises as ``prepare``."""
+        return self._policy_for(lease, wish).spares_words
+
+    async def prepare(self, body: Mapping[str, Any], lease: Lease, wish: str | None = None) -> Sent:
         """Return the body to send to the engine of a lease; ``wish`` is the request's ``X-Rolecall-History``.
 
-        ``in_words`` is said of a conversation of which is known that it has no pictures.
         Raises ``BadRequest`` for a wish that is none, ``ContextLengthExceeded`` if the text alone of what may not be
         left out is too long. Where pictures make it so, the engine has the last word.
         """
         messages = body.get("messages")
         policy = self._policy_for(lease, wish)
         if not isinstance(messages, list):
-            return Sent(body, Cut(()))
-        if in_words and policy.spares_words:
-            return Sent(body, Cut(messages))
+            return Sent(body)
         cut = await off_loop(truncate, messages, policy)
         sent = Sent(_with(body, cut.messages), cut)
         if not is_fitted(cut.messages, policy):
@@ -112,7 +111,7 @@ class Fitter:
         """
         self._contexts.learn(lease, overflow.context)
         policy = self._policy_for(lease, wish)
-        messages = sent.cut.messages
+        messages = sent.body["messages"]
         if not is_fitted(messages, policy):
             return None
         if overflow.prompt is not None and not overflow.is_floor:

@@ -20,7 +20,7 @@ from rolecall.core.catalog import Target
 from rolecall.core.conversation import dispensable_images
 from rolecall.core.endpoints import CHAT
 from rolecall.core.fit import room_for_answer
-from rolecall.core.history import ANSWER_HEADER, Cut, HistoryPolicy, truncate
+from rolecall.core.history import ANSWER_HEADER, NOTHING_CUT, HistoryPolicy, truncate
 from rolecall.core.least_tokens import CHARACTERS_PER_TOKEN, characters, check_can_fit, lasting
 from rolecall.core.media import Places
 from rolecall.core.overflow import read_overflow
@@ -39,7 +39,6 @@ _LONG = 2**10 * CHARACTERS_PER_TOKEN
 """The characters from which on an engine is asked for its context: few contexts are too small for less."""
 _KEPT_BYTES = 2**16
 """A prompt in words of up to so many bytes is kept as it was sent until somebody asks what it cost, which is rare."""
-_NOTHING_CUT = Cut(())
 
 
 class JsonRequest:
@@ -56,10 +55,11 @@ class JsonRequest:
         self._size = size
         self._wish = wish
         counting.policy.as_asked(wish)
-        self._costs = counting.costs.of_request(size - sum(medium.size for medium in facts.media))
+        in_media = sum(medium.size for medium in facts.media) if facts.media else 0
+        self._costs = counting.costs.of_request(size - in_media)
         self._fitter = Fitter(counting.policy, counting.contexts, self._costs)
-        self._places = Places.of(body, facts.media)
-        self._settled = self._shown = _NOTHING_CUT
+        self._places = Places.of(body, facts.media) if facts.media else Places()
+        self._settled = self._shown = NOTHING_CUT
         self._sent: Sent | None = None
         self._receipt: Receipt | None = None
         self._kept = b""
@@ -81,26 +81,31 @@ class JsonRequest:
         Where the models of a role have policies of their own, the model has to be known first; then all images are
         brought in.
         """
-        dispensable: Collection[tuple[int, int]] = ()
         facts = self.facts
-        if facts.endpoint == CHAT:
-            base = self._counting.policy
-            policies = {base.for_model(entry.history).as_asked(self._wish) for entry in target.entries}
-            if len(policies) == 1:
-                await self._cut(next(iter(policies)))
+        policies = self._policies(target) if facts.endpoint == CHAT else []
+        if len(policies) == 1 and not (facts.in_words and policies[0].spares_words):
+            await self._cut(policies[0])
+        if policies and not self._surely_fits(target):
             await self._check_can_fit(target, policies)
-            if facts.addresses and all(policy.fit != "off" for policy in policies):
-                dispensable = await off_loop(dispensable_images, self._body["messages"])
-        if not facts.addresses:
-            return
+        if facts.addresses:
+            await self._admit(policies)
+
+    def _policies(self, target: Target) -> Sequence[HistoryPolicy]:
+        """Return the different policies that the models of a target have."""
+        base, wish = self._counting.policy, self._wish
+        found = [base.for_model(entry.history).as_asked(wish) for entry in target.entries]
+        return found if len(found) == 1 else list(dict.fromkeys(found))
+
+    async def _admit(self, policies: Sequence[HistoryPolicy]) -> None:
+        dispensable: Collection[tuple[int, int]] = ()
+        if policies and all(policy.fit != "off" for policy in policies):
+            dispensable = await off_loop(dispensable_images, self._body["messages"])
         images = self._services.images
         self._body, gone = await images.admit(self._body, self.facts, self._places, dispensable)
         if gone:
             self._settled = self._shown = replace(self._settled, dropped_images=self._settled.dropped_images + gone)
 
     async def _cut(self, policy: HistoryPolicy) -> None:
-        if self.facts.in_words and policy.spares_words:
-            return
         cut = await off_loop(truncate, self._body["messages"], policy)
         self._body = {**self._body, "messages": cut.messages}
         self._settled = self._shown = cut.counted()
@@ -113,21 +118,28 @@ class JsonRequest:
         body: Mapping[str, Any] = adapt(
             self._body, self.facts, lease.entry, lease.backend.served_id(lease.entry), traits
         )
-        if self.facts.endpoint == CHAT:
+        if self.facts.endpoint != CHAT:
+            return await self._written(lease, body)
+        if self.facts.in_words and self._fitter.spares_words(lease, self._wish):
+            sent = Sent(body)
+        else:
             await self._counting.knowledge.prepare(lease)
-            sent = await self._fitter.prepare(body, lease, self._wish, in_words=self.facts.in_words)
+            sent = await self._fitter.prepare(body, lease, self._wish)
+        if self._size > _LONG:
             await self._check_can_fit_in(lease, sent.body["messages"])
-            return await self._fitted(lease, sent)
-        return await self._written(lease, body)
+        return await self._fitted(lease, sent)
+
+    def _surely_fits(self, target: Target) -> bool:
+        """Whether ``_check_can_fit`` would find nothing: no body has more characters than bytes."""
+        size = self._size
+        return any(size <= (entry.context_tokens or math.inf) * CHARACTERS_PER_TOKEN for entry in target.entries)
 
     async def _check_can_fit(self, target: Target, policies: Collection[HistoryPolicy]) -> None:
         """Raise ``ContextLengthExceeded`` for what neither the models of a target nor their fallbacks could hold.
 
         An engine may have a larger context than its entry says, but hardly one in which each token would stand for
-        hundreds of characters. No body has more characters than bytes.
+        hundreds of characters.
         """
-        if any(self._size <= (entry.context_tokens or math.inf) * CHARACTERS_PER_TOKEN for entry in target.entries):
-            return
         targets = (target, *self._services.roster.fallbacks(target))
         contexts = [entry.context_tokens for each in targets for entry in each.entries]
         known = [context for context in contexts if context is not None]
@@ -141,7 +153,7 @@ class JsonRequest:
 
         It would take seconds to refuse it: engines cut a text into tokens to its end.
         """
-        if self._size > _LONG and await off_loop(characters, messages) > _LONG:
+        if await off_loop(characters, messages) > _LONG:
             context = await self._counting.contexts.of(lease)
             if context is not None:
                 await self._check_length(messages, HistoryPolicy(fit="off"), context)

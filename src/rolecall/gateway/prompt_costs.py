@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,8 @@ class PromptCosts:
         self.counter = counter
         self._pictures = pictures
         self._clock = clock
-        self._learns_at: WeakKeyDictionary[TokenModel, float] = WeakKeyDictionary()
+        # By the event of its end, which each engine has one of.
+        self._learns_at: WeakKeyDictionary[asyncio.Event, float] = WeakKeyDictionary()
 
     def of_request(self, text_bytes: int) -> RequestCosts:
         """Return what prices one request, which has at most so many bytes besides its pictures."""
@@ -82,11 +84,12 @@ class PromptCosts:
         return model.predict(receipt.size, image_tokens=receipt.image_tokens) + unknown
 
     def is_curious(self, lease: Lease) -> bool:
-        """Whether it is time to learn from another prompt of this model; who is told so settles one."""
-        model, now = self.knowledge(lease).model, self._clock()
-        if now < self._learns_at.get(model, -math.inf):
+        """Whether it is time to learn from another prompt of this engine; who is told so settles one."""
+        engine, now = lease.engine_gone, self._clock()
+        if now < self._learns_at.get(engine, -math.inf):
             return False
-        self._learns_at[model] = now + (_PAUSE_S if model.observations < _KNOWN_WELL else _PAUSE_KNOWN_S)
+        is_known = self.knowledge(lease).model.observations >= _KNOWN_WELL
+        self._learns_at[engine] = now + (_PAUSE_KNOWN_S if is_known else _PAUSE_S)
         return True
 
     def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:
