@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from rolecall.runtime.registry import (
     SNAPSHOT,
     files_mb,
     load_registry,
-    registry_changes,
+    registry_state,
     why_unavailable,
     write_atomically,
     write_schema,
@@ -199,61 +196,29 @@ def test_the_schema_is_written_from_the_models(tmp_path: Path) -> None:
 # -- changes
 
 
-@pytest.fixture
-async def changes(tmp_path: Path) -> AsyncIterator[asyncio.Queue[None]]:
-    """Return a queue that gets an item for each change that is noticed, once the watch has begun."""
-    noticed: asyncio.Queue[None] = asyncio.Queue()
-
-    async def watch() -> None:
-        async for _ in registry_changes(tmp_path):
-            noticed.put_nowait(None)
-
-    watching = asyncio.create_task(watch())
-    # The watch has begun when it notices something: the kernel tells only of what comes later.
-    for number in itertools.count():
-        write(tmp_path, CURATED, row(f"probe-{number}"))
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(noticed.get(), 0.5)
-            break
-    await settled(noticed)
-    yield noticed
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-
-
-async def settled(noticed: asyncio.Queue[None]) -> None:
-    """Take items until none comes for longer than changes are collected."""
-    with contextlib.suppress(asyncio.TimeoutError):
-        while True:
-            await asyncio.wait_for(noticed.get(), 0.5)
-
-
-async def test_changes_of_the_two_sources_are_noticed(changes: asyncio.Queue[None], tmp_path: Path) -> None:
+def test_changes_of_the_two_sources_are_seen(tmp_path: Path) -> None:
     """A file that is written in place, replaced by a rename, made, or removed is a change."""
-    write(tmp_path, CURATED, row("in place"))
-    await asyncio.wait_for(changes.get(), 5)
-    await settled(changes)
-    write_atomically(tmp_path / CURATED, "[]")
-    await asyncio.wait_for(changes.get(), 5)
-    await settled(changes)
-    write(tmp_path, DISCOVERED, row("made"))
-    await asyncio.wait_for(changes.get(), 5)
-    await settled(changes)
+    states = [registry_state(tmp_path)]
+    for name, text in ((CURATED, "[]"), (CURATED, "[ ]"), (DISCOVERED, "[]")):
+        (tmp_path / name).write_text(text)
+        states.append(registry_state(tmp_path))
+    write_atomically(tmp_path / CURATED, "[ ]")
+    states.append(registry_state(tmp_path))
     (tmp_path / DISCOVERED).unlink()
-    await asyncio.wait_for(changes.get(), 5)
+    states.append(registry_state(tmp_path))
+    assert all(before != after for before, after in itertools.pairwise(states))
 
 
-async def test_other_files_are_no_change(changes: asyncio.Queue[None], tmp_path: Path) -> None:
+def test_other_files_are_no_change(tmp_path: Path) -> None:
     """What rolecall writes itself, and files in folders below, never cause a reload; else each would cause the next."""
+    write(tmp_path, CURATED, row())
+    before = registry_state(tmp_path)
     write_snapshot(tmp_path, load_registry(tmp_path))
     write_schema(tmp_path)
     (tmp_path / "rolecall.toml").touch()
     (tmp_path / "below").mkdir()
     write(tmp_path / "below", CURATED, row())
-    await settled(changes)
-    assert changes.empty()
-    write(tmp_path, CURATED, row("seen"))
-    await asyncio.wait_for(changes.get(), 5)
+    assert registry_state(tmp_path) == before
 
 
 # -- files of the models

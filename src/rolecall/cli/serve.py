@@ -78,7 +78,7 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 
 def _log_to_terminal(level: str) -> None:
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S")
-    for name in ("httpx", "httpcore", "watchfiles", "uvicorn", "gguf"):
+    for name in ("httpx", "httpcore", "uvicorn", "gguf"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

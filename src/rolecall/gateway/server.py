@@ -38,7 +38,7 @@ from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import EngineLauncher
 from rolecall.runtime.leftovers import EngineRoll
 from rolecall.runtime.memory import MemoryWatch
-from rolecall.runtime.registry import registry_changes, write_snapshot
+from rolecall.runtime.registry import registry_state, write_snapshot
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import TICK_S, Supervisor
 from rolecall.runtime.token_memory import LEARNT_TOKENS, TokenMemory
@@ -47,6 +47,8 @@ from rolecall.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_REGISTRY_S = 0.4
+_SETTLE_S = 0.2
 _REFRESH_S = 2.0
 _TIDY_S = 5.0
 _KEYS_S = 0.5
@@ -74,14 +76,20 @@ class Gateway:
         self.services.roster.reload()
         self.configure()
 
-    def _reload_changed(self) -> None:
-        log.info("the registry changed")
-        self.reload()
-
     async def watch_registry(self) -> None:
-        """Reload whenever a registry file changes."""
-        async for _ in registry_changes(self.services.settings.config_dir):
-            self._reload_changed()
+        """Reload if a registry file has changed and is left alone for a moment: it may be half written.
+
+        It is looked at, not watched: two calls of the kernel find more than it tells of, as files behind a symbolic
+        link or on a network drive, and folders that were replaced.
+        """
+        if not self.services.roster.is_outdated():
+            return
+        folder = self.services.settings.config_dir
+        found = registry_state(folder)
+        await asyncio.sleep(_SETTLE_S)
+        if registry_state(folder) == found:
+            log.info("the registry changed")
+            self.reload()
 
     async def watch_keys(self) -> None:
         """Take over a key file that changed. It is looked at, not watched: that finds it behind symbolic links too."""
@@ -94,13 +102,7 @@ class Gateway:
             await self.keys.usage.write()
 
     async def watch_files(self, launcher: EngineLauncher) -> None:
-        """Look at the models' files, and at the engines' logs.
-
-        And at the registry, of which the kernel does not tell everything: not of the file behind a symbolic link, and
-        nothing any more once the folder was replaced.
-        """
-        if self.services.roster.is_outdated():
-            self._reload_changed()
+        """Look at the models' files, and at the engines' logs."""
         roster = self.services.roster
         if roster.accept(await asyncio.to_thread(roster.look_at_files)):
             self.configure()
@@ -157,7 +159,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         await supervisor.adopt()
         for work in (
             _go_on(supervisor.tick, TICK_S),
-            _go_on(gateway.watch_registry, _REFRESH_S),
+            _go_on(gateway.watch_registry, _REGISTRY_S),
             _go_on(Tidy().look, _TIDY_S),
             _go_on(lambda: gateway.watch_files(launcher), _REFRESH_S),
             _go_on(gateway.watch_keys, _KEYS_S),

@@ -7,12 +7,9 @@ import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import watchfiles
 
 from rolecall.backends.base import Backend
 from rolecall.core.models import ModelEntry
@@ -106,20 +103,6 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-async def registry_changes(config_dir: Path) -> AsyncIterator[None]:
-    """Yield whenever one of the two source files changes on disk, for as long as the caller listens."""
-    names = {CURATED, DISCOVERED}
-    # Where the kernel gives no change events (network drives), WATCHFILES_FORCE_POLLING=1 makes it poll.
-    async for _ in watchfiles.awatch(
-        config_dir,
-        watch_filter=lambda _change, path: Path(path).name in names,
-        recursive=False,
-        debounce=400,
-        step=200,  # it wakes up so often whether there is something or not
-    ):
-        yield
 
 
 def why_unavailable(entry: ModelEntry, backend: Backend) -> str | None:
