@@ -15,25 +15,30 @@ from typing import Any, cast
 import httpx
 import orjson
 import pytest
+from PIL import Image
 
 from builders import entry
 from fakes import FakeResolver
 from gateway.image_servers import image_server, png, reply
 from gateway.test_engine_context import lease
-from gateway.test_images import uri
+from gateway.test_images import encoded, uri
 from rolecall.core.catalog import Target
 from rolecall.core.fit import GONE_NOTE
 from rolecall.core.text_size import measure
 from rolecall.core.token_estimate import TokenModel
 from rolecall.core.traits import NOTHING_KNOWN
 from rolecall.core.transforms import read_facts
-from rolecall.errors import BadRequest, InvalidImage, InvalidImageUrl
+from rolecall.errors import BadRequest, ContextLengthExceeded, InvalidImage, InvalidImageUrl
+from rolecall.gateway import large_json
+from rolecall.gateway.body import read_json
 from rolecall.gateway.counting import Counting
+from rolecall.gateway.http_request import Pieces
 from rolecall.gateway.image_fetch import ImageFetcher
 from rolecall.gateway.images import Images
 from rolecall.gateway.incoming import Payload
 from rolecall.gateway.pictures import ImageSizes, Pictures
 from rolecall.gateway.pipeline import JsonRequest
+from rolecall.runtime.lease import Lease
 from rolecall.runtime.token_memory import TokenMemory
 from rolecall.settings import load_settings
 
@@ -79,9 +84,13 @@ class Gateway:
 
     def request(self, messages: list[Any], wish: str | None = None) -> JsonRequest:
         """Return a request with these messages."""
-        body = {"model": "alpha", "messages": messages}
+        return self.of({"model": "alpha", "messages": messages}, wish)
+
+    def of(self, body: dict[str, Any], wish: str | None = None) -> JsonRequest:
+        """Return a request with a body."""
         facts = read_facts(body, CHAT, max_image_bytes=10**9)
-        return JsonRequest(cast("Any", self._services), body, facts, wish, size=len(orjson.dumps(body)))
+        size = len(bytes(large_json.dumps(body)))
+        return JsonRequest(cast("Any", self._services), body, facts, wish, size=size)
 
 
 @pytest.fixture
@@ -256,3 +265,59 @@ async def test_what_was_sent_is_held_no_longer_than_needed(gateway: Gateway, wis
         assert left() is None
     finally:
         gc.enable()
+
+
+PHOTOGRAPH = uri(encoded(Image.effect_noise((900, 700), 80), "PNG"))
+BARE = PHOTOGRAPH.partition(",")[2]
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_image_pixels": 90_000}, {"context_length": 4096}, {"image_tokens": 4000}])
+@pytest.mark.parametrize(
+    "conversation",
+    [
+        [show(PHOTOGRAPH, PHOTOGRAPH)],
+        [*earlier(PHOTOGRAPH), QUESTION],
+        [*earlier(PHOTOGRAPH), *earlier(PHOTOGRAPH), QUESTION],
+        [{"role": "user", "content": "x", "images": [BARE, BARE]}],
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image_url", "image_url": {"url": BARE}}, {"type": "text", "text": "é"}],
+            }
+        ],
+        [{"role": "user", "content": PHOTOGRAPH}],
+    ],
+    ids=["pictures", "past picture", "past pictures", "ollama", "bare", "text"],
+)
+async def test_a_body_in_pieces_is_sent_as_one_of_strings(
+    tmp_path: Path, conversation: list[Any], fields: dict[str, Any]
+) -> None:
+    """Whatever is cut, made smaller or left out: an engine gets the same bytes."""
+    data = orjson.dumps({"model": "alpha", "messages": conversation, "num_ctx": 7, "n": 1.5})
+    of_strings, in_pieces = [
+        await sent(Gateway(tmp_path), data, lease(**fields), in_full=full) for full in (True, False)
+    ]
+    assert list(map(_bytes, of_strings[:2])) == list(map(_bytes, in_pieces[:2]))
+    assert of_strings[2:] == in_pieces[2:]
+    assert isinstance(in_pieces[0].data, Pieces) or fields or conversation[0]["content"] == PHOTOGRAPH
+
+
+async def sent(gateway: Gateway, data: bytes, holder: Lease, *, in_full: bool) -> tuple[Payload, Payload | None, Any]:
+    """Return what is sent of a body, what is sent of it after a refusal, and what else is told of it."""
+    request, refusal, smaller = gateway.of(await read_json(data, in_full=in_full), "fit"), None, None
+    await request.settle(TARGET)
+    payload = await request.payload(holder)
+    estimate = request.estimate(holder)
+    try:
+        smaller = await request.smaller(holder, orjson.dumps(TOO_LONG), is_last=False)
+    except ContextLengthExceeded as error:
+        refusal = error.message
+    return payload, smaller, (request.left_out, estimate, refusal)
+
+
+def _bytes(payload: Payload | None) -> bytes | None:
+    if payload is None:
+        return None
+    assert payload.size == len(payload.data)  # type: ignore[arg-type]
+    assert isinstance(payload.data, bytes | Pieces)
+    return bytes(payload.data)

@@ -168,6 +168,19 @@ def test_prompts_and_answers_are_written_when_they_are_wanted(tmp_path: Path, st
     assert line["response"] == f"{CANARY} 🙂"
 
 
+def test_a_large_picture_is_written_when_it_is_wanted(tmp_path: Path) -> None:
+    """With log_prompts all of it is in the line."""
+    url = "data:image/png;base64," + "QUJD" * 200_000
+    messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
+    with Rolecall(
+        tmp_path, [fake_entry("m", capabilities=["text", "vision"])], settings={"log_prompts": True}
+    ) as server:
+        answer = server.chat("m", messages=messages)
+        assert answer.status_code == 200, answer.text
+        line = server.line_of(answer)
+    assert (line["prompt"], line["images"]) == (messages, 1)
+
+
 def test_a_full_disk_disturbs_no_request(tmp_path: Path) -> None:
     """When the log cannot be written requests are answered as ever; /health says so, and so does the terminal, once."""
     with Rolecall(tmp_path, [fake_entry("m")], settings={"log_path": "/dev/full"}) as server:
