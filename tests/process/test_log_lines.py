@@ -173,7 +173,7 @@ def test_a_large_picture_is_written_when_it_is_wanted(tmp_path: Path) -> None:
     url = "data:image/png;base64," + "QUJD" * 200_000
     messages = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]
     with Rolecall(
-        tmp_path, [fake_entry("m", capabilities=["text", "vision"])], settings={"log_prompts": True}
+        tmp_path, [fake_entry("m", "--mmproj", "x", capabilities=["text", "vision"])], settings={"log_prompts": True}
     ) as server:
         answer = server.chat("m", messages=messages)
         assert answer.status_code == 200, answer.text
