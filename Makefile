@@ -48,8 +48,13 @@ test-clients: install-dev ## real clients of OpenAI's API, in an environment of 
 	@ROLECALL_TEST_PYTHON="$(CURDIR)/$(BIN)/python" $(VENV)-clients/bin/python -m pytest -o pythonpath="tests src" tests/clients $(ARGS)
 
 .PHONY: bench
-bench: install-dev ## rolecall beside other proxies: figures to reach, behaviour (ARGS="--quick --only rolecall,nginx")
+bench: install-dev ## rolecall beside other proxies, figures and behaviour (ARGS="--quick --only rolecall,nginx")
+	@PYTHON="$(PYTHON)" sh tests/bench/environments/install.sh $(VENV)-bench picture || echo "no matplotlib: no picture" >&2
 	@$(BIN)/python tests/bench/run.py $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## LiteLLM for make bench, in an environment of its own (.venv-litellm/, 750 MB)
+	@PYTHON="$(PYTHON)" sh tests/bench/environments/install.sh $(VENV)-litellm litellm
 
 coverage: install-dev ## branch coverage of core/, which must be 100 %
 	@$(BIN)/python -m pytest tests/core --cov=rolecall.core --cov=rolecall.errors --cov-branch --cov-report=term-missing --cov-fail-under=100 -n $(JOBS) $(ARGS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.results import DIRECT, Results
 from bench.rolecalls import FULL_NAME as OURS
+from bench.rolecalls import NAMES
 from bench.scenarios import STSAT
 
 NGINX = "nginx"
@@ -51,6 +52,7 @@ def verdicts(results: Results) -> list[Verdict]:
         _startup(results),
         _import(results),
         _idle(results),
+        _behaviour(results),
     ]
 
 
@@ -139,3 +141,13 @@ def _idle(results: Results) -> Verdict:
     if start is None:
         return Verdict.unknown(figure, wanted)
     return Verdict(figure, wanted, f"{start.idle_mb:.0f} MB", start.idle_mb < MOST_IDLE_MB)
+
+
+def _behaviour(results: Results) -> Verdict:
+    figure, wanted = "behaviour when something goes wrong", "all checks"
+    ours = [(name, passed) for server in NAMES for name, (passed, _) in results.checks.get(server, {}).items()]
+    if not ours:
+        return Verdict.unknown(figure, wanted)
+    failed = sorted({name for name, passed in ours if not passed})
+    said = f"{len(ours) - sum(not passed for _, passed in ours)} of {len(ours)}"
+    return Verdict(figure, wanted, f"{said}{', not: ' * bool(failed)}{', '.join(failed)}", not failed)

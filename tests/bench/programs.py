@@ -43,6 +43,10 @@ class Seen:
     bytes_out: int
 
 
+class MockDied(Exception):
+    """Nothing that was measured since then says anything."""
+
+
 class Mock:
     """The upstream on a free port, for as long as the ``with`` block lasts."""
 
@@ -65,7 +69,9 @@ class Mock:
         self.process.communicate()
 
     def seen(self) -> Seen:
-        """Return what it has seen."""
+        """Return what it has seen; raises ``MockDied``."""
+        if self.process.poll() is not None:
+            raise MockDied(f"the upstream has ended with {self.process.returncode}")
         self._questions.request("GET", "/stats")
         told = json.loads(self._questions.getresponse().read())
         return Seen(

@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def machine() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "cores": len(os.sched_getaffinity(0)),
         "cpu": names[0] if names else platform.machine(),
         "kernel": platform.release(),

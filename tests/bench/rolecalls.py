@@ -12,6 +12,7 @@ from rolecall.core.keys import ApiKey, hashed, key_file
 FULL_NAME = "rolecall"
 BY_NAME = "rolecall by name"
 BARE_NAME = "rolecall bare"
+NAMES = (FULL_NAME, BARE_NAME)
 
 MODEL = "bench"
 ROLE = "role:chat"

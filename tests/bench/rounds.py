@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench import rolecalls
+from bench.behaviour import Situation, findings
 from bench.processes import on_cores
 from bench.programs import Mock, Programs
 from bench.results import DIRECT, LOUD, Results, Round, Start, loudness, quietest
@@ -25,7 +26,10 @@ Say = Callable[[str], None]
 
 CORE = "core"
 ALONE = "alone"
-"""Not loads on servers that run beside each other, but each of them on one core, and each of them alone."""
+CHECKS = "checks"
+"""Not loads on servers that run beside each other, but each of them on one core, each of them alone, and behaviour."""
+
+EVERYTHING = (*SCENARIOS, CORE, ALONE, CHECKS)
 
 MEMORY_LOAD = Scenario("memory", "upload", "a picture of 10 MB, four at a time", 4, count=100)
 SETTLE_S = 1.0
@@ -53,18 +57,31 @@ class Measuring:
         self._results = results
         self._say = say
 
-    def all(self, during: Callable[[Sequence[Running], Mock], None]) -> None:
-        """Measure everything; ``during`` is called once while all servers run."""
-        wanted = [SCENARIOS[name] for name in self._plan.scenarios if name in SCENARIOS]
-        with self._servers("run") as (bench, servers):
-            targets = _targets(servers, bench.mock)
-            for scenario in wanted:
-                self._results.rounds[scenario.name] = self._rounds(bench, targets, scenario)
-            during(servers, bench.mock)
+    def all(self) -> None:
+        """Measure everything."""
+        if set(self._plan.scenarios) - {CORE, ALONE}:
+            self._beside_each_other()
         if CORE in self._plan.scenarios:
             self._on_one_core()
         if ALONE in self._plan.scenarios:
             self._alone()
+
+    def _beside_each_other(self) -> None:
+        with self._servers("run") as (bench, servers):
+            targets = _targets(servers, bench.mock)
+            for scenario in (SCENARIOS[name] for name in self._plan.scenarios if name in SCENARIOS):
+                self._results.rounds[scenario.name] = self._rounds(bench, targets, scenario)
+            if CHECKS in self._plan.scenarios:  # behind the loads: what is left hanging would be in their way
+                for server in servers:
+                    self._results.checks[server.server.name] = self._check(server, bench.mock)
+
+    def _check(self, server: Running, mock: Mock) -> dict[str, tuple[bool, str]]:
+        situation = Situation(server.target(), mock, is_ours=server.server.name in rolecalls.NAMES)
+        seen: dict[str, tuple[bool, str]] = {}
+        for check, finding in findings(situation):
+            self._say(f"{server.server.name}: {check.about}")
+            seen[check.name] = finding.passed, finding.seen
+        return seen
 
     @contextlib.contextmanager
     def _servers(self, name: str, cores: set[int] | None = None) -> Iterator[tuple[Bench, list[Running]]]:

@@ -96,12 +96,13 @@ class Bench:
         return Sample(load, self._rested(target) - cpu, others, target.rss_mb())
 
     def _argv(self, target: Target, scenario: Scenario, seconds: float) -> list[str]:
-        body = self.folder / f"{scenario.name}-{target.model.replace(':', '-')}.json"
+        scenario = scenario.shortened() if target.is_slow else scenario
+        body = self.folder / f"{scenario.name}-{scenario.tokens}-{target.model.replace(':', '-')}.json"
         if not body.exists():
             body.write_bytes(scenario.body(target.model))
         headers = [word for pair in target.headers.items() for word in ("-H", ": ".join(pair))]
-        options = scenario.arguments(seconds, 0.25 if target.is_slow else 1.0)
-        return [str(self.programs.load), str(target.port), PATH, "-b", str(body), *options, *headers]
+        options = [*scenario.arguments(seconds), *headers]
+        return [str(self.programs.load), str(target.port), PATH, "-b", str(body), *options]
 
     def _rested(self, target: Target) -> float:
         """Wait until the target is at rest, and return its CPU time."""

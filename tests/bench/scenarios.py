@@ -7,7 +7,7 @@ import json
 import random
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["whole", "stream", "upload"]
@@ -33,11 +33,17 @@ class Scenario:
     tokens: int = 64
     every_ms: int = 0
 
-    def arguments(self, seconds: float, scale: float = 1.0) -> list[str]:
-        """Return the options of the load program; ``scale`` makes counts smaller."""
-        limit = ["-n", str(max(2, round(self.count * scale)))] if self.count else ["-d", f"{seconds:g}"]
-        options = ["-c", str(self.connections), *limit, "-w", str(round(self.warm_up * scale))]
-        return [*options, "-r", str(self.ramp_ms), *(["-s"] if self.kind == "stream" else [])]
+    def shortened(self) -> Scenario:
+        """Return the same for a server that would need everybody's time for it: a quarter of requests and tokens."""
+        least = min(self.count, self.connections)
+        count, tokens = max(least, self.count // 4), max(10, self.tokens // 4)
+        return replace(self, count=count, warm_up=self.warm_up // 4, tokens=tokens)
+
+    def arguments(self, seconds: float) -> list[str]:
+        """Return the options of the load program."""
+        limit = ["-n", str(self.count)] if self.count else ["-d", f"{seconds:g}"]
+        options = ["-c", str(self.connections), *limit, "-w", str(self.warm_up), "-r", str(self.ramp_ms)]
+        return [*options, *(["-s"] if self.kind == "stream" else [])]
 
     def body(self, model: str) -> bytes:
         """Return the request."""
@@ -45,11 +51,6 @@ class Scenario:
         if self.kind == "stream":
             body |= {"stream": True, "stream_options": {"include_usage": True}, "seed": self.every_ms}
         return json.dumps(body | {"temperature": 0.7}).encode()
-
-    @property
-    def offered_per_s(self) -> float:
-        """Chunks that the upstream would send, if nobody were in its way."""
-        return self.connections * 1000 / self.every_ms if self.every_ms else 0.0
 
 
 NS1 = Scenario("ns1", "whole", "whole answers, one at a time", 1, warm_up=50)

@@ -12,11 +12,12 @@ from bench.scenarios import SCENARIOS, Kind
 
 @dataclass(frozen=True)
 class Table:
-    """A heading, the names of the columns, and rows; the first column is text, the others are numbers."""
+    """A heading, the names of the columns, and rows; behind the first column are numbers, or words."""
 
     heading: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    is_numeric: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def figures_table(found: Sequence[Verdict]) -> Table:
     """Return what is to be reached, and what was."""
     words = {True: "yes", False: "NO", None: "?"}
     rows = [(each.figure, each.wanted, each.reached, words[each.passed]) for each in found]
-    return Table("figures", ("figure", "to reach", "reached", "passed"), rows)
+    return Table("figures", ("figure", "to reach", "reached", "passed"), rows, is_numeric=False)
 
 
 def checks_table(results: Results) -> Table:
@@ -133,7 +134,7 @@ def checks_table(results: Results) -> Table:
     servers = list(results.checks)
     names = dict.fromkeys(name for found in results.checks.values() for name in found)
     rows = [(name, *(_check(results, server, name) for server in servers)) for name in names]
-    return Table("behaviour", ("check", *servers), rows)
+    return Table("behaviour", ("check", *servers), rows, is_numeric=False)
 
 
 def _check(results: Results, server: str, name: str) -> str:
@@ -146,7 +147,8 @@ def _check(results: Results, server: str, name: str) -> str:
 
 def markdown(table: Table) -> str:
     """Return a table as Markdown."""
-    lines = [_line(table.columns), _line(["---", *["---:"] * (len(table.columns) - 1)])]
+    rule = "---:" if table.is_numeric else "---"
+    lines = [_line(table.columns), _line(["---", *[rule] * (len(table.columns) - 1)])]
     return "\n".join([*lines, *(_line(row) for row in table.rows)])
 
 

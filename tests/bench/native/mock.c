@@ -11,7 +11,7 @@
  *   "stream": true       server-sent events, else one JSON body of 600 bytes
  *   "max_tokens": N      chunks of a stream (16)
  *   "seed": MS           time between two chunks (0)
- *   "user": "KNOB"       one of
+ *   "stop": "KNOB"       one of
  *     wait:MS            the head of a stream comes so much later
  *     hang               nothing ever comes
  *     drop               the connection is closed without a byte of an answer
@@ -188,7 +188,8 @@ static void watch_out(struct conn *c, int on) {
 
 static void keep(struct conn *c, const char *data, size_t len) {
     if (c->out_at + c->out_len + len > c->out_cap) {
-        memmove(c->out, c->out + c->out_at, c->out_len);
+        if (c->out_len)
+            memmove(c->out, c->out + c->out_at, c->out_len);
         c->out_at = 0;
         if (c->out_len + len > c->out_cap) {
             c->out_cap = (c->out_len + len) * 2;
@@ -472,9 +473,11 @@ static long long number(const char *body, size_t len, const char *name, long lon
 
 static void text(const char *body, size_t len, const char *name, char *into, size_t room) {
     const char *value = find(body, len, name), *end = NULL;
+    if (value && *value == '[') /* some make a list of it */
+        value++;
     if (value && *value == '"')
         end = memchr(value + 1, '"', body + len - value - 1);
-    size_t n = end ? end - value - 1 : room;
+    size_t n = end ? (size_t)(end - value - 1) : room;
     if (n < room) {
         memcpy(into, value + 1, n);
         into[n] = 0;
@@ -541,7 +544,7 @@ static void answer_whole(struct conn *c, const char *knob) {
 
 static void answer_post(struct conn *c, const char *body, size_t len) {
     char knob[64] = "";
-    text(body, len, "\"user\"", knob, sizeof knob);
+    text(body, len, "\"stop\"", knob, sizeof knob);
     c->asked = read_answer(body, len, knob);
     if (!strcmp(knob, "hang")) {
         c->is_answering = 1;
@@ -639,13 +642,11 @@ static void take_off(struct conn *c, size_t len) {
 
 static void handle(struct conn *c) {
     seen.requests++;
-    char path[64] = "";
-    sscanf(c->in, "%*s %63s", path);
     c->is_handled = 1;
     if (!strncmp(c->in, "GET ", 4))
-        answer_get(c, path, 0);
+        answer_get(c, c->in + 4, 0);
     else if (!strncmp(c->in, "HEAD ", 5))
-        answer_get(c, path, 1);
+        answer_get(c, c->in + 5, 1);
     else
         answer_post(c, c->in + c->head_len, c->body_len);
     c->is_handled = 0;
