@@ -26,7 +26,8 @@ from gateway.image_servers import (
 )
 from rolecall.core.addresses import NotFetchable
 from rolecall.errors import TooManyRequests
-from rolecall.gateway.image_fetch import MAX_AT_ONCE, ImageFetcher, SystemResolver, plain_transport
+from rolecall.gateway.image_fetch import MAX_AT_ONCE, ImageFetcher, SystemResolver
+from rolecall.runtime.plain_http import plain_transport
 
 LIMIT = 100_000
 PUBLIC = "93.184.215.14"

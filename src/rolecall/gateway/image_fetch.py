@@ -8,7 +8,6 @@ and what an error says is the same for whatever listens on this side of the inte
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from rolecall.core.addresses import (
 )
 from rolecall.core.image_types import HEAD_BYTES, image_type
 from rolecall.errors import TooManyRequests
+from rolecall.runtime.plain_http import OnDemandTls
 
 MAX_REDIRECTS = 3
 MAX_AT_ONCE = 16
@@ -91,7 +91,7 @@ class ImageFetcher:
         self._timeout_s = timeout_s
         self._resolver = resolver or SystemResolver()
         self._slots = anyio.Semaphore(MAX_AT_ONCE)
-        self._transport = transport or plain_transport()
+        self._transport = transport or OnDemandTls()
 
     async def fetch(self, url: str, max_bytes: int) -> Fetched:
         """Return the image of a URL.
@@ -179,12 +179,6 @@ class ImageFetcher:
             except (httpx.HTTPError, OSError, AttributeError):
                 break  # AttributeError is anyio's, of a connection that was lost in the moment in which it was made
         raise NotFetchable("could not be reached")
-
-
-def plain_transport(verify: ssl.SSLContext | bool = True) -> httpx.AsyncHTTPTransport:  # noqa: FBT001, FBT002 - httpx's
-    """Return a transport; without a client it knows no cookies, redirects or environment, and unpacks nothing."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncHTTPTransport(verify=verify, limits=limits, trust_env=False)
 
 
 def _request(url: ImageUrl, address: str) -> httpx.Request:

@@ -1,4 +1,4 @@
-"""The client for what is asked of engines beside inference."""
+"""HTTP for all but inference."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import httpx
 import pytest
 
 from gateway.image_servers import CERTIFICATES, image_server, reply, server_tls
-from rolecall.runtime.control_client import control_client
+from rolecall.runtime.plain_http import plain_client
 
 
 async def test_plain_addresses_are_asked() -> None:
     """An engine on this machine is asked over plain HTTP."""
     with image_server(reply(b"fine")) as server:
-        async with control_client() as http:
+        async with plain_client() as http:
             assert (await http.get(f"http://127.0.0.1:{server.port}/health")).content == b"fine"
 
 
@@ -21,7 +21,7 @@ async def test_plain_addresses_are_asked() -> None:
 async def test_who_cannot_prove_who_it_is_gets_no_request(host: str) -> None:
     """Over TLS a server whose certificate no known authority has signed is refused."""
     with image_server(reply(b"secret"), tls=server_tls()) as server:
-        async with control_client() as http:
+        async with plain_client() as http:
             with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
                 await http.get(f"https://{host}:{server.port}/health")
 
@@ -31,7 +31,7 @@ async def test_who_proves_who_it_is_gets_requests(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(certifi, "where", lambda: str(CERTIFICATES / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent")
     with image_server(reply(b"fine"), tls=server_tls()) as server:
-        async with control_client() as http:
+        async with plain_client() as http:
             for _ in range(2):
                 known = {"sni_hostname": "cat.example"}
                 assert (await http.get(f"https://127.0.0.1:{server.port}/", extensions=known)).content == b"fine"
