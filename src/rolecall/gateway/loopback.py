@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import anyio
 
@@ -52,11 +53,11 @@ class LoopbackTransport:
         self._sweeper: asyncio.TimerHandle | None = None
         self._is_closed = False
 
-    async def post(
+    def post(
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
-    ) -> UpstreamResponse:
+    ) -> Coroutine[Any, Any, UpstreamResponse]:
         """Send a request and wait for the head; raises ``UpstreamError``, -``Timeout`` and -``Unreachable``."""
-        return await self.request("POST", url, headers, body, head_timeout_s=head_timeout_s)
+        return self.request("POST", url, headers, body, head_timeout_s=head_timeout_s)
 
     async def request(
         self,
@@ -69,12 +70,13 @@ class LoopbackTransport:
     ) -> UpstreamResponse:
         """Send a request with any method."""
         request, began = http_request(method, url, headers, body), self._loop.time()
-        secret = secret_of(headers)
         kept = self._take(request.address.key) if request.can_be_repeated else None
         if kept is None:
-            return await self._ask(await self._connect(request, head_timeout_s), request, began, head_timeout_s, secret)
+            return await self._ask(
+                await self._connect(request, head_timeout_s), request, began, head_timeout_s, headers
+            )
         try:
-            return await self._ask(kept, request, began, head_timeout_s, secret)
+            return await self._ask(kept, request, began, head_timeout_s, headers)
         except UpstreamError as error:
             if kept.has_heard or isinstance(error, UpstreamTimeout) or self._loop.time() - began > _STALE_S:
                 raise
@@ -82,39 +84,36 @@ class LoopbackTransport:
                 fresh = await self._connect(request, head_timeout_s)
             except UpstreamUnreachable:  # it died of the request, as it seems: nobody may think that nothing was sent
                 raise error from None
-        return await self._ask(fresh, request, began, head_timeout_s, secret)
+        return await self._ask(fresh, request, began, head_timeout_s, headers)
 
     async def _ask(
-        self, connection: Connection, request: HttpRequest, began: float, head_timeout_s: float, secret: bytes
+        self,
+        connection: Connection,
+        request: HttpRequest,
+        began: float,
+        head_timeout_s: float,
+        headers: Mapping[str, str],
     ) -> UpstreamResponse:
         connection.begin(HttpAnswer(has_body=request.method != "HEAD"))
-        late = f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
+        late = _late(head_timeout_s)
         try:
             connection.limit(began + head_timeout_s, late)
             if self._total_s is not None:
                 connection.limit(
                     began + self._total_s, f"The engine's answer was not complete after {self._total_s:g} s."
                 )
-            await self._send(connection, request, began + head_timeout_s, late)
+            if isinstance(request.body, bytes) and len(request.body) <= PART_BYTES:
+                connection.write(request.head + request.body)
+            else:
+                await self._send(connection, request, began + head_timeout_s, late)
             answer = await connection.head()
         except BaseException:
             connection.finish()
             raise
         connection.lift(late)
-        key = request.address.key
-        return LoopbackResponse(
-            connection,
-            answer,
-            partial(self._give_back, key, connection),
-            partial(self._run_out, key, connection),
-            secret,
-        )
+        return LoopbackResponse(connection, answer, self, request.address.key, headers)
 
     async def _send(self, connection: Connection, request: HttpRequest, until: float, late: str) -> None:
-        body = request.body
-        if isinstance(body, bytes) and len(body) <= PART_BYTES:
-            connection.write(request.head + body)
-            return
         with anyio.move_on_after(until - self._loop.time()) as limited:  # whoever gives the body may not give it
             async with aclosing(request.parts()) as parts:
                 await connection.send(parts)
@@ -153,7 +152,8 @@ class LoopbackTransport:
             connection.abort()
         return None
 
-    def _give_back(self, key: tuple[str, int], connection: Connection) -> None:
+    def give_back(self, key: tuple[str, int], connection: Connection) -> None:
+        """Keep a connection whose answer is complete for another request, and close any other."""
         if not connection.finish():
             return
         idle = self._idle.setdefault(key, [])
@@ -165,10 +165,10 @@ class LoopbackTransport:
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self._idle_s, self._sweep)
 
-    def _run_out(self, key: tuple[str, int], connection: Connection) -> None:
+    def run_out(self, key: tuple[str, int], connection: Connection) -> None:
         """Give a connection back once the end of its answer has come, which is all that is missing."""
         if connection.is_done:
-            self._give_back(key, connection)
+            self.give_back(key, connection)
             return
         task = self._loop.create_task(self._await_end(key, connection))
         self._tasks.add(task)
@@ -183,7 +183,7 @@ class LoopbackTransport:
             pass  # the answer was whole without it
         finally:
             del self._ending[connection]
-            self._give_back(key, connection)
+            self.give_back(key, connection)
 
     def _forget(self, key: tuple[str, int], connection: Connection) -> None:
         """Drop a connection that was lost."""
@@ -220,30 +220,34 @@ class LoopbackTransport:
 
 
 class LoopbackResponse(UpstreamResponse):
-    """An answer. ``secret`` is the server's key: an error that quotes it is for neither client nor log.
-
-    ``give_back`` ends it at once, ``run_out`` when its end has come.
-    """
+    """An answer, and the connection that its ``transport`` gets back."""
 
     def __init__(
         self,
         connection: Connection,
         answer: HttpAnswer,
-        give_back: Callable[[], None],
-        run_out: Callable[[], None],
-        secret: bytes = b"",
+        transport: LoopbackTransport,
+        key: tuple[str, int],
+        asked: Mapping[str, str],
     ) -> None:
         self.status = answer.status
         self.headers: Mapping[str, str] = answer.headers
         self._connection: Connection | None = connection
-        self._give_back = give_back
-        self._run_out = run_out
-        self._secret = secret
+        self._answer = answer
+        self._transport = transport
+        self._key = key
+        self._asked = asked
+
+    def at_hand(self) -> bytes | None:
+        """Return the body if all of it has come with the head, as that of a small answer mostly does."""
+        answer = self._answer
+        is_there = answer.is_complete and self._connection is not None and self.status < 400
+        return answer.take() if is_there else None
 
     def chunks(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
-        """Yield the body's bytes unchanged; those of an error as a whole, without the key."""
+        """Yield the body's bytes unchanged; those of an error as a whole, without the server's key if it quotes it."""
         raw = self._raw(idle_timeout_s)
-        return raw if self.status < 400 else without_secret(raw, self._secret)
+        return raw if self.status < 400 else without_secret(raw, secret_of(self._asked))
 
     async def _raw(self, idle_timeout_s: float) -> AsyncIterator[bytes]:
         while self._connection is not None and (chunk := await self._connection.read(idle_timeout_s)):
@@ -256,14 +260,19 @@ class LoopbackResponse(UpstreamResponse):
     def leave(self) -> None:
         """Give the connection back as soon as the end of the answer has come."""
         if self._connection is not None:
-            self._connection = None
-            self._run_out()
+            connection, self._connection = self._connection, None
+            self._transport.run_out(self._key, connection)
 
     async def close(self) -> None:
         """Give the connection back if the answer is complete, else close it; never waits."""
         if self._connection is not None:
-            self._connection = None
-            self._give_back()
+            connection, self._connection = self._connection, None
+            self._transport.give_back(self._key, connection)
+
+
+@lru_cache(maxsize=16)
+def _late(head_timeout_s: float) -> str:
+    return f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
 
 
 class ByAddress:
@@ -273,9 +282,9 @@ class ByAddress:
         self._loopback = loopback
         self._elsewhere = elsewhere
 
-    async def post(
+    def post(
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
-    ) -> UpstreamResponse:
+    ) -> Coroutine[Any, Any, UpstreamResponse]:
         """Send a request and wait for the head; raises as both do."""
         transport = self._elsewhere if loopback_address(url) is None else self._loopback
-        return await transport.post(url, headers, body, head_timeout_s=head_timeout_s)
+        return transport.post(url, headers, body, head_timeout_s=head_timeout_s)

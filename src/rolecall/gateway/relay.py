@@ -40,7 +40,9 @@ _MAX_ERROR_BYTES = 4 * 2**20
 _LONGEST_WAIT_S = 86_400.0
 _NO_STREAM = "The engine gave a whole answer that fits into no stream, though one was asked for."
 
-_PASSED_HEADERS = ("content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms")
+_PASSED_HEADERS = frozenset(
+    {"content-type", "content-encoding", "cache-control", "retry-after", "openai-processing-ms"}
+)
 
 
 class Relay:
@@ -141,13 +143,14 @@ class Relay:
 
     async def _whole(self, response: UpstreamResponse, lease: Lease, *, is_plain: bool) -> None:
         """Pass a whole answer on once it is complete, so that one that was cut, or is none, becomes a clean error."""
-        parts = await self._waiting(self._read(response, lease))
+        come = response.at_hand()
+        parts = [come] if come is not None else await self._waiting(self._read(response, lease))
         shape = self._shape(lease)
         if is_plain and self._may_pass_unread(parts, shape):
             self._answer.read({"usage": usage_of(parts)})
             await self._pass_parts(response, parts)
             return
-        body = b"".join(parts)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         said = parse_answer(response.status, body) if is_plain else None
         self._answer.read(said)
         self._line.status = response.status
@@ -159,9 +162,10 @@ class Relay:
 
     def _is_json(self, response: UpstreamResponse) -> bool:
         """Whether the answer is to be read as JSON; a web page is no answer anywhere, but something's error."""
+        if self._facts.endpoint not in _NOT_JSON_ALONE:
+            return True
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-        is_called_so = kind == "text/html" or kind.removeprefix("application/").endswith("json")
-        return is_called_so or self._facts.endpoint not in _NOT_JSON_ALONE
+        return kind == "text/html" or kind.removeprefix("application/").endswith("json")
 
     async def _pass(self, response: UpstreamResponse, lease: Lease) -> None:
         """Pass on what is no JSON, unread, as it comes; one that breaks off later is not ended properly."""
@@ -185,8 +189,10 @@ class Relay:
 
     def _may_pass_unread(self, parts: Sequence[bytes], shape: AnswerShape) -> bool:
         """Whether a whole answer is large, and neither its form nor the log asks for more of it than its usage."""
+        if sum(map(len, parts)) <= _LARGE_BYTES:
+            return False
         is_wanted = shape.changes_whole or self._answer.keeps_text or self._reply.has_head
-        return sum(map(len, parts)) > _LARGE_BYTES and not is_wanted and is_object(parts)
+        return not is_wanted and is_object(parts)
 
     async def _pass_parts(self, response: UpstreamResponse, parts: Sequence[bytes]) -> None:
         self._line.status = response.status
@@ -236,8 +242,9 @@ class Relay:
         await self._reply.body(chunk, more=False)
 
     def _response_headers(self, response: UpstreamResponse) -> dict[str, str]:
-        passed = {name: response.headers[name] for name in _PASSED_HEADERS if name in response.headers}
-        return {**passed, **self._headers()}
+        headers = {name: value for name, value in response.headers.items() if name in _PASSED_HEADERS}
+        headers.update(self._headers())
+        return headers
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

@@ -38,6 +38,10 @@ class UpstreamResponse(Protocol):
         """
         ...
 
+    def at_hand(self) -> bytes | None:
+        """Return the body of an answer that is no error if all of it has come already; then there are no chunks."""
+        return None
+
     async def pipe(self, take: Take, idle_timeout_s: float) -> bool:
         """Give the body to ``take``, as it comes, until that wants no more; return whether the end has come.
 
@@ -61,9 +65,9 @@ class UpstreamResponse(Protocol):
 class Transport(Protocol):
     """Sends requests to engines."""
 
-    async def post(
+    def post(
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
-    ) -> UpstreamResponse:
+    ) -> Coroutine[Any, Any, UpstreamResponse]:
         """Send a request and wait for the head; raises ``UpstreamError`` or ``UpstreamTimeout``."""
         ...
 
