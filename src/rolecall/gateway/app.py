@@ -12,6 +12,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins, is_host_rule, is_loopback
@@ -41,8 +42,23 @@ def create_app(
     app.router.redirect_slashes = False
     # Around all of it, Starlette's own answer to a bug included.
     way = Shortcut(inference, INFERENCE_PATHS, RequestId(app.build_middleware_stack()))
-    app.middleware_stack = Door(way, *_allowed(services.settings), needed_scope(table), keys)
+    app.middleware_stack = BehindProxies(Door(way, *_allowed(services.settings), needed_scope(table), keys))
     return app
+
+
+class BehindProxies:
+    """Learns who is calling from a reverse proxy on this machine; the other requests need not be looked through."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._proxied = ProxyHeadersMiddleware(app)  # type: ignore[arg-type]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "http" and b"x-forwarded-for" in dict(scope["headers"]):
+            await self._proxied(scope, receive, send)  # type: ignore[arg-type]
+        else:
+            await self._app(scope, receive, send)
 
 
 class Shortcut:

@@ -183,8 +183,11 @@ class Refusals:
 
 
 def _headers(scope: Scope) -> Headers:
-    """Return the headers that matter; raises where one that decides is not there, or there twice."""
-    found: Headers = {}
+    """Return the headers; raises where one that decides is not there, or there twice."""
+    found: Headers = dict(scope["headers"])
+    if len(found) == len(scope["headers"]) and b"host" in found:
+        return found
+    found = {}
     for name, value in scope["headers"]:
         if name in _READ:
             if name not in found:

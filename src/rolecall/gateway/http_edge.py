@@ -234,12 +234,10 @@ class _EdgeProtocol(HttpToolsProtocol):
         if self._head_bytes > self.limits.header_bytes:
             self._check_head()
         if self._body is None:
-            if len(self.headers) >= self.limits.headers:
+            headers = self.headers
+            if len(headers) >= self.limits.headers:
                 raise HeadersTooLarge(f"The request has more than {self.limits.headers} headers (setting max_headers).")
-            name = name.lower()
-            self.headers.append((name, value))
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
+            headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Begin to serve the request."""
@@ -248,7 +246,7 @@ class _EdgeProtocol(HttpToolsProtocol):
                 raise BadRequest("rolecall is no proxy for other servers: CONNECT is not served.")
             self._sheds_upgrade = True
             return
-        _check_framing(self.parser.get_http_version(), self.headers)
+        self.expect_100_continue = _check_framing(self.parser.get_http_version(), self.headers)
         super().on_headers_complete()
         if self.pipeline:  # uvicorn reads no more then, and nobody would notice that the client leaves
             self.flow.resume_reading()
@@ -426,16 +424,23 @@ class _EdgeProtocol(HttpToolsProtocol):
             self._farewell = self.loop.call_later(_FLUSH_S, self._await_flush, left)
 
 
-def _check_framing(version: str, headers: list[tuple[bytes, bytes]]) -> None:
-    """Raise ``BadRequest`` for a head of which two servers could think differently."""
-    hosts = sum(name == b"host" for name, _ in headers)
-    codings = [value.strip().lower() for name, value in headers if name == b"transfer-encoding"]
+def _check_framing(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
+    """Raise ``BadRequest`` for a head of which two servers could think differently; return whether it asks for 100."""
+    hosts, codings, expects = 0, [], False
+    for name, value in headers:
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings.append(value.strip().lower())
+        elif name == b"expect":
+            expects |= value.lower() == b"100-continue"
     if version not in {"1.0", "1.1"}:
         raise BadRequest(f"rolecall speaks HTTP/1.1, not HTTP/{version}.")
     if hosts > 1 or (not hosts and version == "1.1"):
         raise BadRequest(f"The request has {hosts} Host headers; HTTP/1.1 wants one.")
     if codings and (codings != [b"chunked"] or version == "1.0"):
         raise BadRequest("The only Transfer-Encoding that rolecall reads is chunked, in HTTP/1.1.")
+    return expects
 
 
 def _reason(error: httptools.HttpParserError, data: bytes) -> RolecallError:

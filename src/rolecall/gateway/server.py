@@ -289,6 +289,7 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # the application has that itself, for those that need it
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=2,  # the answers are over by then
         )
