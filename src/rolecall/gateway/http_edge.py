@@ -134,6 +134,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._head_since: float | None = None
         self._head_bytes = 0  # of what is complete
         self._head_fed = 0  # of all but the last part, as it came
+        self._may_be_long = False  # whether more has come than a head may have: else nobody needs to count
         self._body: _BodyClock | None = None
         self._clock: asyncio.TimerHandle | None = None
         self._farewell: asyncio.TimerHandle | None = None
@@ -179,6 +180,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._has_spoken = True
         if self._is_idle:
             self._head_since = self.loop.time()
+        self._may_be_long = self._body is not None or self._head_fed + len(data) > self.limits.header_bytes
         try:
             self._feed(data)
             if self._head_since is not None:
@@ -230,14 +232,11 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take in a header; those that follow a chunked body are counted and dropped."""
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self.limits.header_bytes:
+        if self._may_be_long:
+            self._head_bytes += len(name) + len(value) + 4
             self._check_head()
         if self._body is None:
-            headers = self.headers
-            if len(headers) >= self.limits.headers:
-                raise HeadersTooLarge(f"The request has more than {self.limits.headers} headers (setting max_headers).")
-            headers.append((name.lower(), value))
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Begin to serve the request."""
@@ -246,6 +245,7 @@ class _EdgeProtocol(HttpToolsProtocol):
                 raise BadRequest("rolecall is no proxy for other servers: CONNECT is not served.")
             self._sheds_upgrade = True
             return
+        self._check_head()
         self.expect_100_continue = _check_framing(self.parser.get_http_version(), self.headers)
         super().on_headers_complete()
         if self.pipeline:  # uvicorn reads no more then, and nobody would notice that the client leaves
@@ -275,6 +275,8 @@ class _EdgeProtocol(HttpToolsProtocol):
         limit = self.limits.header_bytes
         if self._head_bytes > limit or self._head_fed > limit:
             raise HeadersTooLarge(f"The request's head has more than {limit} bytes (setting max_header_bytes).")
+        if len(self.headers or ()) > self.limits.headers:
+            raise HeadersTooLarge(f"The request has more than {self.limits.headers} headers (setting max_headers).")
 
     # -- time
 
