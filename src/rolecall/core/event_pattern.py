@@ -35,17 +35,15 @@ class EventPattern:
         around = (went[: same.start(1)], went[same.end(1) :])
         return cls(came[: text.start(1)], came[text.end(1) :], None if went is came else around)
 
-    def text_of(self, event: bytes) -> bytes:
-        """Return the text of an event that is like this one but for it; nothing for any other event."""
-        if event.startswith(self.head) and event.endswith(self.tail):
-            text = event[len(self.head) : -len(self.tail)]
-            if _is_plain(text):
-                return text
-        return b""
+    def size_of(self, event: bytes) -> int:
+        """Return how many bytes of text has an event that is like this one but for it; 0 for any other event."""
+        start, end = len(self.head), len(event) - len(self.tail)
+        is_like = event.startswith(self.head) and event.endswith(self.tail) and _is_plain(event, start, end)
+        return end - start if is_like else 0
 
-    def wrap(self, text: bytes, event: bytes) -> bytes:
-        """Return what goes on in place of an event with this text."""
-        return event if self.went is None else text.join(self.went)
+    def pass_on(self, event: bytes) -> bytes:
+        """Return what goes on in place of an event like this one."""
+        return event if self.went is None else event[len(self.head) : -len(self.tail)].join(self.went)
 
 
 def _is_all(text: bytes, message: dict[str, Any]) -> bool:

@@ -76,8 +76,10 @@ class StreamWatch:
 
     def feed(self, data: bytes) -> bytes:
         """Take in what came and return what goes on to the client now."""
-        if self._pattern is not None and not self._pending and (passed := self._pass_alike(data, self._pattern)):
-            return passed
+        pattern = self._pattern
+        if pattern is not None and not self._pending and (size := pattern.size_of(data)):
+            self.answer.note_piece(size)
+            return pattern.pass_on(data)
         return self._feed(self._pending + data)
 
     def _feed(self, pending: bytes) -> bytes:
@@ -99,21 +101,15 @@ class StreamWatch:
         rest, self._pending = self._pending, b""
         return self._pass(rest) + self._flush()
 
-    def _pass_alike(self, event: bytes, pattern: EventPattern) -> bytes:
-        """Take in an event of a pattern; return what goes on in its place, nothing if it is not of it."""
-        text = pattern.text_of(event)
-        if not text:
-            return b""
-        self.answer.note_piece(len(text))
-        return pattern.wrap(text, event)
-
     def _pass(self, event: bytes) -> bytes:
         """Read an event; return what goes on to the client in its place."""
         skipped, self._skips = self._skips or len(event) > MAX_EVENT_BYTES, False
         if skipped:
             return event
-        if self._pattern is not None and (passed := self._pass_alike(event, self._pattern)):
-            return passed
+        pattern = self._pattern
+        if pattern is not None and (size := pattern.size_of(event)):
+            self.answer.note_piece(size)
+            return pattern.pass_on(event)
         came = event
         if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
             data = event[5:].strip()  # as nearly all engines send nearly all events: a line, and a blank one

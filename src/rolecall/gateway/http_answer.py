@@ -6,6 +6,7 @@ import httptools
 
 MAX_HEAD_BYTES = 2**16
 """Of all heads before the body, those with status 1xx included; of what follows the body as well."""
+_TOO_LONG = f"its head has more than {MAX_HEAD_BYTES} bytes"
 
 
 class Malformed(Exception):
@@ -59,7 +60,10 @@ class HttpAnswer:
         try:
             rest = data if self.has_head else self._feed_head(parser, data)
             if rest:
-                self._feed_body(parser, rest)
+                self._fed += len(rest)
+                parser.feed_data(rest)
+                if self._fed >= MAX_HEAD_BYTES and not self.is_complete:
+                    raise Malformed(_TOO_LONG)
         except httptools.HttpParserError as error:
             if not self.is_complete:
                 raise Malformed(_reason(error)) from None
@@ -91,21 +95,11 @@ class HttpAnswer:
         self._fed += len(data)
         parser.feed_data(data[:room])
         if not self.has_head:
-            self._check_fed()
+            if self._fed >= MAX_HEAD_BYTES:
+                raise Malformed(_TOO_LONG)
             return b""
         self._fed = 0
         return data[room:]
-
-    def _feed_body(self, parser: httptools.HttpResponseParser, data: bytes) -> None:
-        before = self.waiting
-        parser.feed_data(data)
-        self._fed = 0 if self.waiting > before else self._fed + len(data)
-        if not self.is_complete:
-            self._check_fed()
-
-    def _check_fed(self) -> None:
-        if self._fed >= MAX_HEAD_BYTES:
-            raise Malformed(f"its head has more than {MAX_HEAD_BYTES} bytes")
 
     # -- what the parser finds; an error raised here comes out of ``feed_data`` as the context of the parser's own
 
@@ -141,6 +135,7 @@ class HttpAnswer:
         if not self.is_complete:
             self._parts.append(part)
             self.waiting += len(part)
+            self._fed = 0
 
     def on_message_complete(self) -> None:
         """Take in the end of an answer."""

@@ -112,13 +112,17 @@ class Relay:
         This task sleeps meanwhile. It is woken after the first part, for which the client was told to wait, when the
         client takes no more, and at the end.
         """
-        reply, answer, has_begun, last = self._reply, self._answer, False, b""
+        reply, answer = self._reply, self._answer
+        has_begun = has_output = False
+        last = b""
 
         def take(part: bytes) -> bool:
-            nonlocal last
+            nonlocal has_output, last
             lease.touch()
             passed = watch.feed(part)
-            self._account.note_output()
+            if not has_output and answer.has_output:
+                has_output = True
+                self._account.note_output()
             if answer.is_over:
                 last = passed  # to go on together with the end
                 return False
