@@ -167,3 +167,10 @@ def test_two_cuts_are_one() -> None:
     both = Cut(["b"], 1, 2, 3).after(Cut(["a", "b"], 10, 20, 30))
     assert both == Cut(["b"], 11, 22, 33)
     assert Cut([], 0, 0, 2).summary() == "messages=0 images=0 reasoning=2"
+
+
+def test_the_counts_of_a_cut_hold_no_messages() -> None:
+    """They are kept for longer than the request, whose pictures are large."""
+    cut = Cut([{"role": "user", "content": "hi"}], 3, 2, 1)
+    assert cut.counted() == Cut((), 3, 2, 1)
+    assert cut.counted().summary() == cut.summary()
