@@ -10,7 +10,9 @@ import socket
 import pytest
 
 from rolecall.errors import UpstreamUnreachable
+from rolecall.gateway.http_request import Pieces
 from rolecall.gateway.upstream import HttpxTransport
+from scripted_server import answering, scripted
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -105,3 +107,20 @@ async def test_nobody_takes_the_connection() -> None:
         with pytest.raises(UpstreamUnreachable, match="does not take the connection in time"):
             await transport.post(f"http://127.0.0.1:{full.getsockname()[1]}/", {}, b"", head_timeout_s=5)
         await transport.aclose()
+
+
+@pytest.mark.parametrize("size", [0, 1, 300_000, 3_000_000])
+async def test_bodies_arrive_whole_over_httpx(size: int) -> None:
+    """In one piece or in several, with the length that the request says."""
+    requests: list[bytes] = []
+    data = b"xyz" * (size // 3) + b"x" * (size % 3)
+    transport = HttpxTransport()
+    async with scripted(answering(ANSWER, requests)) as server:
+        for body in (data, Pieces([data[: size // 3], memoryview(data)[size // 3 :], b""])):
+            response = await transport.post(server.url, {"content-length": str(size)}, body, head_timeout_s=5)
+            assert response.status == 200
+            await response.close()
+    await transport.aclose()
+    heads, bodies = zip(*(request.split(b"\r\n\r\n", 1) for request in requests), strict=True)
+    assert bodies == (data, data)
+    assert not any(b"chunked" in head.lower() for head in heads)

@@ -14,9 +14,9 @@ import httpcore
 import httpx
 
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
+from rolecall.gateway.http_request import Pieces
 
 CONNECT_TIMEOUT_S = 10.0
-_PART_BYTES = 2**18
 _HIDDEN = b"[API key]"
 
 
@@ -79,17 +79,17 @@ class _Parts:
     for the garbage collector.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: Pieces) -> None:
         self._body = body
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Yield the parts."""
-        for at in range(0, len(self._body), _PART_BYTES):
-            yield self._body[at : at + _PART_BYTES]
+        async for part in self._body:
+            yield part
 
     def let_go(self) -> None:
         """Hold nothing any more."""
-        self._body = b""
+        self._body = Pieces(())
 
 
 class _Closing:
@@ -186,7 +186,8 @@ class HttpxTransport:
         self, url: str, headers: Mapping[str, str], body: bytes | AsyncIterable[bytes], *, head_timeout_s: float
     ) -> UpstreamResponse:
         """Send a request and wait for the head."""
-        parts = _Parts(body) if isinstance(body, bytes) else body
+        whole = Pieces([body]) if isinstance(body, bytes) else body
+        parts = _Parts(whole) if isinstance(whole, Pieces) else whole
         try:
             request = self._client.build_request("POST", url, headers=dict(headers), content=parts)
             with anyio.fail_after(head_timeout_s):
