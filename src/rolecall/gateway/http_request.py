@@ -74,6 +74,9 @@ class Pieces:
             yield bytes(part)
 
 
+_IN_MEMORY = (bytes, Pieces)
+
+
 @dataclass(slots=True)
 class HttpRequest:
     """A request as it is sent. ``size`` is that of its body, None for one that is sent in chunks."""
@@ -87,12 +90,12 @@ class HttpRequest:
     @property
     def can_be_repeated(self) -> bool:
         """Whether it can be sent again: all of it is here."""
-        return isinstance(self.body, bytes | Pieces)
+        return isinstance(self.body, _IN_MEMORY)
 
     async def parts(self) -> AsyncGenerator[bytes | memoryview, None]:
         """Yield it in parts; raises ``UpstreamError`` if the body does not have its size."""
         yield self.head
-        if isinstance(self.body, bytes | Pieces):
+        if isinstance(self.body, _IN_MEMORY):
             for piece in Pieces([self.body]) if isinstance(self.body, bytes) else self.body:
                 yield piece
             return
@@ -122,7 +125,7 @@ def http_request(method: str, url: str, headers: Mapping[str, str], body: bytes 
         raise _not_allowed()
     size = int(headers["content-length"]) if "content-length" in headers else None
     fields = _fields(headers)
-    if isinstance(body, bytes | Pieces):
+    if isinstance(body, _IN_MEMORY):
         if size is None:
             fields += f"content-length: {len(body)}\r\n"
         else:
