@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from typing_extensions import TypedDict
 
 from rolecall.core.addresses import read_host
@@ -50,10 +51,10 @@ class RoleTable(TypedDict, total=False):
     fallback: list[str]
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """Every setting, with its unit in its name. ``docs/configuration.md`` says what each is for."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, populate_by_name=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; loopback unless you say otherwise.")
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -136,6 +137,9 @@ class Settings(BaseModel):
     deployment_profile: str | None = Field(
         None,
         description="Profile to use instead of the detected one.",
+        validation_alias=AliasChoices(
+            "deployment_profile", f"{PREFIX}DEPLOYMENT_PROFILE", "IMAGEWORKS_DEPLOYMENT_PROFILE"
+        ),
     )
     max_vram_mb: Positive | None = Field(None, description="Ceiling for the memory budget, in MB.")
     llama_server: str = Field(
@@ -291,6 +295,11 @@ class Settings(BaseModel):
         if not value.strip():
             raise ValueError("must name an address, such as 127.0.0.1")
         return value.strip()
+
+    @classmethod
+    def settings_customise_sources(cls, *_args: Any, **_sources: Any) -> tuple[Any, ...]:
+        """Take values from ``load_settings`` alone, which knows where each came from."""
+        return (_sources["init_settings"],)
 
 
 def load_settings(arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:

@@ -16,7 +16,6 @@ NOT_NEEDED = {
     "pygments": "1 MB; httpx's own command line",
     "gguf": "with numpy; makes the demo models, once",
     "numpy": "20 MB",
-    "pydantic_settings": "4 MB; its sources of settings are not ours",
     "xllamacpp": "hundreds of MB; belongs to the engine's process",
     "rolecall.simulation": "of other commands",
 }
