@@ -79,6 +79,21 @@ def test_a_drain_is_due_at_its_limit() -> None:
     assert bench.scheduler.wake_at() == 130
 
 
+def test_an_idle_end_is_known_while_a_model_serves_one_after_the_other() -> None:
+    """What is told of the moment may be too early, never too late, and a look at it puts it right."""
+    bench = Bench(spec("a", idle_unload_s=10))
+    bench.post(ask(1, "a"), BecameReady("a"), Released("a"), ask(2, "a"))
+    assert bench.scheduler.wake_at() is None
+    bench.post(Released("a"), at=4)
+    assert bench.scheduler.wake_at() == 14
+    assert bench.post(ask(3, "a"), at=5) == ["grant 3 a"]
+    bench.post(Released("a"), at=6)
+    assert bench.scheduler.wake_at() == 14
+    assert bench.post(Tick(), at=14) == []
+    assert bench.scheduler.wake_at() == 16
+    assert bench.post(Tick(), at=16) == ["stop a"]
+
+
 def test_a_start_that_was_timed_counts_half() -> None:
     """The expected time moves half-way to what the last start took."""
     bench = Bench(spec("a", load_s=20))

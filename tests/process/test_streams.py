@@ -328,7 +328,7 @@ def test_a_client_that_does_not_read_stops_the_engine(server: Rolecall) -> None:
         before = process.memory_info().rss
         with server.raw(http_request(prompt("flood", stream=True))) as connection:
             server.await_in_flight("flood", 1)
-            assert not sent.wait(0.7)
+            assert not sent.wait(0.4)  # less than the server waits for a client that takes nothing
             assert server.get("/health")["status"] == "ok"
             grown_mb = (process.memory_info().rss - before) / 2**20
             answer = read_to_end(connection)

@@ -47,18 +47,21 @@ class Catalog:
         """Return the entry of a name or alias; raises ``ModelNotFound`` with the nearest names."""
         entry = self._by_id.get(id_)
         if entry is None:
-            near = self._nearest(id_)
-            listed = ", ".join(entry.name for entry in self.listed()[:_MOST_NAMES])
-            known = "" if near or not listed else f" There are: {listed}."
-            raise ModelNotFound(f"The model {id_[:200]!r} does not exist.{known}", nearest=near)
+            raise self._unknown(id_)
         return entry
+
+    def _unknown(self, name: str) -> ModelNotFound:
+        near = self._nearest(name)
+        listed = ", ".join(entry.name for entry in self.listed()[:_MOST_NAMES])
+        known = "" if near or not listed else f" There are: {listed}."
+        return ModelNotFound(f"The model {name[:200]!r} does not exist.{known}", nearest=near)
 
     def resolve(self, name: str) -> Target:
         """Return what ``name``, an alias, ``role:x`` or ``role:x@profile`` stands for; raises ``ModelNotFound``."""
         if (named := self._named.get(name)) is not None:
             return named
         if name[: len(ROLE_PREFIX)].lower() != ROLE_PREFIX:
-            return Target((self.get(name),))
+            raise self._unknown(name)
         role, at, profile = name[len(ROLE_PREFIX) :].rpartition("@")
         if not at or role_name(f"{role}@{profile}") in self.roles:
             return self.role(role + at + profile)
