@@ -17,6 +17,8 @@ MOST_STARTUP_S = 0.6
 MOST_IDLE_MB = 60
 MOST_LEFT_MB = 64
 MOST_UPLOAD_MS = 12
+FULL_CORE = 0.85
+"""A server that uses less of its core was held up by upstream and clients, which have the others."""
 ENOUGH_OF_OFFERED = 0.98
 """What counts as all: the ends of streams fall where they will."""
 
@@ -77,7 +79,14 @@ def _one_core(results: Results, peer: str, least: float) -> Verdict:
     if ratio is None or own is None:
         return Verdict.unknown(figure, wanted)
     its = alone.median("core", peer, "rps") or 0
-    return Verdict(figure, wanted, f"{ratio:.2g} × ({own:,.0f}, {peer} {its:,.0f})", ratio >= least)
+    held = alone.median("core", peer, "cores") or 0
+    note = "" if held > FULL_CORE else f", which had {held:.1f} cores of work"
+    return Verdict(
+        figure,
+        wanted,
+        f"{ratio:{',.0f' if ratio >= 10 else '.2g'}} × ({own:,.0f}, {peer} {its:,.0f}{note})",
+        ratio >= least,
+    )
 
 
 def _saturated(results: Results) -> Verdict:
@@ -140,7 +149,7 @@ def _idle(results: Results) -> Verdict:
     start = results.starts.get(OURS)
     if start is None:
         return Verdict.unknown(figure, wanted)
-    return Verdict(figure, wanted, f"{start.idle_mb:.0f} MB", start.idle_mb < MOST_IDLE_MB)
+    return Verdict(figure, wanted, f"{start.idle_mb:.1f} MB", start.idle_mb < MOST_IDLE_MB)
 
 
 def _behaviour(results: Results) -> Verdict:

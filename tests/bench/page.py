@@ -52,6 +52,7 @@ def generated(results: Results, found: Sequence[Verdict]) -> str:
         f"{ran} Beside rolecall: {peers}. {results.dropped} loud rounds were dropped.",
         markdown(figures_table(found)),
         "![What a request, a chunk, a delay and a picture cost, by server](performance.svg)",
+        "The scale is logarithmic. A dashed line is what rolecall is to reach.",
         *(_section(table) for table in tables(results)),
     ]
     if results.checks:
@@ -60,7 +61,8 @@ def generated(results: Results, found: Sequence[Verdict]) -> str:
 
 
 def _section(table: Table) -> str:
-    return f"### {table.heading[0].upper()}{table.heading[1:]}\n\n{markdown(table)}"
+    name, colon, about = table.heading.partition(":")
+    return f"### {name.capitalize() if not colon else f'`{name}`:{about}'}\n\n{markdown(table)}"
 
 
 def panels(results: Results) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 from bench.servers import ROOT, Place, Server
@@ -11,8 +12,9 @@ from rolecall.core.keys import ApiKey, hashed, key_file
 
 FULL_NAME = "rolecall"
 BY_NAME = "rolecall by name"
+CUTTING_NAME = "rolecall cutting"
 BARE_NAME = "rolecall bare"
-NAMES = (FULL_NAME, BARE_NAME)
+NAMES = (FULL_NAME, CUTTING_NAME, BARE_NAME)
 
 MODEL = "bench"
 ROLE = "role:chat"
@@ -20,10 +22,14 @@ KEY = "rc-bench0123456789abcdef0123456789ab"
 
 FULL = """
 api_keys_file = "api_keys.json"
+"""
+"""What is on by default is on; keys are what most will add."""
+
+CUTTING = """
 history_fit = "all"
 reasoning_truncate_history = true
 """
-"""What is not on by default and concerns requests: keys, and histories that are cut for all models."""
+"""What is not on by default and looks at every conversation."""
 
 BARE = """
 history_fit = "off"
@@ -45,8 +51,14 @@ llama_server = "embedded"
 
 
 def full() -> Server:
-    """Return a rolecall with several models and roles, keys, and all that is done to requests and answers."""
-    return _server(FULL_NAME, _lay_out_full, {"authorization": f"Bearer {KEY}"})
+    """Return a rolecall with several models and roles, keys, and all that it does by default."""
+    return _server(FULL_NAME, lambda place: _lay_out_full(place, FULL), {"authorization": f"Bearer {KEY}"})
+
+
+def cutting() -> Server:
+    """Return the same with histories cut to the context of every model, which is not done by default."""
+    made = _server(CUTTING_NAME, lambda place: _lay_out_full(place, FULL + CUTTING), dict(full().headers))
+    return replace(made, is_aside=True)
 
 
 def bare() -> Server:
@@ -59,7 +71,7 @@ def _server(name: str, lay_out: Any, headers: dict[str, str] | None = None) -> S
     return Server(name, sys.executable, arguments, lay_out, "it is what is measured", headers=headers or {})
 
 
-def _lay_out_full(place: Place) -> None:
+def _lay_out_full(place: Place, settings: str) -> None:
     everything = [
         _entry(
             place, MODEL, ["text", "vision"], {"chat": 80, "caption": 80, "description": 70}, model_aliases=["the-one"]
@@ -69,7 +81,7 @@ def _lay_out_full(place: Place) -> None:
         _entry(place, "bench-tiny", ["text"], {"chat": 20, "keywords": 40}),
         _entry(place, "bench-embedding", ["embedding"], {"embedding": 50}),
     ]
-    _lay_out(place, FULL, everything)
+    _lay_out(place, settings, everything)
     keys = [ApiKey(name="bench", sha256=hashed(KEY.encode())), ApiKey(name="other", sha256=hashed(b"rc-other"))]
     path = place.folder / "api_keys.json"
     path.write_text(json.dumps(key_file(keys)))

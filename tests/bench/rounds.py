@@ -19,7 +19,7 @@ from bench.programs import Mock, Programs
 from bench.results import DIRECT, LOUD, Results, Round, Start, loudness, quietest
 from bench.running import NotReady, Running, Target, running
 from bench.sampling import Bench, NoSample
-from bench.scenarios import NS32, SCENARIOS, Scenario
+from bench.scenarios import NS32, SCENARIOS, ST32, STSAT, UP1, Scenario
 from bench.servers import Server
 
 Say = Callable[[str], None]
@@ -31,20 +31,24 @@ CHECKS = "checks"
 
 EVERYTHING = (*SCENARIOS, CORE, ALONE, CHECKS)
 
+FOR_ALL = (NS32, ST32, STSAT, UP1)
+"""The loads in which those aside take part, too."""
+
 MEMORY_LOAD = Scenario("memory", "upload", "a picture of 10 MB, four at a time", 4, count=100)
 SETTLE_S = 1.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. ``extra`` are rounds that are taken in place of loud ones, at most so many."""
+    """What is measured. At most ``extra`` rounds are taken in place of loud ones, and none after ``patience_s``."""
 
     servers: Sequence[Server]
     scenarios: Sequence[str]
     rounds: int = 3
     extra: int = 2
-    seconds: float = 1.2
-    starts: int = 5
+    patience_s: float = 240.0
+    seconds: float = 1.0
+    starts: int = 4
 
 
 class Measuring:
@@ -56,6 +60,7 @@ class Measuring:
         self._folder = folder
         self._results = results
         self._say = say
+        self._began = time.monotonic()
 
     def all(self) -> None:
         """Measure everything."""
@@ -72,7 +77,7 @@ class Measuring:
             for scenario in (SCENARIOS[name] for name in self._plan.scenarios if name in SCENARIOS):
                 self._results.rounds[scenario.name] = self._rounds(bench, targets, scenario)
             if CHECKS in self._plan.scenarios:  # behind the loads: what is left hanging would be in their way
-                for server in servers:
+                for server in (each for each in servers if not each.server.is_aside):
                     self._results.checks[server.server.name] = self._check(server, bench.mock)
 
     def _check(self, server: Running, mock: Mock) -> dict[str, tuple[bool, str]]:
@@ -108,8 +113,9 @@ class Measuring:
     def _rounds(self, bench: Bench, targets: Sequence[Target], scenario: Scenario) -> list[Round]:
         """Take rounds until enough of them are quiet; each begins with another target, slow ones are in the first."""
         taken: list[Round] = []
-        wanted, most = self._plan.rounds, self._plan.rounds + self._plan.extra
-        while len(taken) < most and sum(loudness(each) <= LOUD for each in taken) < wanted:
+        targets = [each for each in targets if not each.is_aside or scenario in FOR_ALL]
+        wanted = self._plan.rounds
+        while len(taken) < wanted or self._is_worth_another(taken):
             first = len(taken) % len(targets)
             order = [each for each in [*targets[first:], *targets[:first]] if not (each.is_slow and taken)]
             taken.append(self._round(bench, order, scenario, len(taken) + 1))
@@ -117,6 +123,11 @@ class Measuring:
         slow = {each.name: taken[0][each.name] for each in targets if each.is_slow and each.name in taken[0]}
         kept = quietest(taken, wanted)
         return [{**slow, **kept[0]}, *kept[1:]]
+
+    def _is_worth_another(self, taken: Sequence[Round]) -> bool:
+        quiet = sum(loudness(each) <= LOUD for each in taken)
+        is_late = time.monotonic() - self._began > self._plan.patience_s
+        return quiet < self._plan.rounds and len(taken) < self._plan.rounds + self._plan.extra and not is_late
 
     def _round(self, bench: Bench, targets: Sequence[Target], scenario: Scenario, number: int) -> Round:
         samples: Round = {}
@@ -139,7 +150,7 @@ class Measuring:
 
     def _alone(self) -> None:
         """Start each server afresh some times, and send pictures to the last one started."""
-        for server in self._plan.servers:
+        for server in (each for each in self._plan.servers if not each.is_aside):
             with Mock(self._programs) as mock, self._noting_failure():
                 bench = Bench(self._programs, mock, self._folder)
                 self._results.starts[server.name] = self._start_alone(server, bench)

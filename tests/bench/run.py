@@ -28,6 +28,7 @@ from c_compiler import NoCompiler
 
 SERVERS = {
     "rolecall": rolecalls.full,
+    "cutting": rolecalls.cutting,
     "bare": rolecalls.bare,
     "nginx": servers.nginx,
     "haproxy": servers.haproxy,

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.processes import Tree, on_cores
@@ -37,6 +37,7 @@ class Target:
     headers: dict[str, str] = field(default_factory=dict)
     tree: Tree | None = None
     is_slow: bool = False
+    is_aside: bool = False
 
     def cpu_s(self) -> float:
         """Return the CPU time that it has taken."""
@@ -58,9 +59,10 @@ class Running:
     idle_mb: float
 
     def target(self, name: str | None = None, model: str = MODEL) -> Target:
-        """Return it as one who is asked for ``model``."""
+        """Return it as one who is asked for ``model``; under another name it is one aside."""
         server = self.server
-        return Target(name or server.name, self.port, model, dict(server.headers), self.tree, server.is_slow)
+        target = Target(name or server.name, self.port, model, dict(server.headers), self.tree, server.is_slow)
+        return replace(target, is_aside=server.is_aside or name is not None)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class Scenario:
 NS1 = Scenario("ns1", "whole", "whole answers, one at a time", 1, warm_up=50)
 NS32 = Scenario("ns32", "whole", "whole answers, 32 at a time", 32, warm_up=200)
 NS128 = Scenario("ns128", "whole", "whole answers, 128 at a time", 128, warm_up=400)
-ST1 = Scenario("st1", "stream", "one stream, a token in 20 ms", 1, count=3, warm_up=1, tokens=40, every_ms=20)
+ST1 = Scenario("st1", "stream", "one stream, a token in 20 ms", 1, count=4, warm_up=1, tokens=20, every_ms=20)
 ST32 = Scenario("st32", "stream", "32 streams, a token in 10 ms each", 32, 64, ramp_ms=200, tokens=100, every_ms=10)
 STSAT = Scenario("stsat", "stream", "128 streams, a token in 5 ms each", 128, ramp_ms=200, tokens=100, every_ms=5)
 STBURST = Scenario("stburst", "stream", "16 streams, as fast as they go", 16, tokens=400)

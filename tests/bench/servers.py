@@ -30,7 +30,8 @@ class Place:
 class Server:
     """A program. ``lay_out`` writes its configuration, ``advice`` says how one gets the program.
 
-    ``is_slow`` gives it fewer rounds and shorter ones: what it needs for a round would be everybody's time.
+    ``is_slow`` gives it one round, and a shorter one: what it needs would be everybody's time. ``is_aside`` leaves it
+    out where it would say nothing new.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Server:
     environ: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     is_slow: bool = False
+    is_aside: bool = False
     ready_s: float = 30.0
 
     @property
