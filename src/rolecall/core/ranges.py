@@ -72,9 +72,11 @@ _RANGES = {
     "seed": Range(-(2**63), 2**64 - 1),
     "stream_interval": Range(1, _INT32),
 }
+NUMBERS = frozenset(_RANGES)
+"""The fields that ``check_ranges`` lets hold a number and nothing else, but for ``logprobs``, which may be a truth."""
 _OF_ENDPOINTS = {RERANK: {"top_n": _COUNT}, EMBEDDINGS: {"dimensions": Range(1, _INT32)}}
 _TOKEN = Range(0, _INT32)
-_LISTS = ("messages", "input", "prompt", "documents")
+_LISTS = frozenset({"messages", "input", "prompt", "documents"})
 
 
 def check_ranges(body: Mapping[str, Any], endpoint: str) -> None:
@@ -83,8 +85,9 @@ def check_ranges(body: Mapping[str, Any], endpoint: str) -> None:
     Null counts as not given. In chats ``logprobs`` is true or false, which is left to the engine.
     """
     ranges = _RANGES | _OF_ENDPOINTS[endpoint] if endpoint in _OF_ENDPOINTS else _RANGES
-    for name, value in body.items():
-        if value is None or name not in ranges:
+    for name in filter(ranges.__contains__, body):
+        value = body[name]
+        if value is None:
             continue
         if not (name == "logprobs" and isinstance(value, bool) and endpoint == CHAT):
             _check(name, value, ranges[name])
@@ -97,8 +100,8 @@ def check_ranges(body: Mapping[str, Any], endpoint: str) -> None:
 
 def check_counts(body: Mapping[str, Any], limit: int) -> None:
     """Raise ``BadRequest`` for more than ``limit`` messages, inputs, prompts or documents; tokens are no entries."""
-    for name in _LISTS:
-        entries = body.get(name)
+    for name in filter(_LISTS.__contains__, body):
+        entries = body[name]
         if isinstance(entries, list) and len(entries) > limit and not _are_whole_numbers(entries):
             raise BadRequest(
                 f"The field {name!r} has {len(entries)} entries; the limit is {limit} (setting max_messages).",

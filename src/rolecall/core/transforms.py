@@ -18,11 +18,14 @@ from rolecall.core.endpoints import (
 )
 from rolecall.core.image_parts import check_parts
 from rolecall.core.media import Medium, check_images, find_media
+from rolecall.core.ranges import NUMBERS
 from rolecall.errors import BadRequest
 
 GENERATING = frozenset({CHAT, COMPLETIONS})
 """The endpoints that take sampling parameters and stream with ``stream_options``."""
 
+_PLAIN = NUMBERS | {"model", "messages", "stream", "stream_options"}
+"""Fields in which nobody looks for media, but for ``messages``."""
 _CONVERSATIONS = frozenset({CHAT, MESSAGES, COUNT_TOKENS})
 
 
@@ -103,10 +106,11 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
     if wants_usage is not None and not isinstance(wants_usage, bool):
         problem = "The field 'stream_options.include_usage' must be true or false."
         raise BadRequest(problem, param="stream_options.include_usage")
-    messages, in_words = _messages(body) if endpoint in _CONVERSATIONS else (_turns(body), False)
+    messages, in_words, is_plain = _messages(body) if endpoint in _CONVERSATIONS else (_turns(body), False, False)
     for required in _REQUIRED.get(endpoint, ()):
         _check_required(body, required)
-    media = find_media(body)
+    is_plain = is_plain and body.keys() <= _PLAIN and not (options and options.keys() - {"include_usage"})
+    media = [] if is_plain else find_media(body)
     count = check_images(media, max_images=max_images, max_image_bytes=max_image_bytes)
     if media:
         check_parts(body, media)
@@ -127,19 +131,22 @@ def read_facts(body: Any, endpoint: str, *, max_image_bytes: int, max_images: in
     )
 
 
-def _messages(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool]:
-    """Return the messages, and whether none of them holds a picture."""
+def _messages(body: Mapping[str, Any]) -> tuple[list[dict[str, Any]], bool, bool]:
+    """Return the messages, whether none of them holds a picture, and whether all are a role and a text, no more."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         problem = "is missing" if messages is None else "must be a non-empty list"
         raise BadRequest(f"The field 'messages' {problem}.", param="messages")
-    in_words = True
+    in_words = is_plain = True
     for index, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest("Each message must be an object with a 'role'.", param=f"messages[{index}]")
-        if isinstance(message.get("content"), list) and image_positions(message):
-            in_words = False
-    return messages, in_words
+        content = message.get("content")
+        if len(message) > 2 or type(content) is not str:
+            is_plain = False
+            if isinstance(content, list) and image_positions(message):
+                in_words = False
+    return messages, in_words, is_plain
 
 
 def _check_required(body: Mapping[str, Any], required: _Required) -> None:

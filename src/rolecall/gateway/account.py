@@ -15,9 +15,6 @@ from rolecall.errors import RolecallError
 from rolecall.gateway.recorder import RequestLine, timestamp
 from rolecall.runtime.lease import Lease
 
-_NOTED = frozenset({b"user-agent", b"x-prompt-id", b"x-prompt-version"})
-"""The headers that the line tells of."""
-
 
 class Account:
     """Gathers one request's line; ``answer`` is what its answer says of itself, ``lease`` the last one it was given.
@@ -30,8 +27,8 @@ class Account:
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
         self.is_owed = False
-        self._headers = {name: value for name, value in scope["headers"] if name in _NOTED}
-        self.line = RequestLine(
+        self._headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.line = RequestLine.begun(
             timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self._headers)
         )
         self._keeps_prompts = keeps_prompts

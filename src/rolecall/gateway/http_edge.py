@@ -48,6 +48,7 @@ _UNREAD_BYTES = 2**30
 """What a client may send of a body that nobody reads, once it has its answer."""
 _RETRY_S = 2
 _NOT_FORWARDED = frozenset({b"connection", b"upgrade", b"http2-settings"})
+_FRAMING = frozenset({b"host", b"transfer-encoding", b"expect"})
 _TLS_HANDSHAKE = 0x16
 
 
@@ -226,8 +227,9 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         """Take in a part of the target."""
-        self._head_bytes += len(url)
-        self._check_head()
+        if self._may_be_long:
+            self._head_bytes += len(url)
+            self._check_head()
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -430,11 +432,13 @@ def _check_framing(version: str, headers: list[tuple[bytes, bytes]]) -> bool:
     """Raise ``BadRequest`` for a head of which two servers could think differently; return whether it asks for 100."""
     hosts, codings, expects = 0, [], False
     for name, value in headers:
+        if name not in _FRAMING:
+            continue
         if name == b"host":
             hosts += 1
         elif name == b"transfer-encoding":
             codings.append(value.strip().lower())
-        elif name == b"expect":
+        else:
             expects |= value.lower() == b"100-continue"
     if version not in {"1.0", "1.1"}:
         raise BadRequest(f"rolecall speaks HTTP/1.1, not HTTP/{version}.")
