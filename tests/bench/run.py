@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 from dataclasses import asdict
@@ -41,6 +42,7 @@ SERVERS = {
 def main() -> int:
     """Measure, show, write it down, and say whether all was reached."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended on the way out
     results = Results.from_json(options.read.read_text()) if options.read else _measured(options)
     found = verdicts(results)
     out = console(to_stderr=options.json)
