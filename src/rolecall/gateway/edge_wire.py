@@ -44,6 +44,7 @@ class EdgeWire:
             await self._app(scope, self.receive, send)
         finally:
             self._flush()
+            del scope["extensions"]  # the scope is the cycle's, and would be kept with it until the next collection
 
     async def receive(self) -> Message:
         """Return what uvicorn received; raises why a body that is waited for was refused."""

@@ -103,7 +103,9 @@ class Exchange:
                 raise
             self._note_gone(ClientGone())  # while it was told of an error
         finally:
-            self._task = None
+            # What refers back to this object would keep all of the request in memory until the next collection.
+            self._task = self._relay = None
+            self._told = dict
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
             self._caller.spend(self._account.tokens(self._estimated_prompt))
