@@ -463,6 +463,7 @@ async def test_an_engine_that_died_unused_was_not_reached(transport: LoopbackTra
     await whole(await transport.post(url, {}, b"{}", head_timeout_s=5))
     connection = await accepting
     connection.close()  # the loop does not run until the next request is sent
+    time.sleep(0.01)  # noqa: ASYNC251 - not so soon that nobody looks at the connection
     listener.close()
     with pytest.raises(UpstreamUnreachable):
         await transport.post(url, {}, b"{}", head_timeout_s=5)

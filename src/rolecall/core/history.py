@@ -81,8 +81,9 @@ class HistoryPolicy:
 
     def for_model(self, rules: HistoryRules) -> HistoryPolicy:
         """Return the policy with what a registry entry says itself."""
-        own = {_NAMES[name]: value for name, value in rules.given.items()}
-        return replace(self, **own) if own else self
+        if not rules.given:
+            return self
+        return replace(self, **{_NAMES[name]: value for name, value in rules.given.items()})
 
     def as_asked(self, wish: str | None) -> HistoryPolicy:
         """Return the policy that a request's header asks for; raises ``BadRequest`` for a word it does not know.

@@ -70,7 +70,7 @@ class Shortcut:
 
     def __init__(self, inference: ASGIApp, paths: Collection[str], rest: ASGIApp) -> None:
         self._inference = inference
-        self._paths = paths
+        self._paths = frozenset(paths)
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

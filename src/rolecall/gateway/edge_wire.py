@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -32,6 +33,7 @@ class EdgeWire:
         problem: Callable[[RequestResponseCycle], RolecallError | None],
     ) -> None:
         self.cycle = cycle
+        self.task: asyncio.Task[Any] | None = None
         self._app = app
         self._problem = problem
         self._leave: Callable[[], None] | None = None

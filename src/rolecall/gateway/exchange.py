@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
@@ -72,7 +72,7 @@ class Exchange:
         self._relay: Relay | None = None
         self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[Any] | None = None  # while it serves
         self._has_left = self._is_interrupted = False
         self.request_id = new_request_id()
         wire = self._wire = wire_of(scope, send)
@@ -84,7 +84,7 @@ class Exchange:
 
     async def run(self, receive: Receive) -> None:
         """Serve the request; exactly one line is recorded, whatever happens."""
-        self._task = asyncio.current_task()
+        self._task = self._wire.task
         try:
             try:
                 await self._serve(receive)
@@ -98,13 +98,11 @@ class Exchange:
         except ClientGone as gone:
             self._note_gone(gone)
         except asyncio.CancelledError:
-            if not self._has_left:
-                self._note(ShuttingDown())
-                raise
-            self._note_gone(ClientGone())  # while it was told of an error
+            self._note(ShuttingDown())
+            raise
         finally:
             # What refers back to this object would keep all of the request in memory until the next collection.
-            self._task = self._relay = None
+            self._relay = None
             self._told = dict
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
@@ -154,6 +152,8 @@ class Exchange:
             if self._is_interrupted:
                 raise ShuttingDown from None
             raise
+        finally:
+            self._task = None  # an error is told undisturbed
 
     async def _admit(self, receive: Receive) -> None:
         """Raise ``RateLimited`` and ``DiskFull`` before anything of the body is kept or read into objects.

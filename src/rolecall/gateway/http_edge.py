@@ -366,7 +366,9 @@ class _EdgeProtocol(HttpToolsProtocol):
         """Serve; an application that waits for a body that was refused gets the reason as an exception."""
         wire = self._answering = EdgeWire(cycle, app, self._problem)
         cycle.transport = self._polite  # type: ignore[assignment]
-        super()._start_asgi_task(cycle, wire.serve)  # type: ignore[arg-type]
+        wire.task = self.loop.create_task(cycle.run_asgi(wire.serve))  # type: ignore[arg-type]
+        wire.task.add_done_callback(self.tasks.discard)
+        self.tasks.add(wire.task)
 
     def _problem(self, cycle: RequestResponseCycle) -> RolecallError | None:
         """Return why the body of a request was refused."""

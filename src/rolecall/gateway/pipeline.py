@@ -218,6 +218,8 @@ class JsonRequest:
 
     def let_go(self) -> None:
         """Let the body go."""
+        if not self._body:
+            return
         self._body, self._sent, self._places = {}, None, Places()
         self._costs.let_go()
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary
 
 import anyio.to_thread
 
@@ -70,8 +68,7 @@ class PromptCosts:
         self.counter = counter
         self._pictures = pictures
         self._clock = clock
-        # By the event of its end, which each engine has one of.
-        self._learns_at: WeakKeyDictionary[asyncio.Event, float] = WeakKeyDictionary()
+        self._learns_at: dict[str, float] = {}  # by model
 
     def of_request(self, text_bytes: int) -> RequestCosts:
         """Return what prices one request, which has at most so many bytes besides its pictures."""
@@ -84,12 +81,12 @@ class PromptCosts:
         return model.predict(receipt.size, image_tokens=receipt.image_tokens) + unknown
 
     def is_curious(self, lease: Lease) -> bool:
-        """Whether it is time to learn from another prompt of this engine; who is told so settles one."""
-        engine, now = lease.engine_gone, self._clock()
-        if now < self._learns_at.get(engine, -math.inf):
+        """Whether it is time to learn from another prompt of this model; who is told so settles one."""
+        name, now = lease.entry.name, self._clock()
+        if now < self._learns_at.get(name, -math.inf):
             return False
         is_known = self.knowledge(lease).model.observations >= _KNOWN_WELL
-        self._learns_at[engine] = now + (_PAUSE_KNOWN_S if is_known else _PAUSE_S)
+        self._learns_at[name] = now + (_PAUSE_KNOWN_S if is_known else _PAUSE_S)
         return True
 
     def settle(self, lease: Lease, receipt: Receipt, tokens: int) -> None:

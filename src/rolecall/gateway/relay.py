@@ -209,7 +209,7 @@ class Relay:
     def _shape(self, lease: Lease) -> AnswerShape:
         traits = self._services.roster.traits(lease.entry)
         form = reasoning_form(self._settings.reasoning_field, lease.entry, thinks=traits.thinks)
-        opens = starts_in_thought(lease.entry, template_opens=traits.starts_in_thought)
+        opens = form != "as_is" and starts_in_thought(lease.entry, template_opens=traits.starts_in_thought)
         return AnswerShape(self._asked(lease), form, starts_in_thought=opens, backend=lease.entry.backend)
 
     def _asked(self, lease: Lease) -> Asked:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.types import Receive, Scope, Send
 
@@ -23,8 +23,10 @@ class Watch(Protocol):
 class Wire(Protocol):
     """Takes one answer: ``head``, any number of ``part``, ``end``, or the ``whole`` at once.
 
-    Each may have to be followed by ``drain``.
+    Each may have to be followed by ``drain``. ``task`` is the one that serves the request.
     """
+
+    task: asyncio.Task[Any] | None
 
     def body(self) -> bytes | None:
         """Return the request's body if all of it has come already; else None: it has to be received."""
@@ -60,6 +62,7 @@ class AsgiWire:
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self.task = asyncio.current_task()
         self._waiting: list[dict[str, object]] = []
 
     def body(self) -> None:
