@@ -161,5 +161,5 @@ def _all_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_all_plain(member) for member in value]
     if hasattr(value, "__dataclass_fields__"):
-        return {field.name: _all_plain(getattr(value, field.name)) for field in fields(value)}
+        return {field.name: _all_plain(getattr(value, field.name)) for field in fields(value) if field.init}
     return _all_plain(_plain(value))

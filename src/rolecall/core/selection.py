@@ -29,6 +29,16 @@ class Demand:
     exclude: frozenset[str] = frozenset()
     include_non_installed: bool = False
     profile: str | None = None
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Hash it once: the scheduler looks up by it what it chose before."""
+        asked = self.role, self.needs, self.exclude, self.include_non_installed, self.profile
+        object.__setattr__(self, "_hash", hash(asked))
+
+    def __hash__(self) -> int:
+        """Return the hash of what is asked for."""
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

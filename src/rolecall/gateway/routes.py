@@ -99,8 +99,11 @@ def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | Non
     be for everybody with a key needs ``admin``; what no route answers needs any key.
     """
     all_routes = tuple(routes)
+    inference = frozenset(route.path for route in all_routes if isinstance(route.endpoint, Inference))
 
     def needed(scope: Scope) -> ApiKeyScope | None:
+        if scope["method"] == "POST" and scope["path"] in inference:  # as most are: no pattern needs to be tried
+            return "inference"
         found = next((route for route in all_routes if route.matches(scope)[0] is Match.FULL), None)
         return None if found is None else _scope_of(found)
 
