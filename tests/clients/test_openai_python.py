@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from clients.entries import ANSWER, CAPTION, HELLO, ODD_NAMES, PICTURE, THOUGHT, WEATHER, Place, statuses
-from harness import Rolecall
+from harness import Rolecall, eventually
 
 
 @pytest.fixture
@@ -282,8 +282,11 @@ def test_what_is_not_there(client: openai.OpenAI, server: Rolecall) -> None:
         client.audio.transcriptions.create(model="demo-chat", file=("a.wav", b"RIFF"))
     with pytest.raises(openai.BadRequestError, match="lacks embedding"):
         client.embeddings.create(model="role:chat", input="Hello?")
-    speeches = [line for line in server.log_lines() if line["endpoint"] == "/v1/audio/speech"]
-    assert len(speeches) == 1
+    assert len(eventually(lambda: _lines_of(server, "/v1/audio/speech"))) == 1
+
+
+def _lines_of(server: Rolecall, endpoint: str) -> list[dict[str, Any]]:
+    return [line for line in server.log_lines() if line["endpoint"] == endpoint]
 
 
 # -- headers and ids

@@ -462,3 +462,8 @@ def test_long_texts_take_no_time(key: str, piece: str) -> None:
     began = time.process_time()
     find_media({"messages": [{"content": [{key: piece * (2**20 // len(piece))}]}]})
     assert time.process_time() - began < 0.5  # it takes some milliseconds
+
+
+def test_a_body_is_no_part() -> None:
+    """What it says of its own type makes no image of it."""
+    assert find_media({"type": "image_url", "messages": []}) == []

@@ -25,7 +25,9 @@ class Connection:
             message_event=asyncio.Event(),
             on_response=self.done,
             disconnected=False,
+            response_complete=False,
             keep_alive=True,
+            default_headers=[(b"date", b"Thu, 01 Jan 1970 00:00:00 GMT")],
         )
         self.wire = EdgeWire(cast("Any", cycle), cast("Any", None), lambda _: None)
         self.cycle = cycle
@@ -44,7 +46,10 @@ async def test_a_head_goes_with_the_first_part_if_that_is_there() -> None:
     assert connection.wire.end(b"data: [DONE]\n\n")
     await asyncio.sleep(0)
     first, second, last = connection.writes
-    assert first.startswith(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n")
+    assert first.startswith(
+        b"HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
+        b"content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n"
+    )
     assert first.endswith(b"\r\n\r\n9\r\ndata: 1\n\n\r\n")
     assert second == b"9\r\ndata: 2\n\n\r\n"
     assert last == b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
@@ -84,3 +89,23 @@ async def test_nothing_is_written_to_a_client_that_has_left(when: str) -> None:
     await asyncio.sleep(0)
     assert connection.writes == []
     assert not connection.is_done
+
+
+async def test_nothing_is_written_behind_the_end() -> None:
+    """It would be taken for the next answer."""
+    connection = Connection()
+    connection.wire.head(200, STREAM)
+    connection.wire.end(b"data: [DONE]\n\n")
+    written = list(connection.writes)
+    connection.wire.part(b"data: {}\n\n")
+    await asyncio.sleep(0)
+    assert connection.writes == written
+
+
+async def test_the_door_adds_headers() -> None:
+    """They are made of those that the answer has."""
+    connection = Connection()
+    connection.wire.more = lambda headers: {"x-count": str(len(headers))}
+    connection.wire.whole(200, {"a": "b", "content-length": "0"}, b"")
+    (answer,) = connection.writes
+    assert b"\r\nx-count: 2\r\n" in answer

@@ -995,6 +995,19 @@ async def test_who_takes_may_fail(transport: LoopbackTransport) -> None:
         await server.alone()
 
 
+async def test_who_takes_may_fail_with_the_last_bytes(transport: LoopbackTransport) -> None:
+    """The end of the answer hides nothing."""
+
+    def fails(part: bytes) -> bool:
+        raise KeyError(part)
+
+    async with scripted(answering_once(OK)) as server:
+        response = await transport.post(server.url, {}, b"{}", head_timeout_s=5)
+        with pytest.raises(KeyError):
+            await response.pipe(fails, 5)
+        await response.close()
+
+
 async def test_a_pause_while_it_is_piped(transport: LoopbackTransport) -> None:
     """The pause is counted from the last part."""
 

@@ -315,6 +315,15 @@ class TestHugeBodies:
         assert post(server, body + b" " * (LIMIT - len(body))).status_code == 200
         assert post(server, body + b" " * (LIMIT - len(body) + 1)).status_code == 413
 
+    def test_a_small_limit_holds_for_chunks_that_come_at_once(self, tmp_path: Path) -> None:
+        """A body that is there as a whole before anybody looks at it is refused as well."""
+        body = json.dumps(prompt("one", "x" * 50_000)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+        chunk = b"Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        settings = {"max_body_bytes": 40_000}
+        with Rolecall(tmp_path, [fake_entry("one")], settings=settings) as small, small.raw(head + chunk) as connection:
+            assert read_to_end(connection).startswith(b"HTTP/1.1 413 ")
+
     def test_a_client_that_gives_up_sending_leaves_a_line(self, server: Rolecall) -> None:
         """A body that is called too large is a 413, whether or not the rest of it comes."""
         agent = new_agent()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,17 @@ import httpx
 import pytest
 
 import rolecall
-from harness import CHAT, Rolecall, eventually, fake_entry, http_request, prompt
+from harness import (
+    CHAT,
+    Rolecall,
+    eventually,
+    fake_entry,
+    http_request,
+    prompt,
+    read_to_end,
+    upstream,
+    upstream_entry,
+)
 from rolecall.core.keys import hashed
 from rolecall.gateway.routes import INFERENCE_PATHS
 
@@ -450,3 +462,28 @@ def test_refusals_are_told_on_the_terminal(tmp_path: Path) -> None:
         told = [line for line in running.words().splitlines() if "refused" in line]
     assert len(told) == 1
     assert "'GET /v1/models' from 127.0.0.1: 421 host_not_allowed" in told[0]
+
+
+def test_a_page_gets_the_head_of_a_stream_before_its_first_token(tmp_path: Path) -> None:
+    """With what lets it read the answer; an engine may think for long before it says anything."""
+    go_on = threading.Event()
+
+    def slow(connection: socket.socket, _request: bytes) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        go_on.wait(10)
+        events = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+        connection.sendall(b"%x\r\n%b\r\n0\r\n\r\n" % (len(events), events))
+
+    settings = {"allowed_origins": [PAGE], "stream_loading_comments": False}
+    asked = http_request(prompt("m", stream=True), headers={"Origin": PAGE})
+    with (
+        upstream(slow) as engine,
+        Rolecall(tmp_path, [upstream_entry("m", engine.base_url)], settings=settings) as server,
+        server.raw(asked) as connection,
+    ):
+        head = connection.recv(65536)
+        assert b"HTTP/1.1 200 OK\r\n" in head
+        assert f"access-control-allow-origin: {PAGE}\r\n".encode() in head
+        assert b"x-rolecall-model" in head.partition(b"access-control-expose-headers: ")[2].partition(b"\r\n")[0]
+        go_on.set()
+        assert read_to_end(connection).endswith(b"0\r\n\r\n")

@@ -106,6 +106,14 @@ class TestHeads:
         assert error["code"] == "headers_too_large"
         assert f"more than {HEAD_LIMIT} bytes (setting max_header_bytes)" in error["message"]
 
+    def test_a_long_head_in_parts_is_a_431(self, server: Rolecall) -> None:
+        """What came in an earlier part counts, though that was not too long by itself."""
+        half = b"".join(b"x-%d: %b\r\n" % (n, b"a" * (HEAD_LIMIT // 12)) for n in range(8))
+        with server.raw(GET + half) as connection:
+            time.sleep(0.05)  # else it may come in one part, which is another case
+            connection.sendall(half + b"\r\n")
+            refusal(read_to_end(connection), 431)
+
     def test_a_long_target_is_a_431(self, server: Rolecall) -> None:
         """The target counts as part of the head."""
         refusal(said(server, b"GET /" + b"a" * HEAD_LIMIT + b" HTTP/1.1\r\n"), 431)

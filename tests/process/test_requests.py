@@ -439,3 +439,8 @@ def test_the_number_of_requests_at_once_is_not_limited_by_the_proxy(server: Role
     with httpx.Client(base_url=server.base_url, timeout=60, trust_env=False) as client, ThreadPoolExecutor(100) as pool:
         answers = list(pool.map(lambda _: client.post(CHAT, json=prompt(entry)).status_code, range(300)))
     assert answers == [200] * 300
+
+
+def test_an_answer_says_when_it_was_given(server: Rolecall) -> None:
+    """RFC 9110, 6.6.1; so say answers of models, too."""
+    assert server.chat("plain").headers["date"].endswith(" GMT")

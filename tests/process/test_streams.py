@@ -308,6 +308,15 @@ def linger(connection: socket.socket, _request: bytes) -> None:
     connection.recv(1)
 
 
+def test_a_client_that_leaves_after_a_large_body(server: Rolecall) -> None:
+    """Of more than what is read at once; nothing of the answer has come yet."""
+    server.http.post("/v1/models/plain/load")
+    before = server.stats("plain")["aborted"]
+    with server.raw(http_request(prompt("plain", "x" * 100_000, fake={"head_delay_s": 30}))):
+        eventually(lambda: server.stats("plain")["in_flight"] == 1)
+    eventually(lambda: server.stats("plain")["aborted"] == before + 1, within_s=1)
+
+
 def test_a_client_that_does_not_read_stops_the_engine(server: Rolecall) -> None:
     """Back-pressure reaches the engine: a stalled client costs no memory, and gets every byte once it reads."""
     sent = threading.Event()

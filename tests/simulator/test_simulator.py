@@ -159,7 +159,7 @@ class TestTaking:
     def test_it_is_taken_bit_by_bit(self, box: Box) -> None:
         """While an engine loads its part grows, so that a look in between sees less than the whole."""
         box.boot(ONE)
-        box.start("--gpu-mb", "8000", "--load-s", "2")
+        box.start("--gpu-mb", "8000", "--load-s", "1")
         seen = {FREE_MB}
 
         def loaded() -> bool:

@@ -263,7 +263,7 @@ def _search_object(node: Mapping[str, Any], path: Path, inherited: Kind | None, 
                 _judge(value, (*path, key), key, inherited, found)
         elif (kind is list or kind is dict) and not _is_read_as_text(key, role):
             _search(value, (*path, key), (key == "input" and _modality(node, path)) or key, inherited, found)
-    if part in _IMAGE_PARTS and not any(medium.kind == "image" for medium in found[before:]):
+    if path and part in _IMAGE_PARTS and not any(medium.kind == "image" for medium in found[before:]):
         found.append(Medium("image", path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Collection
 from socket import gethostname
@@ -51,7 +52,8 @@ class BehindProxies:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._proxied = ProxyHeadersMiddleware(app)  # type: ignore[arg-type]
+        trusted = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")  # as uvicorn itself would read it
+        self._proxied = ProxyHeadersMiddleware(app, trusted)  # type: ignore[arg-type]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

@@ -99,7 +99,9 @@ async def receive_body(
     A body that is too large is refused at once. Its client, which may look for an answer only after it has sent all,
     can go on sending: the connection reads on for a while after an answer that came early.
     """
-    if come is not None and len(come) <= limit:
+    if come is not None:
+        if len(come) > limit:
+            raise _too_large(len(come), limit)
         check_is_plain(headers)
         check_is_json(headers)
         return come
@@ -372,9 +374,3 @@ def parse_answer(status: int, body: bytes) -> Any:
         error = UpstreamError(f"{problem}: {said}")
         error.discreet = f"{problem} ({len(body)} bytes)."
         raise error from None
-
-
-async def wait_until_gone(receive: Receive) -> None:
-    """Return when the client has closed its connection; to be awaited once the body is complete."""
-    while (await receive())["type"] != "http.disconnect":
-        pass

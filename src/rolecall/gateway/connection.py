@@ -34,6 +34,7 @@ class Connection(asyncio.Protocol):
         self._answer: HttpAnswer | None = None
         self._error: Exception | None = None
         self._take: Take | None = None
+        self._failed: Exception | None = None
         self._changed: asyncio.Future[None] | None = None
         self._limits: dict[str, float] = {}
         self._idle_s = math.inf
@@ -192,14 +193,15 @@ class Connection(asyncio.Protocol):
         self._pass_on(answer)
         self._resume()
         try:
-            while self._is_piping:
-                if answer.is_complete:
-                    return True
+            while self._is_piping and not answer.is_complete:
                 if self._error is not None:
                     raise self._error
                 await self._change()
         finally:
             self._take = None
+            failed, self._failed = self._failed, None
+        if failed is not None:
+            raise failed
         return answer.is_complete and not answer.waiting
 
     @property
@@ -214,7 +216,7 @@ class Connection(asyncio.Protocol):
                 if not self._take(answer.take()):
                     self._take = None
             except Exception as error:  # noqa: BLE001 - raised where it is piped
-                self.fail(error)
+                self._failed, self._take = error, None
         if self._take is None or answer.is_complete:
             self._wake()
 

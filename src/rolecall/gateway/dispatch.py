@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -80,14 +80,22 @@ class Held:
     async def give_back(self) -> None:
         """Close the answers, then give back the rest: an engine ends fast only when nobody is connected."""
         try:
-            for answer in self.answers:
-                await answer.close()
+            await _close(self.answers)
         finally:
             try:
                 if self.room is not None:
                     await self.room.__aexit__(None, None, None)
             finally:
                 self.lease.release()
+
+
+async def _close(answers: Sequence[UpstreamResponse]) -> None:
+    """Close them all, also if that is cancelled meanwhile."""
+    if answers:
+        try:
+            await answers[0].close()
+        finally:
+            await _close(answers[1:])
 
 
 class Dispatch:

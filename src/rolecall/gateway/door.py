@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,8 +52,8 @@ _MOST_ASKED_HEADERS = 4096
 _PREFLIGHT_S = 600
 """How long a browser may remember the answer to a preflight."""
 _SAFE = frozenset({"GET", "HEAD"})
-_EXPOSED = (b"x-request-id", b"retry-after", b"x-should-retry")
-_OURS = b"x-rolecall-"
+_EXPOSED = ("x-request-id", "retry-after", "x-should-retry")
+_OURS = "x-rolecall-"
 _REPORT_EVERY_S = 10.0
 _ANYONE = Anyone()
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -106,7 +107,8 @@ class Door:
             origin = self._page(scope, headers)
             if self._origins:
                 send = self._told(send, origin)
-                scope.get("extensions", {}).pop(WIRE, None)  # which would go past it
+                if (wire := scope.get("extensions", {}).get(WIRE)) is not None:  # which goes past it
+                    wire.more = partial(_cors, origin=origin)
             if origin is not None and scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
                 await _answer_preflight(headers, send)
                 return
@@ -155,7 +157,9 @@ class Door:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *_cors(message["headers"], origin)]
+                added = _cors((name.decode("latin-1") for name, _ in message["headers"]), origin)
+                pairs = ((name.encode(), value.encode("latin-1")) for name, value in added.items())
+                message["headers"] = [*message["headers"], *pairs]
             await send(message)
 
         return send_with_headers
@@ -253,12 +257,13 @@ async def _refuse(error: RolecallError, path: str, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _cors(headers: Iterable[tuple[bytes, bytes]], origin: bytes | None) -> list[tuple[bytes, bytes]]:
-    added = [(b"vary", b"Origin")]
+def _cors(names: Iterable[str], origin: bytes | None) -> dict[str, str]:
+    """Return what lets an allowed page read an answer with headers of these names."""
+    added = {"vary": "Origin"}
     if origin is not None:
-        ours = (name.lower() for name, _ in headers if name.lower().startswith(_OURS))
-        added.append((b"access-control-allow-origin", origin))
-        added.append((b"access-control-expose-headers", b", ".join([*_EXPOSED, *sorted(set(ours))])))
+        ours = {name.lower() for name in names if name.lower().startswith(_OURS)}
+        added["access-control-allow-origin"] = origin.decode("latin-1")
+        added["access-control-expose-headers"] = ", ".join([*_EXPOSED, *sorted(ours)])
     return added
 
 

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from rolecall.errors import RolecallError
-from rolecall.gateway.wire import WIRE
+from rolecall.gateway.wire import WIRE, More
 
 _NO_BODY = frozenset({204, 304})
 _LARGE_BYTES = 2**16
 """From here on a part is not copied to be put between the marks of its chunk."""
+
+
+@lru_cache(maxsize=4)
+def _lines(*headers: tuple[bytes, bytes]) -> bytes:
+    """Return the lines of uvicorn's own headers, which change once a second."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 class EdgeWire:
@@ -34,6 +41,7 @@ class EdgeWire:
     ) -> None:
         self.cycle = cycle
         self.task: asyncio.Task[Any] | None = None
+        self.more: More | None = None
         self._app = app
         self._problem = problem
         self._leave: Callable[[], None] | None = None
@@ -64,6 +72,7 @@ class EdgeWire:
             return None
         body, cycle.body = bytes(cycle.body), bytearray()
         cycle.message_event.clear()
+        cycle.flow.resume_reading()  # or the client's leaving would not be noticed after a large one
         return body
 
     def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
@@ -76,13 +85,14 @@ class EdgeWire:
             self._complete()
         return not self.cycle.flow.write_paused
 
-    def head(self, status: int, headers: Mapping[str, str]) -> None:
+    def head(self, status: int, headers: Mapping[str, str]) -> bool:
         """Write status and headers, together with what is written in the same turn of the loop.
 
         Without ``content-length`` the body goes in chunks.
         """
         self._unsent = self._head(status, headers)
         asyncio.get_running_loop().call_soon(self._flush)
+        return True
 
     def _flush(self) -> None:
         if self._unsent and not self.cycle.disconnected:
@@ -98,6 +108,8 @@ class EdgeWire:
         cycle = self.cycle
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
+        if self.more is not None:
+            headers = {**headers, **self.more(headers)}
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         if lines.count("\n") != len(headers) or lines.count("\r") != len(headers):
             raise ValueError("a header of the answer holds a line break")
@@ -108,12 +120,12 @@ class EdgeWire:
         cycle.chunked_encoding = "content-length" not in headers and status not in _NO_BODY
         if cycle.chunked_encoding:
             lines += "transfer-encoding: chunked\r\n"
-        return STATUS_LINE[status] + lines.encode("latin-1", "replace") + b"\r\n"
+        return STATUS_LINE[status] + _lines(*cycle.default_headers) + lines.encode("latin-1", "replace") + b"\r\n"
 
     def part(self, data: bytes) -> bool:
         """Write a part; what a client that has left would have got is thrown away."""
         cycle = self.cycle
-        if data and not cycle.disconnected:
+        if data and not (cycle.disconnected or cycle.response_complete):
             write = self._write
             if not cycle.chunked_encoding:
                 write(data)

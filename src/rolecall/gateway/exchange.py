@@ -117,7 +117,9 @@ class Exchange:
         return 0 if self._incoming is None else self._incoming.estimate(lease)
 
     def interrupt(self) -> None:
-        """End the answer now: the server has waited for it as long as it will."""
+        """End the answer now, unless all of it is written: the server has waited for it as long as it will."""
+        if self._reply.is_complete:
+            return
         self._reply.patience_s = LAST_WORDS_S
         self._is_interrupted = True
         if self._task is not None:

@@ -181,7 +181,11 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._has_spoken = True
         if self._is_idle:
             self._head_since = self.loop.time()
-        self._may_be_long = self._body is not None or self._head_fed + len(data) > self.limits.header_bytes
+        if self._body is not None or self._head_fed + len(data) > self.limits.header_bytes:
+            if not self._may_be_long:
+                self._may_be_long, self._head_bytes = True, self._head_fed
+        else:
+            self._may_be_long = False
         try:
             self._feed(data)
             if self._head_since is not None:

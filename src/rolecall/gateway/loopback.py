@@ -26,7 +26,9 @@ IDLE_S = 1.0
 MOST_IDLE = 128
 """Kept connections to an address; each takes a thread of llama-server, so the last used is the first used again."""
 _BRIEF_S = 0.002
-"""What was used so lately is used again without a look at it: that costs a call of the kernel, a tenth of a request."""
+"""What was used so lately is used again without a look at it, which would cost a call of the kernel, a tenth of a
+request. Given up for it: an engine that dies within that time, or says something that nobody asked for, is not noticed
+before the next request is sent, which then fails or is answered with that."""
 _STALE_S = 1.0
 """A connection that its engine had closed breaks at once; one that breaks later broke under the request."""
 END_S = 0.1

@@ -53,7 +53,8 @@ class Reply:
     async def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self._has_events = headers.get("content-type", "").startswith(EVENT_STREAM)
         self.has_head = True
-        self._wire.head(status, {**headers, "x-request-id": self._request_id})
+        if not self._wire.head(status, {**headers, "x-request-id": self._request_id}):
+            await self.drain()
 
     def part(self, data: bytes) -> bool:
         """Send a part of the body; return whether the client takes more at once. If not, ``drain`` before the next."""
@@ -72,18 +73,20 @@ class Reply:
         """Send a part of the body, the last one with ``more`` False; raises ``ClientGone`` if it is not taken."""
         self.bytes_out += len(data)
         self._last = data
-        if not (self._wire.part(data) if more else self._wire.end(data)):
-            await self.drain()
+        takes_more = self._wire.part(data) if more else self._wire.end(data)
         self.is_complete = not more
+        if not takes_more:
+            await self.drain()
 
     async def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> None:
         """Send a whole answer; raises ``ClientGone`` if it is not taken."""
         self.has_started = self.has_head = True
         self.bytes_out += len(data)
         told = {**headers, "x-request-id": self._request_id, "content-length": str(len(data))}
-        if not self._wire.whole(status, told, data):
-            await self.drain()
+        takes_more = self._wire.whole(status, told, data)
         self.is_complete = True
+        if not takes_more:
+            await self.drain()
 
     async def fail(self, error: RolecallError, told: Mapping[str, str] | None = None) -> None:
         """Send an error: as the answer, with what the headers ``told`` tell, or in a stream as ``break_off`` does."""

@@ -12,6 +12,9 @@ WIRE = "rolecall.wire"
 """The extension of the scope in which our HTTP server offers the connection itself."""
 
 
+More = Callable[[Mapping[str, str]], Mapping[str, str]]
+
+
 class Watch(Protocol):
     """A look-out for the client's leaving."""
 
@@ -23,7 +26,8 @@ class Watch(Protocol):
 class Wire(Protocol):
     """Takes one answer: ``head``, any number of ``part``, ``end``, or the ``whole`` at once.
 
-    Each may have to be followed by ``drain``. ``task`` is the one that serves the request.
+    Each may have to be followed by ``drain``. ``task`` is the one that serves the request. ``more`` returns what the
+    door adds to the headers of an answer.
     """
 
     task: asyncio.Task[Any] | None
@@ -36,8 +40,8 @@ class Wire(Protocol):
         """Send an answer with ``content-length``; return whether it is on its way, without ``drain``."""
         ...
 
-    def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Send status and headers."""
+    def head(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Send status and headers; return whether they are on their way, without ``drain``."""
         ...
 
     def part(self, data: bytes) -> bool:
@@ -68,10 +72,11 @@ class AsgiWire:
     def body(self) -> None:
         """Nothing is known of it."""
 
-    def head(self, status: int, headers: Mapping[str, str]) -> None:
-        """Keep status and headers for what comes first of the body: until then nothing waits for them."""
+    def head(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Keep status and headers until ``drain``."""
         pairs = [(name.encode("ascii"), value.encode("latin-1", "replace")) for name, value in headers.items()]
         self._waiting.append({"type": "http.response.start", "status": status, "headers": pairs})
+        return False
 
     def whole(self, status: int, headers: Mapping[str, str], data: bytes) -> bool:
         """Keep it until ``drain``."""
@@ -91,7 +96,8 @@ class AsgiWire:
     async def drain(self) -> None:
         """Send what was kept."""
         while self._waiting:
-            await self._send(self._waiting.pop(0))
+            await self._send(self._waiting[0])
+            del self._waiting[0]
 
     def watch(self, receive: Receive, leave: Callable[[], None]) -> Watch:
         """Look at what the server tells, in a task."""
