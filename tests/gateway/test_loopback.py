@@ -469,6 +469,21 @@ async def test_an_engine_that_died_unused_was_not_reached(transport: LoopbackTra
         await transport.post(url, {}, b"{}", head_timeout_s=5)
 
 
+async def test_who_gives_up_as_the_answer_comes_leaves_no_connection() -> None:
+    """In whatever turn of the loop that is: the connection is kept for others, or closed."""
+    transport = LoopbackTransport(idle_s=0.05)
+    async with scripted(answering(OK)) as server:
+        for turns in [*range(25)] * 8:
+            asking = asyncio.create_task(transport.post(server.url, {}, b"{}", head_timeout_s=5))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await asking).close()
+        await server.alone()
+    await transport.aclose()
+
+
 async def test_a_body_in_parts_goes_over_a_new_connection(transport: LoopbackTransport) -> None:
     """It could not be sent again."""
     async with scripted(answering(OK)) as server:

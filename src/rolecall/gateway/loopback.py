@@ -112,7 +112,7 @@ class LoopbackTransport:
                 await self._send(connection, request, began + head_timeout_s, late)
             answer = await connection.head()
         except BaseException:
-            connection.finish()
+            self.give_back(request.address.key, connection)
             raise
         connection.lift(late)
         return LoopbackResponse(connection, answer, self, request.address.key, headers)
