@@ -251,6 +251,7 @@ def test_a_driver_that_fails_for_a_while_disturbs_nobody(make_gpus: MakeGpus) ->
         assert server.row("c")["vram_reserved_mb"] == 9000
 
 
+@pytest.mark.alone  # of the ports that vLLM gets others may take one meanwhile, which costs a start
 class TestVllm:
     @pytest.fixture
     def vllm(self, tmp_path: Path) -> str:
