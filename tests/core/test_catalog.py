@@ -32,6 +32,14 @@ def test_resolve(name: str, names: list[str], role: str | None) -> None:
     assert target.role == role
 
 
+def test_an_entry_by_name_or_alias() -> None:
+    """A role is no entry."""
+    assert CATALOG.get("tiny") is TINY
+    assert CATALOG.get("org/qwen:latest") is QWEN
+    with pytest.raises(ModelNotFound, match="'role:caption' does not exist"):
+        CATALOG.get("role:caption")
+
+
 def test_a_role_may_name_a_profile() -> None:
     """What stands behind the last @ is the profile, unless that is a role's own name."""
     target = CATALOG.resolve("role:Caption@ small ")
