@@ -94,6 +94,16 @@ def test_an_idle_end_is_known_while_a_model_serves_one_after_the_other() -> None
     assert bench.post(Tick(), at=16) == ["stop a"]
 
 
+def test_a_choice_for_want_of_a_better_one_is_not_kept() -> None:
+    """Once the better model may start again it is started, though the other has a place free."""
+    rules = Rules(limit_mb=1000, policy="priority")
+    bench = Bench(spec("a", 100, role_priority={"r": 50}), spec("b", 100, role_priority={"r": 90}), rules=rules)
+    bench.post(ask(1, "a"), BecameReady("a"), Released("a"))
+    bench.post(ask(2, "b"), Exited("b", "broken"), Freed("b"), at=1)
+    assert bench.post(ask(3, "a", "b", role="r"), Released("a"), at=1.5) == ["grant 3 a"]
+    assert "start b" in bench.post(ask(4, "a", "b", role="r"), at=10)
+
+
 def test_a_start_that_was_timed_counts_half() -> None:
     """The expected time moves half-way to what the last start took."""
     bench = Bench(spec("a", load_s=20))
