@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from builders import entry
 from rolecall.core.endpoints import CHAT, COUNT_TOKENS, MESSAGES, RESPONSES
 from rolecall.core.models import SIZE_DEFAULTS
-from rolecall.core.parameters import adapt
+from rolecall.core.parameters import NOT_FOR_CLIENTS, adapt
 from rolecall.core.traits import Traits
 from rolecall.core.transforms import GENERATING, read_facts
 
@@ -36,7 +36,7 @@ values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.li
 MEANINGFUL = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
 SIZES = SIZE_DEFAULTS | {"temp", "temperature"}
 other_names = st.sampled_from(["seed", "top_p", "x"]) | st.text(max_size=8).filter(
-    lambda n: n not in MEANINGFUL | SIZES
+    lambda n: n not in MEANINGFUL | SIZES | NOT_FOR_CLIENTS
 )
 other_fields = st.dictionaries(other_names, values, max_size=5)
 

@@ -23,7 +23,7 @@ _LIMIT_OF_ENDPOINT = {COMPLETIONS: _OLDER, MESSAGES: _OLDER, RESPONSES: "max_out
 _KNOW_THE_OLDER = frozenset({"llama_cpp", "ollama"})
 """Backends that get ``max_tokens``: Ollama (openai/openai.go) knows no other name, nor does an older llama-server."""
 
-_NOT_FOR_CLIENTS = frozenset(
+NOT_FOR_CLIENTS = frozenset(
     {
         "num_ctx",  # Ollama loads the model again for another one; so does whoever copies it
         "keep_alive",  # loading and unloading are rolecall's
@@ -75,8 +75,8 @@ def adapt(
 
 def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(body)
-    if not _NOT_FOR_CLIENTS.isdisjoint(kept):
-        kept = {name: value for name, value in kept.items() if name not in _NOT_FOR_CLIENTS}
+    if not NOT_FOR_CLIENTS.isdisjoint(kept):
+        kept = {name: value for name, value in kept.items() if name not in NOT_FOR_CLIENTS}
     if _NOT_IN.keys().isdisjoint(kept):
         return kept
     for name, refused in _NOT_IN.items():
