@@ -122,7 +122,7 @@ def http_request(method: str, url: str, headers: Mapping[str, str], body: bytes 
     """Return a request; names in ``headers`` are in small letters. Raises ``UpstreamError`` and quotes nothing."""
     address = loopback_address(url)
     if address is None:
-        raise _not_allowed()
+        raise not_allowed()
     size = int(headers["content-length"]) if "content-length" in headers else None
     fields = _fields(headers)
     if isinstance(body, _IN_MEMORY):
@@ -143,9 +143,10 @@ def _fields(headers: Mapping[str, str]) -> str:
     if not is_plain or ":  " in text or " \r\n" in text:
         for value in headers.values():
             if not (value.isascii() and value.isprintable() and value == value.strip()):
-                raise _not_allowed()
+                raise not_allowed()
     return text
 
 
-def _not_allowed() -> UpstreamError:
+def not_allowed() -> UpstreamError:
+    """Return the error for an address or key that cannot be sent; it quotes neither, and nor may what logs it."""
     return UpstreamError("The engine's address or API key holds characters that HTTP does not allow.")

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import anyio
@@ -19,7 +19,16 @@ from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from rolecall.gateway.connection import Connection
 from rolecall.gateway.http_answer import HttpAnswer
 from rolecall.gateway.http_request import PART_BYTES, HttpRequest, http_request, loopback_address
-from rolecall.gateway.upstream import CONNECT_TIMEOUT_S, Take, Transport, UpstreamResponse, secret_of, without_secret
+from rolecall.gateway.upstream import (
+    CONNECT_TIMEOUT_S,
+    LOST_AT_ONCE,
+    Take,
+    Transport,
+    UpstreamResponse,
+    late,
+    secret_of,
+    without_secret,
+)
 
 IDLE_S = 1.0
 """How long a connection is kept that nobody uses: llama-server, uvicorn and Node close theirs after 5 s."""
@@ -99,9 +108,9 @@ class LoopbackTransport:
         headers: Mapping[str, str],
     ) -> UpstreamResponse:
         connection.begin(HttpAnswer(has_body=request.method != "HEAD"))
-        late = _late(head_timeout_s)
+        too_late = late(head_timeout_s)
         try:
-            connection.limit(began + head_timeout_s, late)
+            connection.limit(began + head_timeout_s, too_late)
             if self._total_s is not None:
                 connection.limit(
                     began + self._total_s, f"The engine's answer was not complete after {self._total_s:g} s."
@@ -109,20 +118,20 @@ class LoopbackTransport:
             if isinstance(request.body, bytes) and len(request.body) <= PART_BYTES:
                 connection.write(request.head + request.body)
             else:
-                await self._send(connection, request, began + head_timeout_s, late)
+                await self._send(connection, request, began + head_timeout_s, too_late)
             answer = await connection.head()
         except BaseException:
             self.give_back(request.address.key, connection)
             raise
-        connection.lift(late)
+        connection.lift(too_late)
         return LoopbackResponse(connection, answer, self, request.address.key, headers)
 
-    async def _send(self, connection: Connection, request: HttpRequest, until: float, late: str) -> None:
+    async def _send(self, connection: Connection, request: HttpRequest, until: float, too_late: str) -> None:
         with anyio.move_on_after(until - self._loop.time()) as limited:  # whoever gives the body may not give it
             async with aclosing(request.parts()) as parts:
                 await connection.send(parts)
         if limited.cancelled_caught:
-            raise UpstreamTimeout(late)
+            raise UpstreamTimeout(too_late)
 
     # -- connections
 
@@ -143,7 +152,7 @@ class LoopbackTransport:
             connection.abort()
             raise
         if not connection.is_open:
-            raise UpstreamUnreachable("The engine cannot be reached: the connection was lost at once.")
+            raise UpstreamUnreachable(LOST_AT_ONCE)
         return connection
 
     def _take(self, key: tuple[str, int]) -> Connection | None:
@@ -273,11 +282,6 @@ class LoopbackResponse(UpstreamResponse):
         if self._connection is not None:
             connection, self._connection = self._connection, None
             self._transport.give_back(self._key, connection)
-
-
-@lru_cache(maxsize=16)
-def _late(head_timeout_s: float) -> str:
-    return f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
 
 
 class ByAddress:

@@ -6,7 +6,7 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import anyio
@@ -14,9 +14,10 @@ import httpcore
 import httpx
 
 from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
-from rolecall.gateway.http_request import Pieces
+from rolecall.gateway.http_request import Pieces, not_allowed
 
 CONNECT_TIMEOUT_S = 10.0
+LOST_AT_ONCE = "The engine cannot be reached: the connection was lost at once."
 _HIDDEN = b"[API key]"
 
 
@@ -193,15 +194,15 @@ class HttpxTransport:
             with anyio.fail_after(head_timeout_s):
                 response = await self._client.send(request, stream=True)
         except TimeoutError:
-            raise UpstreamTimeout(f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms).") from None
+            raise UpstreamTimeout(late(head_timeout_s)) from None
         except (httpx.InvalidURL, httpx.LocalProtocolError, UnicodeEncodeError):
             # httpx would quote the header.
-            raise UpstreamError("The engine's address or API key holds characters that HTTP does not allow.") from None
+            raise not_allowed() from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise UpstreamUnreachable(f"The engine cannot be reached: {_reason(error)}.") from error
         except (OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
-            raise UpstreamUnreachable("The engine cannot be reached: the connection was lost at once.") from error
+            raise UpstreamUnreachable(LOST_AT_ONCE) from error
         except httpx.HTTPError as error:
             raise UpstreamError(f"The engine broke off before it answered: {_reason(error)}.") from error
         finally:
@@ -260,6 +261,12 @@ async def without_secret(chunks: AsyncIterator[bytes], secret: bytes) -> AsyncIt
     """Yield an error's body as a whole, without the key; unchanged if there is none."""
     whole = b"".join([chunk async for chunk in chunks])
     yield whole.replace(secret, _HIDDEN) if secret else whole
+
+
+@lru_cache(maxsize=16)
+def late(head_timeout_s: float) -> str:
+    """Return what is said of an engine that has not begun to answer in time."""
+    return f"The engine sent nothing for {head_timeout_s:g} s (backend_timeout_ms)."
 
 
 def secret_of(headers: Mapping[str, str]) -> bytes:
