@@ -102,9 +102,15 @@ async def receive_body(
     if come is not None:
         if len(come) > limit:
             raise _too_large(len(come), limit)
-        check_is_plain(headers)
-        check_is_json(headers)
-        return come
+        body: bytes | LargeBody = come
+    else:
+        body = await _receive_whole(headers, receive, limit)
+    check_is_plain(headers)
+    check_is_json(headers)
+    return body
+
+
+async def _receive_whole(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes | LargeBody:
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise _too_large(int(declared), limit)
@@ -113,8 +119,6 @@ async def receive_body(
         message = await _next(receive)
         buffer.add(message.get("body", b""))
         if not message.get("more_body"):
-            check_is_plain(headers)
-            check_is_json(headers)
             return buffer.take()
 
 

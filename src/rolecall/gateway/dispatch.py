@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -128,11 +128,8 @@ class Dispatch:
         Where no model of a role can serve, its fallbacks are tried in their order. The first refusal is the one that
         the client is told, with what became of the others.
         """
-        try:
-            return await self._send_to(self._caller.check(target))
-        except _CANNOT_SERVE as error:
-            refusals: list[RolecallError] = [error]
-        for each in self._services.roster.fallbacks(target):
+        refusals: list[RolecallError] = []
+        for each in self._choices(target):
             try:
                 return await self._send_to(self._caller.check(each))
             except _CANNOT_SERVE as error:
@@ -141,6 +138,11 @@ class Dispatch:
         if others:
             first.message += f" Its fallbacks cannot either: {' '.join(error.message for error in others)}"
         raise first
+
+    def _choices(self, target: Target) -> Iterator[Target]:
+        """Yield the target, and then its fallbacks, which few requests need."""
+        yield target
+        yield from self._services.roster.fallbacks(target)
 
     async def _send_to(self, target: Target) -> tuple[UpstreamResponse, Lease]:
         """Send the request to a model of the target.

@@ -52,7 +52,7 @@ async def ask(
         else:
             headers["content-type"] = "application/json"
             content = bytes(await write_json(body))
-            response = await http.post(upstream.url(path), content=content, headers=headers, timeout=None)
+            response = await http.post(url, content=content, headers=headers, timeout=None)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
         # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
         log.debug("no answer from %s: %s", path, type(error).__name__)
