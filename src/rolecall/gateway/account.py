@@ -19,7 +19,7 @@ from rolecall.runtime.lease import Lease
 class Account:
     """Gathers one request's line; ``answer`` is what its answer says of itself, ``lease`` the last one it was given.
 
-    Prompts are kept only if asked for.
+    ``headers`` are those of the request, the last of each name. Prompts are kept only if asked for.
     """
 
     def __init__(self, scope: Scope, request_id: str, *, keeps_prompts: bool) -> None:
@@ -27,9 +27,9 @@ class Account:
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
         self.is_owed = False
-        self._headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.line = RequestLine.begun(
-            timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self._headers)
+            timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self.headers)
         )
         self._keeps_prompts = keeps_prompts
         self._first_output_at: float | None = None
@@ -66,7 +66,7 @@ class Account:
             line.prompt = prompt
 
     def _header(self, name: bytes) -> str | None:
-        value = self._headers.get(name)
+        value = self.headers.get(name)
         return None if value is None else value.decode("latin-1")[:200]
 
     def note_lease(self, lease: Lease) -> None:

@@ -66,8 +66,7 @@ class BehindProxies:
 class Shortcut:
     """Takes the requests for models past Starlette's middleware and routing, which do nothing for them.
 
-    They would cost a sixth of what the whole request may. All else, a wrong method on the same path included, is served
-    by ordinary Starlette.
+    All else, a wrong method on the same path included, is served by ordinary Starlette.
     """
 
     def __init__(self, inference: ASGIApp, paths: Collection[str], rest: ASGIApp) -> None:

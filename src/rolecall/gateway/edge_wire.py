@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from rolecall.errors import RolecallError
-from rolecall.gateway.wire import WIRE, More
+from rolecall.gateway.wire import WIRE
 
 _NO_BODY = frozenset({204, 304})
 _LARGE_BYTES = 2**16
@@ -41,7 +41,7 @@ class EdgeWire:
     ) -> None:
         self.cycle = cycle
         self.task: asyncio.Task[Any] | None = None
-        self.more: More | None = None
+        self.more: Callable[[Mapping[str, str]], Mapping[str, str]] | None = None
         self._app = app
         self._problem = problem
         self._leave: Callable[[], None] | None = None

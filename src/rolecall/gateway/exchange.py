@@ -68,7 +68,6 @@ class Exchange:
     def __init__(self, services: Services, scope: Scope, send: Send) -> None:
         self._services = services
         self._scope = scope
-        self._headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self._relay: Relay | None = None
         self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
@@ -78,6 +77,7 @@ class Exchange:
         wire = self._wire = wire_of(scope, send)
         self._reply = Reply(wire, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
+        self._headers = self._account.headers
         self._line = self._account.line
         self._caller = caller_of(scope)
         self._line.key = self._caller.name
@@ -214,7 +214,7 @@ class Exchange:
             self._line.bytes_in += len(chunk)
             yield chunk
 
-    # -- the answering task
+    # -- the answer
 
     async def _respond(self, incoming: Incoming) -> None:
         services, facts = self._services, incoming.facts

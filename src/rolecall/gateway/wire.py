@@ -12,9 +12,6 @@ WIRE = "rolecall.wire"
 """The extension of the scope in which our HTTP server offers the connection itself."""
 
 
-More = Callable[[Mapping[str, str]], Mapping[str, str]]
-
-
 class Watch(Protocol):
     """A look-out for the client's leaving."""
 
@@ -24,10 +21,9 @@ class Watch(Protocol):
 
 
 class Wire(Protocol):
-    """Takes one answer: ``head``, any number of ``part``, ``end``, or the ``whole`` at once.
+    """Gives what has come of a request, and takes its answer: ``head``, parts, ``end``, or the ``whole`` at once.
 
-    Each may have to be followed by ``drain``. ``task`` is the one that serves the request. ``more`` returns what the
-    door adds to the headers of an answer.
+    Each of these may have to be followed by ``drain``. ``task`` is the one that serves the request.
     """
 
     task: asyncio.Task[Any] | None
