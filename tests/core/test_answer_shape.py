@@ -106,7 +106,7 @@ def test_a_stream_from_tags_to_fields() -> None:
     passed = watch.feed(b"data: " + orjson.dumps(CHUNK) + b"\n\n" + plain + b"data: [DONE]\n\n")
     assert passed.endswith(plain + b"data: [DONE]\n\n")
     assert watch.answer.text == ["b", "c"]
-    assert watch.is_done
+    assert watch.answer.is_over
 
 
 def test_events_of_llama_cpps_responses_get_what_they_lack() -> None:

@@ -375,13 +375,13 @@ def test_last_mark_is_noticed() -> None:
     """``[DONE]`` is the end, whatever the engine does with its connection after it."""
     watch = StreamWatch(Answer(), hide_usage=False)
     watch.feed(b'data: {"choices": [{"finish_reason": "stop"}]}\n\n')
-    assert not watch.is_done
+    assert not watch.answer.is_over
     watch.feed(b"data: [DONE]\n\n")
-    assert watch.is_done
+    assert watch.answer.is_over
 
 
 def test_no_last_mark_follows_an_error() -> None:
     """An engine that ends a broken answer as if it were whole is not believed."""
     watch = StreamWatch(Answer(), hide_usage=False)
     assert watch.feed(b'data: {"error":{"message":"m"}}\n\ndata: [DONE]\n\n') == b'data: {"error":{"message":"m"}}\n\n'
-    assert watch.is_done
+    assert watch.answer.is_over

@@ -53,7 +53,7 @@ def watched(engine: Any, endpoint: str, body: dict[str, Any], form: Any = "as_is
     with httpx.stream("POST", f"{engine.url}{endpoint}", json={**body, "stream": True}, timeout=20) as answer:
         for chunk in answer.iter_raw():
             passed += watch.feed(chunk)
-            over.append(watch.is_done)
+            over.append(watch.answer.is_over)
     return watch.answer, passed + watch.close(), over
 
 

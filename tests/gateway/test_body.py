@@ -54,7 +54,7 @@ def test_large_texts_are_read_and_written_unchanged(kind: str, *, spaces: bool) 
     """Whatever stands in them, around them and between them."""
     value = body(CONTENTS[kind], [1.5, None, True, CONTENTS[kind]], LONG, "", CONTENTS[kind], {"a": {}})
     data = json.dumps(value, ensure_ascii=spaces, indent=2 if spaces else None).encode()
-    assert large_json.loads(data) == value
+    assert large_json.in_blocks(data).parsed() == value
     assert bytes(large_json.dumps(value)) == orjson.dumps(value)
 
 
@@ -72,7 +72,7 @@ def test_large_texts_are_read_and_written_unchanged(kind: str, *, spaces: bool) 
 )
 def test_what_only_looks_like_a_large_text_is_read_as_orjson_does(data: bytes) -> None:
     """Numbers and spaces between two texts, names of fields, escaped quotation marks."""
-    assert large_json.loads(data) == orjson.loads(data)
+    assert large_json.in_blocks(data).parsed() == orjson.loads(data)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_what_only_looks_like_a_large_text_is_read_as_orjson_does(data: bytes) -
 def test_what_is_no_json_is_said_with_its_place(data: bytes, words: str) -> None:
     """The place is that in the body, whatever was cut out before it."""
     with pytest.raises(large_json.NotJson) as caught:
-        large_json.loads(data)
+        large_json.in_blocks(data).parsed()
     assert words in str(caught.value)
     with pytest.raises(BadRequest, match="not valid JSON"):
         parse_json(data)
@@ -112,7 +112,7 @@ def test_more_text_than_can_be_read_is_refused(letters: str) -> None:
 def test_texts_of_any_letters(parts: list[tuple[str, bool]]) -> None:
     """Texts with long parts and with odd ones come through both ways."""
     value = [text + LONG if is_long else text for text, is_long in parts]
-    assert large_json.loads(orjson.dumps(value)) == value
+    assert large_json.in_blocks(orjson.dumps(value)).parsed() == value
     assert bytes(large_json.dumps(value)) == orjson.dumps(value)
 
 

@@ -69,11 +69,6 @@ class StreamWatch:
         self._skips = False
         self._pattern: EventPattern | None = None
 
-    @property
-    def is_done(self) -> bool:
-        """Whether the stream's last mark, such as ``[DONE]``, has passed."""
-        return self.answer.is_over
-
     def feed(self, data: bytes) -> bytes:
         """Take in what came and return what goes on to the client now."""
         pattern = self._pattern

@@ -179,11 +179,6 @@ def _is_no_address(text: LongText) -> bool:
     return text[:2] != "//" and not any(b":" in bytes(piece) for piece in text.pieces)
 
 
-def loads(body: bytes, *, in_full: bool = False) -> Any:
-    """Parse a body that is there as a whole; raises ``NotJson`` and ``BodyTooLarge``."""
-    return in_blocks(body).parsed(in_full=in_full)
-
-
 def in_blocks(body: bytes) -> LargeBody:
     """Return a body that is there as a whole as if it came in blocks."""
     large = LargeBody()

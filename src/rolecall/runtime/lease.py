@@ -78,11 +78,6 @@ class Ticket:
         """Whether there is a lease, taken or not."""
         return self.lease.done() and not self.lease.cancelled() and self.lease.exception() is None
 
-    @property
-    def is_decided(self) -> bool:
-        """Whether it was granted or refused already."""
-        return self.lease.done()
-
     def outlook(self) -> Outlook | None:
         """Return what it waits for; None once it waits no more."""
         return self._outlook(self.id)
