@@ -40,6 +40,7 @@ class Verdict:
 
 def verdicts(results: Results) -> list[Verdict]:
     """Return all figures, in the order in which they matter."""
+    start = results.starts.get(OURS)
     return [
         _cost(results, "ns32", "CPU per request, 32 connections", 6),
         _cost(results, "ns128", "CPU per request, 128 connections", 6),
@@ -51,9 +52,9 @@ def verdicts(results: Results) -> list[Verdict]:
         _delay(results, "relay_p99", "relay delay added, 32 streams, 99 of 100", 2),
         _upload(results),
         _left_behind(results),
-        _startup(results),
-        _import(results),
-        _idle(results),
+        _below("start to the first answer", start.seconds if start else None, MOST_STARTUP_S, "s", 2),
+        _below("import rolecall", results.import_s, MOST_STARTUP_S, "s", 3),
+        _below("memory when idle", start.idle_mb if start else None, MOST_IDLE_MB, "MB", 1),
         _behaviour(results),
     ]
 
@@ -129,27 +130,11 @@ def _left_behind(results: Results) -> Verdict:
     return Verdict(figure, wanted, f"idle + {left:.0f} MB", left <= MOST_LEFT_MB)
 
 
-def _startup(results: Results) -> Verdict:
-    figure, wanted = "start to the first answer", f"< {MOST_STARTUP_S:g} s"
-    start = results.starts.get(OURS)
-    if start is None:
+def _below(figure: str, value: float | None, most: float, unit: str, digits: int) -> Verdict:
+    wanted = f"< {most:g} {unit}"
+    if value is None:
         return Verdict.unknown(figure, wanted)
-    return Verdict(figure, wanted, f"{start.seconds:.2f} s", start.seconds < MOST_STARTUP_S)
-
-
-def _import(results: Results) -> Verdict:
-    figure, wanted = "import rolecall", f"< {MOST_STARTUP_S:g} s"
-    if results.import_s is None:
-        return Verdict.unknown(figure, wanted)
-    return Verdict(figure, wanted, f"{results.import_s:.3f} s", results.import_s < MOST_STARTUP_S)
-
-
-def _idle(results: Results) -> Verdict:
-    figure, wanted = "memory when idle", f"< {MOST_IDLE_MB} MB"
-    start = results.starts.get(OURS)
-    if start is None:
-        return Verdict.unknown(figure, wanted)
-    return Verdict(figure, wanted, f"{start.idle_mb:.1f} MB", start.idle_mb < MOST_IDLE_MB)
+    return Verdict(figure, wanted, f"{value:.{digits}f} {unit}", value < most)
 
 
 def _behaviour(results: Results) -> Verdict:
