@@ -232,8 +232,8 @@ class TestKinds:
 
 class TestFingerprint:
     def of(self, make: Make, placement: Placement = ON_G0, env: Mapping[str, str] | None = None, **config: Any) -> str:
-        """Return the fingerprint of an engine with this configuration."""
-        made = make(Words(env=env or {})).make(entry(backend_config={"port": 47_001, **config}), placement)
+        """Return the fingerprint of an engine with this configuration; its port is none that clients are given."""
+        made = make(Words(env=env or {})).make(entry(backend_config={"port": 17_001, **config}), placement)
         return made.fingerprint
 
     async def test_the_same_twice(self, make: Make) -> None:
@@ -248,7 +248,7 @@ class TestFingerprint:
             self.of(make, ON_TWO),
             self.of(make, env={"A": "1"}),
             self.of(make, extra_args=["--jinja"]),
-            self.of(make, port=47_002),
+            self.of(make, port=17_002),
         ]
         assert len(set(kinds)) == len(kinds)
 
