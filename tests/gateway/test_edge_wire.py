@@ -18,10 +18,13 @@ class Connection:
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
+        self.received: list[dict[str, Any]] = []
+        self.resumed: list[bool] = []
         self.is_done = False
         cycle = SimpleNamespace(
             transport=SimpleNamespace(write=self.writes.append, close=lambda: None),
-            flow=SimpleNamespace(write_paused=False),
+            flow=SimpleNamespace(write_paused=False, resume_reading=lambda: self.resumed.append(True)),
+            receive=self.receive,
             message_event=asyncio.Event(),
             on_response=self.done,
             disconnected=False,
@@ -31,6 +34,10 @@ class Connection:
         )
         self.wire = EdgeWire(cast("Any", cycle), cast("Any", None), lambda _: None)
         self.cycle = cycle
+
+    async def receive(self) -> dict[str, Any]:
+        """Return what came next."""
+        return self.received.pop(0)
 
     def done(self) -> None:
         """Note that the next request may come."""
@@ -109,3 +116,16 @@ async def test_the_door_adds_headers() -> None:
     connection.wire.whole(200, {"a": "b", "content-length": "0"}, b"")
     (answer,) = connection.writes
     assert b"\r\nx-count: 2\r\n" in answer
+
+
+async def test_the_last_part_of_a_body_lets_the_leaving_be_noticed() -> None:
+    """Reading is paused behind a large part: it goes on with the last, and waits for whoever reads on before that."""
+    connection = Connection()
+    connection.received = [
+        {"type": "http.request", "body": b"x" * 2**17, "more_body": True},
+        {"type": "http.request", "body": b"x" * 2**17, "more_body": False},
+    ]
+    await connection.wire.receive()
+    assert connection.resumed == []
+    await connection.wire.receive()
+    assert connection.resumed == [True]

@@ -220,6 +220,7 @@ class Engine:
 
     async def _post(self, request: Request, reply: Reply) -> None:
         if request.path.startswith("/v1/audio/") and "multipart" in request.headers.get("content-type", ""):
+            await self._pause(self.knobs.head_delay_s, self.knobs, reply)
             await reply.json(heard(request))
             return
         body = request.json()

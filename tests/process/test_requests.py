@@ -29,6 +29,7 @@ from harness import (
     words,
 )
 
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
 KEY = "sk-canary-51c0"
 ODD_KEYS = {"KEY_LINE_END": KEY + "\r\n", "KEY_TWO_LINES": KEY + "\nx: y", "KEY_LETTERS": KEY + "-ключ"}
 ODD_NAMES = ("org/model:Q4_K_M", "name_(FP8)", "with space", "ünïcode-名", "role:not-a-role")
@@ -97,6 +98,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, scripted: Upstream) -> Iter
         fake_entry("embedder", "--embeddings", capabilities=["embedding"]),
         fake_entry("single-slot", max_parallel=1),
         fake_entry("slow-load", "--load-s", "0.7"),
+        fake_entry("mute-ears", "--head-delay-s", "30", capabilities=["audio"]),
         fake_entry("eyes", "--mmproj", "x", capabilities=["text", "vision"]),
         *(fake_entry(name) for name in ODD_NAMES),
         upstream_entry("scripted", scripted.base_url, backend_config={"api_key_env": "SCRIPTED_KEY"}),
@@ -305,6 +307,15 @@ def test_an_engine_that_hangs_is_given_up(server: Rolecall, fake: dict[str, Any]
     assert server.line_of(answer)["status"] == 504
 
 
+def in_two_pieces(server: Rolecall, request: bytes) -> socket.socket:
+    """Send head and 300 bytes of the body, and the rest when those were read: more than uvicorn buffers."""
+    first = request.index(b"\r\n\r\n") + 300
+    connection = server.raw(request[:first])
+    time.sleep(0.1)  # else it may come in one part, which is another case
+    connection.sendall(request[first:])
+    return connection
+
+
 class TestClientsThatLeave:
     """In each phase the engine notices within a second, the lease is free and the line says 499."""
 
@@ -337,6 +348,26 @@ class TestClientsThatLeave:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         eventually(lambda: server.stats("plain")["in_flight"] == 1)
         self.leave(server, connection, "plain", agent)
+
+    def test_with_a_large_body_in_two_pieces(self, server: Rolecall) -> None:
+        """Who sends most of a body in one go, behind its beginning, is seen to leave as well."""
+        server.http.post("/v1/models/plain/load")
+        agent = new_agent()
+        body = prompt("plain", "x" * 100_000, fake={"head_delay_s": 30})
+        connection = in_two_pieces(server, http_request(body, headers={"User-Agent": agent}))
+        eventually(lambda: server.stats("plain")["in_flight"] == 1)
+        self.leave(server, connection, "plain", agent)
+
+    def test_with_a_large_upload_in_two_pieces(self, server: Rolecall) -> None:
+        """Uploads come in pieces even if they have come as a whole: the client's leaving is seen all the same."""
+        server.http.post("/v1/models/mute-ears/load")
+        agent = new_agent()
+        parts: Any = {"file": ("a.wav", b"x" * 100_000)}
+        request = server.http.build_request("POST", TRANSCRIPTIONS, files=parts, data={"model": "mute-ears"})
+        fields = {"User-Agent": agent, "Content-Type": request.headers["content-type"]}
+        connection = in_two_pieces(server, http_request(request.read(), path=TRANSCRIPTIONS, headers=fields))
+        eventually(lambda: server.stats("mute-ears")["in_flight"] == 1)
+        self.leave(server, connection, "mute-ears", agent)
 
     def test_while_waiting_for_a_place(self, server: Rolecall) -> None:
         """A client that leaves the queue is forgotten: its request never reaches the engine."""

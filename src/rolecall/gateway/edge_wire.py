@@ -61,6 +61,8 @@ class EdgeWire:
         message = await self.cycle.receive()
         if message["type"] == "http.request" and (problem := self._problem(self.cycle)) is not None:
             raise problem
+        if not message.get("more_body"):
+            self.cycle.flow.resume_reading()  # paused behind a large last part: the client's leaving must be noticed
         return message  # type: ignore[return-value]
 
     # -- the wire
