@@ -20,7 +20,7 @@ from rolecall.errors import Forbidden, InvalidApiKey
 from rolecall.gateway.app import create_app
 from rolecall.gateway.caller import Anyone, Stranger, caller_of, introduce
 from rolecall.gateway.door import Door, Keys, Refusals
-from rolecall.gateway.routes import FOR_EVERY_KEY, INFERENCE_PATHS, needed_scope
+from rolecall.gateway.routes import FOR_EVERY_KEY, INFERENCE_PATHS, ScopedRoute, needed_scope
 from rolecall.gateway.server import running_gateway
 from rolecall.runtime.api_keys import KeyStore, change_keys
 from rolecall.runtime.roster import load_roster
@@ -216,6 +216,38 @@ async def test_a_scope_is_that_of_the_route_which_answers(routes: list[Any]) -> 
     admins = {path for path, expected in seen if expected == "admin"}
     assert {"/v1/models/{id:path}/load", "/v1/models/{id:path}/unload", "/v1/admin/reload"} <= admins
     assert {"/v1/config/proxy", "/v1/config/profile", "/v1/models/health"} <= admins
+
+
+def open_door(keys: Keys) -> Door:
+    """A door to one route that is open, and one for admins, as rooms above the gateway add them."""
+    more = [
+        ScopedRoute("/page", inside, methods=["GET", "POST"], need="open"),
+        ScopedRoute("/vault", inside, methods=["GET"], need="admin"),
+    ]
+    return Door(inside, AllowedHosts(), AllowedOrigins(), needed_scope(more), keys)
+
+
+async def test_an_open_route_needs_no_key(keys: Keys) -> None:
+    """Its pages are read without one, also from a link on another site; what a page sends needs a key and an origin."""
+    foreign = (b"sec-fetch-site", b"cross-site")
+    key = (b"authorization", b"Bearer rc-ci")
+    for method, headers, status in (
+        ("GET", [HOST], 200),
+        ("GET", [HOST, foreign], 200),
+        ("GET", [HOST, key], 200),
+        ("POST", [HOST], 401),
+        ("POST", [HOST, key], 200),
+        ("POST", [HOST, key, foreign], 403),
+    ):
+        assert (await ask(open_door(keys), headers, method=method, path="/page"))[0] == status
+
+
+async def test_a_route_says_itself_what_it_needs(keys: Keys) -> None:
+    """A key without the scope of an added route is refused."""
+    status, _, body = await ask(
+        open_door(keys), [HOST, (b"authorization", b"Bearer rc-ci")], method="GET", path="/vault"
+    )
+    assert (status, "needs admin" in body["error"]["message"]) == (403, True)
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])

@@ -220,7 +220,7 @@ def test_the_preflight_of_a_listed_page(server: Rolecall) -> None:
     allowed = {name[21:]: value for name, value in answer.headers.items() if name.startswith("access-control-allow-")}
     assert allowed == {
         "origin": PAGE,
-        "methods": "GET, POST",
+        "methods": "GET, POST, PATCH, DELETE",
         "headers": asked["Access-Control-Request-Headers"],
         "private-network": "true",
     }

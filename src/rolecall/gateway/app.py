@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from socket import gethostname
 
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from rolecall.errors import MethodNotAllowed, RolecallError
 from rolecall.gateway.door import Door, Keys
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.request_id import new_request_id
-from rolecall.gateway.routes import INFERENCE_PATHS, Json, needed_scope, not_found, routes
+from rolecall.gateway.routes import INFERENCE_PATHS, Json, ScopedRoute, needed_scope, not_found, routes
 from rolecall.gateway.services import Services
 from rolecall.settings import Settings
 
@@ -29,12 +29,20 @@ log = logging.getLogger(__name__)
 
 
 def create_app(
-    services: Services, inference: Inference, reload: Callable[[], None], keys: Keys | None = None
+    services: Services,
+    inference: Inference,
+    reload: Callable[[], None],
+    keys: Keys | None = None,
+    more: Iterable[ScopedRoute] = (),
 ) -> Starlette:
-    """Return the ASGI application. ``reload`` reads the registry again; without ``keys`` nobody needs one."""
+    """Return the ASGI application. ``reload`` reads the registry again; without ``keys`` nobody needs one.
+
+    ``more`` are the routes of the rooms above.
+    """
     table = routes(
         services, inference, reload, created=int(time.time()), key_problem=lambda: keys.store.problem if keys else None
     )
+    table += more
     app = Starlette(
         routes=table,
         exception_handlers={RolecallError: _answer, HTTPException: _http_error, Exception: _bug},

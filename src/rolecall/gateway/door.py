@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from typing import Literal
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,7 +37,7 @@ from rolecall.runtime.usage import UsageBook
 log = logging.getLogger(__name__)
 
 HEALTH = "/health"
-"""The one path that needs no key, and that a page may ask for: who may not know more learns only that it is up."""
+"""Needs no key, and a page may ask for it: who may not know more learns only that it is up."""
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 """OpenAI's, Anthropic's and Azure's clients use one of these each."""
@@ -60,8 +61,8 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """``$`` of a route's pattern also matches before a line feed: it would answer what looks like no path of ours."""
 
 Headers = dict[bytes, bytes]
-Needs = Callable[[Scope], KeyScope | None]
-"""The scope that a request needs; None where any key will do."""
+Needs = Callable[[Scope], KeyScope | Literal["open"] | None]
+"""The scope that a request needs; None where any key will do, ``open`` where none is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +124,12 @@ class Door:
         """Return the origin of a listed page; None for what is no page, or our own; raises ``OriginNotAllowed``."""
         origin = headers.get(b"origin")
         if origin is None:
-            if headers.get(b"sec-fetch-site", b"").lower() == b"cross-site" and not _is_health(scope):
+            if headers.get(b"sec-fetch-site", b"").lower() == b"cross-site" and not self._is_open(scope):
                 raise OriginNotAllowed("A web page of another site sent this request, and did not say which page.")
             return None
         if self._origins.has(origin):
             return origin
-        if not (self._origins.is_own(origin, headers.get(b"host", b"")) or _is_health(scope)):
+        if not (self._origins.is_own(origin, headers.get(b"host", b"")) or self._is_open(scope)):
             raise OriginNotAllowed(
                 f"Requests of web pages from {origin[:100].decode('latin-1')!r} are not allowed; who runs this server "
                 "can add it to allowed_origins (CHAT_PROXY_ALLOWED_ORIGINS)."
@@ -141,16 +142,19 @@ class Door:
         try:
             key = _key(self._keys.store, headers)
         except InvalidApiKey:
-            if _is_health(scope):
+            if self._is_open(scope):
                 return Stranger()
             raise
         needed = self._needs(scope)
-        if needed is not None and needed not in key.scopes:
+        if needed not in {None, "open", *key.scopes}:
             raise Forbidden(
                 f"The key {key.name!r} has the scope {' and '.join(key.scopes)}; {scope['method']} "
                 f"{scope['path'][:200]} needs {needed}."
             )
         return KeyHolder(key, self._keys.usage)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return scope["method"] in _SAFE and (scope["path"] == HEALTH or self._needs(scope) == "open")
 
     def _told(self, send: Send, origin: bytes | None) -> Send:
         """Return ``send`` with the headers that let an allowed page read the answer."""
@@ -212,10 +216,6 @@ def _check_path(path: str) -> None:
         raise BadRequest("The path has a control character, such as a line feed (%0A); no path of this server has one.")
 
 
-def _is_health(scope: Scope) -> bool:
-    return scope["path"] == HEALTH and scope["method"] in _SAFE
-
-
 def _key(store: KeyStore, headers: Headers) -> ApiKey:
     """Return the key that a request came with; raises ``InvalidApiKey``, which never repeats what came."""
     tokens = {_token(name, headers[name]) for name in _KEY_HEADERS if name in headers}
@@ -271,7 +271,7 @@ async def _answer_preflight(headers: Headers, send: Send) -> None:
     """Say that an allowed page may send what it wants to; whether that works is for the request itself to find out."""
     asked = headers.get(b"access-control-request-headers", b"")[:_MOST_ASKED_HEADERS]
     answer = [
-        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE"),
         (b"access-control-max-age", str(_PREFLIGHT_S).encode()),
         (b"vary", b"Access-Control-Request-Headers"),
         (b"x-request-id", new_request_id().encode()),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from rolecall.core.catalog import ROLE_PREFIX, Target
 from rolecall.core.keys import Scope as ApiKeyScope
@@ -47,6 +47,18 @@ FOR_EVERY_KEY = ("/health", "/v1/models", "/v1/models/select_by_role", "/v1/mode
 """The routes beside inference that a key of any scope may read; `/health` is read without one, too."""
 
 _TRUE, _FALSE = ("1", "true", "yes", "on", ""), ("0", "false", "no", "off")
+
+
+Need = ApiKeyScope | Literal["open"]
+"""What a request needs: a key with a scope, or nothing at all, not even a key."""
+
+
+class ScopedRoute(Route):
+    """A route of a room above the gateway, which says itself what its callers need."""
+
+    def __init__(self, path: str, endpoint: ASGIApp | Callable[..., Any], *, methods: list[str], need: Need) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.need: Need = need
 
 
 class Json(Response):
@@ -92,8 +104,10 @@ def routes(
     ]
 
 
-def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | None]:
+def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], Need | None]:
     """Return a function that tells the scope of an API key that a request needs; None where any key will do.
+
+    ``open`` is what needs no key, such as a page that asks for one.
 
     It asks the routes themselves, in the router's order, so that both mean the same one. A route that is not known to
     be for everybody with a key needs ``admin``; what no route answers needs any key.
@@ -101,7 +115,7 @@ def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | Non
     all_routes = tuple(routes)
     inference = frozenset(route.path for route in all_routes if isinstance(route.endpoint, Inference))
 
-    def needed(scope: Scope) -> ApiKeyScope | None:
+    def needed(scope: Scope) -> Need | None:
         if scope["method"] == "POST" and scope["path"] in inference:  # as most are: no pattern needs to be tried
             return "inference"
         found = next((route for route in all_routes if route.matches(scope)[0] is Match.FULL), None)
@@ -110,7 +124,9 @@ def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], ApiKeyScope | Non
     return needed
 
 
-def _scope_of(route: Route) -> ApiKeyScope | None:
+def _scope_of(route: Route) -> Need | None:
+    if isinstance(route, ScopedRoute):
+        return route.need
     if isinstance(route.endpoint, Inference):
         return "inference"
     return None if route.path in FOR_EVERY_KEY else "admin"

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
@@ -26,6 +26,7 @@ from rolecall.gateway.inference import Inference
 from rolecall.gateway.loopback import ByAddress, LoopbackTransport
 from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.routes import ScopedRoute
 from rolecall.gateway.services import Services
 from rolecall.gateway.tidy import Tidy
 from rolecall.gateway.upstream import HttpxTransport
@@ -213,13 +214,32 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What a room above adds to the server. ``stop`` is called when the server begins to end, before answers finish."""
+
+    routes: Sequence[ScopedRoute] = ()
+    stop: Callable[[], None] = lambda: None
+
+
+Extension = Callable[[Gateway], contextlib.AbstractAsyncContextManager[Addition]]
+"""Adds something to a running gateway; it is left before the gateway ends."""
+
+
 class Server(uvicorn.Server):
     """uvicorn, ended by SIGTERM, SIGINT or SIGHUP: first the answers in flight, then the connections."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        gateway: Gateway,
+        announce: Callable[[], None],
+        stops: Iterable[Callable[[], None]] = (),
+    ) -> None:
         super().__init__(config)
         self._gateway = gateway
         self._announce = announce
+        self._stops = tuple(stops)
         self._ending = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -258,6 +278,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the gateway, then close the connections."""
+        for stop in self._stops:
+            stop()
         inference = self._gateway.inference
         draining = asyncio.ensure_future(inference.drain(self._gateway.services.settings.shutdown_grace_s))
         while not draining.done() and not self.force_exit:
@@ -275,12 +297,16 @@ class _CutOnPurpose(logging.Filter):
         return "without completing response" not in record.getMessage()
 
 
-async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], None]) -> None:
+async def serve(
+    roster: Roster, sock: socket.socket, announce: Callable[[str], None], extensions: Iterable[Extension] = ()
+) -> None:
     """Serve on a bound socket until a signal comes; ``announce`` is given the URL once requests are answered."""
     settings = roster.settings
     logging.getLogger("uvicorn.error").addFilter(_CutOnPurpose())
-    async with running_gateway(roster) as gateway:
-        app = create_app(gateway.services, gateway.inference, gateway.reload, gateway.keys)
+    async with running_gateway(roster) as gateway, contextlib.AsyncExitStack() as stack:
+        additions = [await stack.enter_async_context(extend(gateway)) for extend in extensions]
+        more = [route for addition in additions for route in addition.routes]
+        app = create_app(gateway.services, gateway.inference, gateway.reload, gateway.keys, more)
         config = uvicorn.Config(
             app,
             http=edge_protocol(EdgeLimits.of(settings)),
@@ -299,4 +325,6 @@ async def serve(roster: Roster, sock: socket.socket, announce: Callable[[str], N
         gc.set_threshold(5000, 10, 1)  # so it is cheap now; at 700 it took a tenth of the time of small requests
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{sock.getsockname()[1]}"
-        await Server(config, gateway, lambda: announce(url)).serve(sockets=[sock])
+        await Server(config, gateway, lambda: announce(url), [addition.stop for addition in additions]).serve(
+            sockets=[sock]
+        )
