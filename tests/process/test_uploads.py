@@ -14,6 +14,7 @@ import pytest
 from harness import Rolecall, fake_entry
 
 PATH = "/v1/audio/transcriptions"
+NOBODY = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nnobody'
 AUDIO = b"RIFF\r\n--not-a-boundary\r\n" + bytes(range(256)) * 40
 
 
@@ -72,7 +73,11 @@ def test_a_large_file_is_not_held_in_memory(server: Rolecall) -> None:
         (b"--x\r\nno header\r\n", "not valid multipart", 400),
         (b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc', "ends within a part", 400),
         (b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\nabc\r\n--x--\r\n', "'model'", 400),
-        (b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nnobody\r\n--x--\r\n', "nobody", 404),
+        (
+            NOBODY + b'\r\n--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nabc\r\n--x--\r\n',
+            "nobody",
+            404,
+        ),
         (b"--x\r\nA: b\r\n\r\n\r\n" * 101 + b"--x--\r\n", "more than 100 parts", 400),
         (b"--x\r\nA: " + b"b" * 20_000 + b"\r\n\r\n\r\n--x--\r\n", "Maximum header size", 400),
         (b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\n' + b"a" * 2**21, "field 'n'", 400),
@@ -83,6 +88,24 @@ def test_a_broken_upload_is_told_what_is_wrong(server: Rolecall, data: bytes, pr
     answer = server.http.post(PATH, content=data, headers={"content-type": "multipart/form-data; boundary=x"})
     assert answer.status_code == status, answer.text
     assert problem in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"language": (None, "de")}, "is missing"),
+        ({"file": (None, AUDIO)}, "has no filename"),
+        ({"file": ("", AUDIO)}, "has no filename"),
+        ({"file": ("a.wav", b"")}, "is empty"),
+    ],
+)
+def test_an_upload_without_a_file_is_refused(server: Rolecall, parts: Any, problem: str) -> None:
+    """It is told so before a model is chosen: the one that is named is never looked for."""
+    answer = server.http.post(PATH, files={"model": (None, "nobody"), **parts})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (400, "invalid_request_error", "file")
+    assert f"'file' of the upload {problem}" in error["message"]
+    assert server.line_of(answer)["status"] == 400
 
 
 def test_an_upload_over_the_limit_is_refused(server: Rolecall) -> None:

@@ -43,6 +43,7 @@ class Part:
 
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
     name: str = ""
+    has_filename: bool = False
     is_file: bool = False
     content: bytearray = field(default_factory=bytearray)
     start: int = 0
@@ -108,6 +109,25 @@ class Form:
         found = next((part for part in self.parts if part.name == name and not part.is_file), None)
         return None if found is None else found.content.decode("utf-8", "replace").strip()
 
+    def check_file(self) -> None:
+        """Raise ``BadRequest`` unless there is a file: engines answer that in many ways, some after they were loaded.
+
+        OpenAI's API, too, takes a part without a filename for text.
+        """
+        parts = [part for part in self.parts if part.name == "file"]
+        if not parts:
+            problem = "is missing"
+        elif not any(part.has_filename for part in parts):
+            problem = "has no filename"
+        elif not any(part.size for part in parts):
+            problem = "is empty"
+        else:
+            return
+        raise BadRequest(
+            f"The field 'file' of the upload {problem}; it takes the recording (with curl: -F file=@NAME).",
+            param="file",
+        )
+
     async def _write(self) -> None:
         data, self._unwritten = self._unwritten, bytearray()
         await _on_disk(lambda: self._keep(data))
@@ -137,6 +157,7 @@ class Form:
         found = (value for name, value in part.headers if name.lower() == b"content-disposition")
         _, options = parse_options_header(next(found, b""))
         part.name = options.get(b"name", b"").decode("utf-8", "replace")
+        part.has_filename = bool(options.get(b"filename"))
         part.is_file = b"filename" in options or part.name == "file"
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -277,8 +298,8 @@ def _disk_full() -> DiskFull:
 async def read_upload(chunks: AsyncIterator[bytes], content_type: bytes, endpoint: str, storage: Storage) -> Upload:
     """Receive an upload into a nameless file.
 
-    Raises ``BadRequest`` for what is no multipart body or names no model, ``BodyTooLarge`` above the limit of bytes,
-    ``DiskFull``.
+    Raises ``BadRequest`` for what is no multipart body, names no model or brings no file, ``BodyTooLarge`` above the
+    limit of bytes, ``DiskFull``.
     """
     file = await _on_disk(partial(_nameless, storage.folder))
     try:
@@ -311,4 +332,5 @@ def _facts(form: Form, endpoint: str) -> RequestFacts:
         raise BadRequest(
             "The field 'model' of the upload is missing; it takes a model's name, an alias or role:NAME.", param="model"
         )
+    form.check_file()
     return RequestFacts(endpoint=endpoint, model=model, stream=form.text("stream") in ("true", "1", "True"))
