@@ -334,6 +334,18 @@ def test_validate_of_a_missing_file_says_so(tmp_path: Path) -> None:
     assert "none.json cannot be read" in result.stderr
 
 
+def test_validate_of_a_folder_without_a_registry_says_so(tmp_path: Path) -> None:
+    """A folder with neither file is mostly the wrong one; one of the two is enough."""
+    here = configured(tmp_path)
+    registry = tmp_path / "configs" / "model_registry.curated.json"
+    registry.rename(registry.with_name("model_registry.discovered.json"))
+    assert call("models", "validate", *here[:2]).exit_code == 0
+    registry.with_name("model_registry.discovered.json").unlink()
+    result = call("models", "validate", *here[:2])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"{registry} does not exist" in result.stderr
+
+
 def test_write_schema_writes_into_the_config_folder(tmp_path: Path) -> None:
     """--write-schema writes the schema of this version beside the registry."""
     here = configured(tmp_path)

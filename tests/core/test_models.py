@@ -137,6 +137,25 @@ def test_unknown_capability_is_kept_and_warned_about() -> None:
     )
 
 
+NOT_SERVED = "which cannot be served without a backend_config.command"
+
+
+@pytest.mark.parametrize(
+    ("backend", "command", "warning"),
+    [
+        ("lama_cpp", [], f"'lama_cpp' in 2 entries, {NOT_SERVED}; did you mean 'llama_cpp'?"),
+        ("mystery", [], f"'mystery' in 2 entries, {NOT_SERVED}; known are llama_cpp, vllm, ollama, openai"),
+        ("vlm", ["x"], "'vlm' in 2 entries, driven by its command alone; did you mean 'vllm'?"),
+        ("mystery", ["x"], None),
+        ("llama.cpp", [], None),
+    ],
+)
+def test_a_backend_that_nobody_knows_is_warned_about(backend: str, command: list[str], warning: str | None) -> None:
+    """Without a command nothing could start it; with one it is a typo if it is almost one of ours."""
+    rows = [{"name": name, "backend": backend, "backend_config": {"command": command}} for name in "ab"]
+    assert read_registry(rows).warnings == (() if warning is None else (f"unknown backend {warning}",))
+
+
 @pytest.mark.parametrize(
     ("config", "backend", "warning"),
     [

@@ -16,7 +16,8 @@ from builders import row
 from fakes import FakeBackend, FakeProbe
 from process.fake_ollama import FakeOllama
 from rolecall.backends.base import Backend
-from rolecall.core.models import ModelEntry
+from rolecall.backends.custom import CustomCommand
+from rolecall.core.models import BACKENDS, ModelEntry
 from rolecall.core.selection import Rules
 from rolecall.errors import ConfigurationError, ModelNotFound, NoModelForRole
 from rolecall.runtime.drivers import backends
@@ -64,6 +65,12 @@ def shipped_roster(tmp_path: Path) -> Callable[..., Roster]:
     return make
 
 
+def test_the_backends_that_entries_may_name_are_driven(tmp_path: Path) -> None:
+    """What the registry takes for known without a warning is what there is a driver for."""
+    driver = backends(settings(tmp_path))
+    assert [driver(name).name for name in BACKENDS if not isinstance(driver(name), CustomCommand)] == list(BACKENDS)
+
+
 # -- loading and reloading
 
 
@@ -95,6 +102,16 @@ def test_a_broken_registry_refuses_the_start(tmp_path: Path) -> None:
     write(tmp_path, row("a", pinned="perhaps"))
     with pytest.raises(ConfigurationError, match=r"'a'.*pinned"):
         roster(tmp_path)
+
+
+def test_a_folder_without_a_registry_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It may be the wrong one: the path is told. An empty list says that no model is wanted."""
+    roster(tmp_path)
+    assert [f"{tmp_path / CURATED} does not exist" in record.getMessage() for record in caplog.records] == [True]
+    caplog.clear()
+    write(tmp_path)
+    roster(tmp_path)
+    assert caplog.records == []
 
 
 def test_a_broken_reload_keeps_the_last_good_registry(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rolecall.cli.offline import open_roster
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.core.selection import Candidate
-from rolecall.runtime.registry import CURATED, load_registry, read_list, write_schema
+from rolecall.runtime.registry import CURATED, load_registry, missing, read_list, write_schema
 from rolecall.runtime.roster import Roster, choose
 from rolecall.settings import load_settings, prepare_config_dir
 
@@ -163,6 +163,8 @@ def validate(
 
 
 def _read(file: Path | None, config_dir: Path) -> tuple[Registry, list[str]]:
+    if file is None and (problem := missing(config_dir)) is not None:
+        raise CommandError(f"{problem}: name the right folder (--config-dir), or write a list of entries there")
     try:
         return (load_registry(config_dir) if file is None else read_registry(_parse(file))), []
     except RegistryError as error:

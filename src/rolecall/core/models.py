@@ -51,6 +51,9 @@ _SYNONYMS: dict[str, str] = {
     }.items()
     for synonym in synonyms.split()
 }
+BACKENDS = ("llama_cpp", "vllm", "ollama", "openai")
+"""The engines that rolecall drives; an entry of another one brings its own command."""
+
 _BACKENDS: dict[str, str] = {
     "llamacpp": "llama_cpp",
     "llama.cpp": "llama_cpp",

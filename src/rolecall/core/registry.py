@@ -10,7 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from rolecall.core.models import CAPABILITIES, BackendConfig, HistoryRules, ModelEntry, RequestRules, flag_value
+from rolecall.core.models import (
+    BACKENDS,
+    CAPABILITIES,
+    BackendConfig,
+    HistoryRules,
+    ModelEntry,
+    RequestRules,
+    flag_value,
+)
 from rolecall.errors import ConfigurationError
 
 
@@ -61,6 +69,7 @@ def read_registry(curated: Any, discovered: Any = ()) -> Registry:
     warnings = (
         *reading.warnings,
         *_unknown_keys(reading.unknown),
+        *_unknown_backends(reading.entries),
         *_unknown_capabilities(reading.entries),
         *_shared_ports(reading.entries),
         *_addresses(reading.entries),
@@ -182,12 +191,31 @@ _PARTS: dict[str, type[BaseModel]] = {
 def _unknown_keys(unknown: Counter[tuple[str, str]]) -> list[str]:
     lines = []
     for (part, key), count in sorted(unknown.items()):
-        known = _PARTS[part].model_fields
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         where = f"{part}.{key}" if part else key
-        lines.append(f"unknown field {where!r} in {count} entr{'y' if count == 1 else 'ies'}, kept"
-                     + (f"; did you mean {near[0]!r}?" if near else ""))  # fmt: skip
+        lines.append(f"unknown field {where!r} in {_entries(count)}, kept{_meant(key, _PARTS[part].model_fields)}")
     return lines
+
+
+def _meant(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word[:200], known, n=1, cutoff=0.8)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _entries(count: int) -> str:
+    return f"{count} entr{'y' if count == 1 else 'ies'}"
+
+
+def _unknown_backends(entries: Iterable[ModelEntry]) -> Iterator[str]:
+    """With a command any name will do, but one that is almost ours is hardly meant to be another engine's."""
+    unknown = Counter((e.backend, bool(e.backend_config.command)) for e in entries if e.backend not in BACKENDS)
+    for (backend, has_command), count in sorted(unknown.items()):
+        meant = _meant(backend, BACKENDS)
+        if not has_command:
+            lacks = "which cannot be served without a backend_config.command"
+            advice = meant or f"; known are {', '.join(BACKENDS)}"
+            yield f"unknown backend {_short(backend)} in {_entries(count)}, {lacks}{advice}"
+        elif meant:
+            yield f"unknown backend {_short(backend)} in {_entries(count)}, driven by its command alone{meant}"
 
 
 def _unknown_capabilities(entries: Iterable[ModelEntry]) -> list[str]:

@@ -35,6 +35,13 @@ def load_registry(config_dir: Path) -> Registry:
         raise RegistryError([f"{_source(config_dir, problem)}: {problem}" for problem in error.problems]) from None
 
 
+def missing(config_dir: Path) -> str | None:
+    """Return that there is no registry: neither file is there; None if there is one."""
+    if any((config_dir / name).exists() for name in (CURATED, DISCOVERED)):
+        return None
+    return f"{config_dir / CURATED} does not exist"
+
+
 def _source(config_dir: Path, problem: str) -> Path:
     return config_dir / (DISCOVERED if problem.startswith("the discovered registry") else CURATED)
 

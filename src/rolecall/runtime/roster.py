@@ -32,7 +32,7 @@ from rolecall.runtime.drivers import backends
 from rolecall.runtime.footprints import Footprints, asked_share, cards
 from rolecall.runtime.gpu import GpuProbe, GpuReport
 from rolecall.runtime.learnt import LearntStore
-from rolecall.runtime.registry import CURATED, files_mb, load_registry, registry_state, why_unavailable
+from rolecall.runtime.registry import CURATED, files_mb, load_registry, missing, registry_state, why_unavailable
 from rolecall.runtime.traits import TraitsReader
 from rolecall.settings import Settings, shipped
 
@@ -92,6 +92,8 @@ class Roster:
         store = LearntStore(self.settings.state_dir / LEARNT)
         self.footprints = Footprints(store, self.backend, found)
         self._seen = registry_state(self.settings.config_dir)
+        if (problem := missing(self.settings.config_dir)) is not None:
+            log.warning("registry: %s, so there are no models; it is read as soon as it is there", problem)
         self._adopt(load_registry(self.settings.config_dir), ask=True)
 
     def reload(self) -> None:
