@@ -172,8 +172,10 @@ class _Api:
         return [candidate for candidate in self._services.supervisor.candidates() if candidate.name in names]
 
     def _card(self, name: str) -> dict[str, Any]:
-        catalog, supervisor = self._services.roster.catalog, self._services.supervisor
-        return views.model_card(catalog.get(name), catalog, supervisor.scheduler.state(name), self._created)
+        roster, supervisor = self._services.roster, self._services.supervisor
+        entry = roster.catalog.get(name)
+        parallel = roster.backend(entry).parallel(entry)
+        return views.model_card(entry, roster.catalog, supervisor.scheduler.state(name), self._created, parallel)
 
     async def models_health(self, _request: Request) -> Json:
         catalog = self._services.roster.catalog

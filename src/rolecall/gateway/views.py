@@ -20,8 +20,11 @@ from rolecall.runtime.supervisor import EngineStatus, Supervisor
 from rolecall.settings import Settings
 
 
-def model_card(entry: ModelEntry, catalog: Catalog, state: State, created: int) -> dict[str, Any]:
-    """Return a model as OpenAI lists it, with what rolecall knows beside it."""
+def model_card(entry: ModelEntry, catalog: Catalog, state: State, created: int, parallel: int) -> dict[str, Any]:
+    """Return a model as OpenAI lists it, with what rolecall knows beside it.
+
+    ``parallel`` is how many requests it answers at once.
+    """
     return {
         "id": entry.name,
         "object": "model",
@@ -34,6 +37,7 @@ def model_card(entry: ModelEntry, catalog: Catalog, state: State, created: int) 
         "roles": dict(sorted(entry.priorities.items())),
         "quantization": entry.quantization,
         "context_length": entry.context_tokens,
+        "max_parallel": parallel,
         "vram_estimate_mb": entry.vram_estimate_mb,
         "installed": entry.name not in catalog.unavailable,
         "state": state.value,

@@ -1,8 +1,8 @@
 """Keywords and a description in XMP: merged into what other programs wrote, without touching it.
 
 Nothing changes but ``dc:subject`` and ``dc:description``: expat tells where in the bytes the elements stand, and the
-new text is put between them. A library that reads the tree and writes it anew would touch white space, prefixes and quotes
-of other programs' fields; the well-kept ones for XMP also need a C library (exempi) or an RDF store.
+new text is put between them. A library that reads the tree and writes it anew would touch white space, prefixes and
+quotes of other programs' fields; the well-kept ones for XMP also need a C library (exempi) or an RDF store.
 """
 
 from __future__ import annotations
