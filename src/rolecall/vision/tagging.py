@@ -1,0 +1,193 @@
+"""Tags from a fixed vocabulary: how a model is asked for them, and which of its words become one. Pure.
+
+A tag is given where the answer is beyond doubt. A list of more values than may hold keeps the first ones, for a model
+begins with what it is surest of. Of a sentence the one value that it names is taken, unless it is negated; if it names
+several, none. The rest is discarded, and counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rolecall.vision.answers import Answer, Discarded, discarded, json_in, unwrapped
+from rolecall.vision.task import UNKNOWN, Dimension, Task, normal
+
+_ABSTENTIONS = frozenset(
+    {UNKNOWN, "none", "n/a", "na", "not visible", "not applicable", "unclear", "null", "cannot tell"}
+)
+_NEGATED = re.compile(r"(?:\bnot?|n['’]t|\bnever|\bwithout|\bnon|\bneither|\bnor|\bhardly)(?:[\s-]+\w+)?[\s-]+\Z")
+_LINE = re.compile(r"^[\s\-*•#\"']*([A-Za-z][\w -]{0,40}?)[\s*\"'`]*[:=][\s*\"'`]*(.*?)[\s*\"'`,]*$")
+_SEPARATOR = re.compile(r"\s*(?:[,;/|、，\n]|\band\b|&)\s*")
+
+
+def response_format(task: Task) -> dict[str, Any]:
+    """Return the ``response_format`` of a structured request, in the form that llama-server and vLLM both know."""
+    schema = {
+        "type": "object",
+        "properties": {name: _schema(dimension) for name, dimension in task.dimensions.items()},
+        "required": list(task.dimensions),
+        "additionalProperties": False,
+    }
+    return {"type": "json_schema", "json_schema": {"name": "tags", "strict": True, "schema": schema}}
+
+
+def _schema(dimension: Dimension) -> dict[str, Any]:
+    one = {"type": "string", "enum": list(dimension.choices)}
+    if dimension.at_most == 1:
+        return one
+    return {"type": "array", "items": one, "minItems": 1, "maxItems": dimension.at_most}
+
+
+def listed(task: Task) -> str:
+    """Return the dimensions with their questions and words, one a line."""
+    return "\n".join(
+        f"- {name}: {dimension.question} ({limit(dimension)} of: {', '.join(dimension.choices)})"
+        for name, dimension in task.dimensions.items()
+    )
+
+
+def limit(dimension: Dimension) -> str:
+    """Return in words how many values a dimension may have."""
+    return "one" if dimension.at_most == 1 else f"one to {dimension.at_most}"
+
+
+# -- answers
+
+
+def read_structured(task: Task, text: str) -> Answer:
+    """Return the tags of an answer to all questions: an object, or lines, or a list of words."""
+    found = _parts(task, text)
+    if not found:
+        problem = "the answer is empty" if not unwrapped(text) else "the answer names no dimension and no tag"
+        dropped = (discarded(unwrapped(text), problem),) if unwrapped(text) else ()
+        return Answer(None, discarded=dropped, missing=tuple(task.dimensions), problem=problem)
+    strange = [
+        discarded(f"{name}: {_shown(value)}", "there is no such dimension")
+        for name, value in found.items()
+        if name not in task.dimensions
+    ]
+    reads = {name: read_values(name, task.dimensions[name], found[name]) for name in task.dimensions if name in found}
+    return joined(task, reads, strange)
+
+
+def read_one(task: Task, name: str, text: str) -> tuple[tuple[str, ...], tuple[Discarded, ...], bool]:
+    """Return the values of one dimension that an answer to its question gives, what was discarded, and whether it said
+
+    something that counts: a value, or that there is none.
+    """
+    dimension = task.dimensions[name]
+    value = json_in(text)
+    if isinstance(value, dict):
+        value = value.get(name, next(iter(value.values()), None))
+    return read_values(name, dimension, unwrapped(text) if value is None else value)
+
+
+def joined(
+    task: Task,
+    reads: Mapping[str, tuple[tuple[str, ...], tuple[Discarded, ...], bool]],
+    more: Iterable[Discarded] = (),
+) -> Answer:
+    """Return the answer that consists of what was read for each dimension."""
+    value = {name: list(reads[name][0]) for name in task.dimensions if name in reads and reads[name][0]}
+    missing = tuple(name for name in task.dimensions if name not in reads or not reads[name][2])
+    dropped = (*(each for _, parts, _ in reads.values() for each in parts), *more)
+    problem = "the answer has no tag of the vocabulary" if len(missing) == len(task.dimensions) else None
+    tags = tuple(tag for values in value.values() for tag in values)
+    return Answer(None if problem else value, tags, dropped, missing, problem)
+
+
+def _parts(task: Task, text: str) -> dict[str, Any]:
+    """Return what an answer says of which dimension."""
+    value = json_in(text)
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict):
+        if len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
+            value = inner
+        return {normal(str(name)): each for name, each in value.items()}
+    if isinstance(value, list):
+        return _sorted_in(task, [str(each) for each in value if isinstance(each, str)])
+    words = unwrapped(text)
+    lines = [found for line in words.splitlines() if (found := _LINE.match(line))]
+    named = {normal(found[1]): found[2] for found in lines if normal(found[1]) in task.dimensions}
+    return named or _sorted_in(task, _SEPARATOR.split(words))
+
+
+def _sorted_in(task: Task, words: Iterable[str]) -> dict[str, Any]:
+    """Return words by the dimension whose value or synonym they are; none is of two."""
+    found: dict[str, Any] = {}
+    for word in words:
+        for name, dimension in task.dimensions.items():
+            if _value(dimension, normal(word)) is not None:
+                found.setdefault(name, []).append(word)
+    return found
+
+
+def read_values(name: str, dimension: Dimension, said: Any) -> tuple[tuple[str, ...], tuple[Discarded, ...], bool]:
+    """Return what ``read_one`` does, of a value in JSON or in words."""
+    if isinstance(said, bool | int | float | dict):
+        return (), (discarded(_shown(said), "no word", name),), False
+    words = [_shown(each) for each in said] if isinstance(said, list) else _words(dimension, said or "")
+    kept: dict[str, None] = {}
+    dropped: list[Discarded] = []
+    abstains = False
+    for word in words:
+        value = _value(dimension, normal(word))
+        if value in kept or not normal(word):
+            continue
+        if value is None and normal(word) in _ABSTENTIONS:
+            abstains = abstains or dimension.optional
+            if not dimension.optional:
+                dropped.append(discarded(word, "this dimension always has a value", name))
+        elif value is None:
+            dropped.append(discarded(word, "not in the vocabulary", name))
+        elif len(kept) == dimension.at_most:
+            dropped.append(discarded(word, f"more than {dimension.at_most}", name))
+        else:
+            kept[value] = None
+    return tuple(kept), tuple(dropped), bool(kept) or abstains
+
+
+def _value(dimension: Dimension, word: str) -> str | None:
+    return word if word in dimension.values else dimension.synonyms.get(word)
+
+
+def _words(dimension: Dimension, said: str) -> list[str]:
+    """Return the words of an answer: the whole of it, its parts where it is a list, or the values in its sentence."""
+    whole = unwrapped(said)
+    named = _LINE.match(whole)
+    if named and "\n" not in whole:
+        whole = named[2]
+    if _is_known(dimension, whole):
+        return [whole]
+    parts = _SEPARATOR.split(whole)
+    if all(_is_known(dimension, part) or len(part.split()) < 3 for part in parts):
+        return [_resolved(dimension, part) for part in parts]
+    return [_resolved(dimension, whole)]
+
+
+def _is_known(dimension: Dimension, word: str) -> bool:
+    return _value(dimension, normal(word)) is not None or normal(word) in _ABSTENTIONS
+
+
+def _resolved(dimension: Dimension, words: str) -> str:
+    """Return the one value that some words name; the words themselves if there is none, or several."""
+    found = [] if _is_known(dimension, words) else _named(dimension, words)
+    return found[0] if len(found) == 1 else words
+
+
+def _named(dimension: Dimension, sentence: str) -> list[str]:
+    """Return the values that a sentence names without negating them, once each."""
+    text = sentence.casefold()
+    found: dict[str, None] = {}
+    for word in (*dimension.values, *dimension.synonyms):
+        for place in re.finditer(rf"(?<!\w){re.escape(word)}(?!\w)", text):
+            if not _NEGATED.search(text, 0, place.start()):
+                found[_value(dimension, word) or word] = None
+    return list(found)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)[:200]

@@ -1,0 +1,145 @@
+"""All tasks: those that come with rolecall, and a user's own, which add to them or take their place."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from rolecall.errors import ConfigurationError
+from rolecall.settings import Settings, shipped
+from rolecall.vision.task import Dimension, Image, Task, Validation, Variable, did_you_mean
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FOLDER = "tasks"
+"""Of the config folder, with a TOML file for each task."""
+
+
+class TaskError(ConfigurationError):
+    """A file of a task cannot be used; the message names the file, the field and what is allowed."""
+
+
+class UnknownTask(Exception):
+    """There is no such task; the message names one that is alike, and all there are."""
+
+
+class WrongVariable(Exception):
+    """A task was given a variable that it does not have, or not given one that it needs; the message names both."""
+
+
+class Tasks(Mapping[str, Task]):
+    """The tasks by id, in the order of their files."""
+
+    def __init__(self, tasks: Mapping[str, Task]) -> None:
+        self._tasks = dict(tasks)
+
+    def __getitem__(self, id_: str) -> Task:
+        """Return a task; raises ``KeyError``."""
+        return self._tasks[id_]
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the ids."""
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._tasks)
+
+    def find(self, id_: str) -> Task:
+        """Return a task; raises ``UnknownTask``."""
+        task = self._tasks.get(id_.strip().lower())
+        if task is None:
+            near = did_you_mean(id_.strip().lower(), self._tasks)
+            raise UnknownTask(f"there is no task {id_[:100]!r}{near or '; there are ' + ', '.join(self._tasks)}")
+        return task
+
+
+def load_tasks(*folders: Path) -> Tasks:
+    """Return the tasks of all ``*.toml`` in the folders; a later folder's task takes the place of one of the same id.
+
+    A folder that is not there has none. Raises ``TaskError`` with one line for each problem of each file.
+    """
+    tasks: dict[str, Task] = {}
+    problems: list[str] = []
+    for folder in folders:
+        found: dict[str, Path] = {}
+        for path in sorted(folder.glob("*.toml")):
+            try:
+                task = read_task(path)
+            except TaskError as error:
+                problems.append(str(error))
+                continue
+            if task.id in found:
+                problems.append(f"{path}: id: {task.id!r} is the id of {found[task.id]} too; give one of them another")
+            found[task.id] = path
+            tasks[task.id] = task
+    if problems:
+        raise TaskError("\n".join(problems))
+    return Tasks(tasks)
+
+
+def tasks_of(settings: Settings) -> Tasks:
+    """Return the tasks that come with rolecall, with those in ``tasks/`` of the config folder over them."""
+    own, come_along = settings.config_dir / FOLDER, shipped(FOLDER)
+    return load_tasks(come_along) if own.resolve() == come_along.resolve() else load_tasks(come_along, own)
+
+
+def read_task(path: Path) -> Task:
+    """Return the task of a file; raises ``TaskError``. Where the file names no ``id``, its own name is it."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValueError as error:  # no TOML, or no UTF-8
+        raise TaskError(f"{path}: is no TOML: {error}") from None
+    try:
+        return Task.model_validate({"id": path.stem, **values})
+    except ValidationError as error:
+        raise TaskError("\n".join(f"{path}: {_problem(each)}" for each in error.errors())) from None
+
+
+def _problem(error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"] if part != "[key]")
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(error["loc"])
+        name = str(error["loc"][-1])
+        return f"{place}: there is no such field{did_you_mean(name, known) or '; there are ' + ', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{place}: is missing; a task needs it"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message
+
+
+_PARTS: Mapping[str, type[BaseModel]] = MappingProxyType(
+    {"variables": Variable, "dimensions": Dimension, "image": Image, "validation": Validation}
+)
+
+
+def _fields_at(place: tuple[int | str, ...]) -> list[str]:
+    """Return the fields that there are where an unknown one stood."""
+    return list(_PARTS.get(str(place[0]), Task).model_fields if len(place) > 1 else Task.model_fields)
+
+
+def variables_of(task: Task, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of a task's variables but for those that are measured: as given, else their defaults.
+
+    Raises ``WrongVariable``.
+    """
+    for name in given:
+        if name not in task.variables:
+            known = did_you_mean(name, task.variables) or f"; it has {', '.join(task.variables) or 'none'}"
+            raise WrongVariable(f"the task {task.id} has no variable {name!r}{known}")
+    values = {name: given.get(name, variable.default) for name, variable in task.variables.items()}
+    for name, variable in task.variables.items():
+        if variable.is_required and not (values[name] or "").strip():
+            what = f" ({variable.title})" if variable.title else ""
+            raise WrongVariable(f"the task {task.id} needs the variable {name!r}{what}")
+    return {name: value for name, value in values.items() if value is not None}
