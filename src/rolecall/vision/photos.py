@@ -26,12 +26,11 @@ from rolecall.gateway.image_text import as_base64
 MAX_BYTES = 512 * 2**20
 """A TIFF of 80 megapixels with 16 bits a channel."""
 MAX_PIXELS = 100_000_000
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".gif", ".avif", ".bmp") + (".heic", ".heif")
+"""What is decoded at the most: 400 MB while it is. A JPEG may have more: it is decoded at a fraction of its size."""
 MAX_JPEG_PIXELS = 178_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "AVIF", "BMP")
 SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in ["jpg", "jpeg", "jpe", "png", "webp", "tif", "tiff", "gif", "avif", "bmp", "heic", "heif"]
+    {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".gif", ".avif", ".bmp", ".heic", ".heif"}
 )
 """File names that are pictures; whether they are is found out when they are read."""
 RAW_SUFFIXES = frozenset({".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"})
