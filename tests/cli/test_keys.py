@@ -207,6 +207,14 @@ def test_with_a_running_server(tmp_path: Path) -> None:
         wrong = call("status", *url, env={"ROLECALL_API_KEY": "rc-wrong"})
         assert "the key in ROLECALL_API_KEY is no such key" in wrong.stderr
         assert "rc-wrong" not in wrong.output
+        mere: str = answer("keys", "add", "mere", *here)["key"]
+        eventually(lambda: status(mere) == 200)
+        for words in (("status",), ("load", "one")):
+            lacking = call(*words, *url, env={"ROLECALL_API_KEY": mere})
+            assert lacking.exit_code == 1
+            assert "no such key" not in lacking.stderr
+            assert "admin" in lacking.stderr
+        assert "the key in ROLECALL_API_KEY lacks it" in call("status", *url, env={"ROLECALL_API_KEY": mere}).stderr
         assert answer("status", *url, env={"ROLECALL_API_KEY": token})["health"]["status"] == "ok"
         assert answer("load", "one", *url, env={"ROLECALL_API_KEY": token})["state"] == "ready"
         assert rolecall("keys", "revoke", "boss", *here).returncode == 0

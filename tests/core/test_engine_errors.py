@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rolecall.core.endpoints import CHAT
 from rolecall.core.engine_errors import MAX_QUOTED, RETRY_S, Asked, quoted, read_error, read_event, without_quotes
+from rolecall.core.media import Medium
 from rolecall.errors import (
     BadRequest,
     BodyTooLarge,
     ContextLengthExceeded,
     EngineBusy,
+    InvalidImage,
     ModelLoading,
     NotImplementedByEngine,
     RolecallError,
@@ -248,6 +251,24 @@ def test_the_engines_own_field_and_code_stay() -> None:
     assert read_error(429, said).code == "content_policy_violation"
     assert read_error(400, {"detail": [{"loc": ["body", 0], "msg": "a"}]}).param == "body.0"
     assert read_error(400, {"detail": [{"loc": 3, "msg": "a"}]}).param is None
+
+
+IMAGE = Medium("image", ("messages", 1, "content", 2, "image_url", "url"))
+
+
+@pytest.mark.parametrize(
+    "answer", [llama(500, "Failed to load image or audio file"), vllm(400, "Failed to load image: cannot identify")]
+)
+def test_an_image_that_the_engine_cannot_read(answer: tuple[int, Any]) -> None:
+    """The only one is named as the client knows it; of several the engine does not say which it was."""
+    one = read_error(*answer, Asked(CHAT, "m", (Medium("file", ("a", 0)), IMAGE)))
+    assert (type(one), one.param, one.code) == (InvalidImage, "messages[1].content[2]", "invalid_image")
+    assert one.message.startswith(
+        "Image 0 at messages[1].content[2] cannot be read by the engine: Failed to load image"
+    )
+    two = read_error(*answer, Asked(CHAT, "m", (IMAGE, IMAGE)))
+    assert (type(two), two.param) == (InvalidImage, "messages")
+    assert two.message.startswith("One of the 2 images cannot be read by the engine: Failed to load image")
 
 
 def test_when_to_come_back() -> None:

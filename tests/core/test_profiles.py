@@ -238,6 +238,8 @@ def test_devices_hold_the_budget(machine: tuple[GpuSnapshot, ...], forced: str |
             "unknown profile 'balanced'; did you mean 'balanced_24gb'? allowed: development, constrained_16gb,",
         ),
         ("96gb", "did you mean 'generous_96gb'?"),
+        ("dev", "did you mean 'development'?"),
+        ("nope", "unknown profile 'nope'; allowed: development,"),
         ("zzz", "unknown profile 'zzz'; allowed: development,"),
     ],
 )

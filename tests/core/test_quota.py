@@ -59,6 +59,13 @@ def test_a_burst_of_a_minute_s_requests() -> None:
     assert usage.requests == 4
 
 
+def test_a_single_request_a_minute() -> None:
+    """The refusal speaks of one."""
+    limits = key(requests_per_minute=1)
+    with pytest.raises(RateLimited, match="may send 1 request a minute;"):
+        admit(admit(NOTHING, limits, NOON), limits, NOON)
+
+
 def test_a_refused_request_costs_nothing() -> None:
     """Who asks again and again is served as soon as who waited."""
     limits = key(requests_per_minute=1)

@@ -307,7 +307,12 @@ def test_which_field_is_at_fault(role: str | None, needs: set[str], param: str) 
     ("demand", "field", "error", "message"),
     [
         (NAMED, [], ModelNotFound, "The model does not exist."),
-        (NAMED, [candidate()], UnsupportedInput, "The model 'alpha' cannot serve this request: lacks vision."),
+        (
+            NAMED,
+            [candidate()],
+            UnsupportedInput,
+            "The model 'alpha' cannot serve this request: lacks vision. GET /v1/models lists what each model can do.",
+        ),
         (
             EMBEDS,
             [candidate()],

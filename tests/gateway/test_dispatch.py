@@ -21,6 +21,7 @@ from rolecall.gateway.account import Account
 from rolecall.gateway.caller import Anyone
 from rolecall.gateway.dispatch import Dispatch
 from rolecall.gateway.incoming import Incoming, Payload
+from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.lease import Lease, Ticket
 from rolecall.settings import load_settings
@@ -86,6 +87,7 @@ class Engines:
             roster=SimpleNamespace(fallbacks=lambda _: self.targets[1:], backend=lambda _: FakeBackend()),
             supervisor=SimpleNamespace(request=self._request, lease_at_once=lambda *_: None),
             transport=FakeTransport(self._answer),
+            unreachable=Unreachable(),
         )
         scope: Any = {"path": CHAT, "headers": []}
         account = Account(scope, "req_1", keeps_prompts=False)

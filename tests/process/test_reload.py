@@ -67,16 +67,23 @@ def test_a_new_entry_can_be_used_without_a_restart(server: Rolecall) -> None:
     ],
 )
 def test_a_broken_registry_keeps_the_last_good_one(server: Rolecall, text: str, complaint: str) -> None:
-    """What is wrong is shown on /health with file, entry and field; models work on; a mended file ends the alarm."""
+    """What is wrong is shown on /health with file, entry and field; models work on; a mended file ends the alarm.
+
+    On the terminal a broken registry is not said to be in force.
+    """
+    before = server.words().count("the registry changed")
     server.write_registry_text(text)
     health = eventually(lambda: h if (h := server.get("/health"))["status"] == "degraded" else None)
     assert complaint in health["problems"]["registry"]
     assert "model_registry.curated.json" in health["problems"]["registry"]
+    assert server.words().count("the registry changed") == before
     assert server.chat("stays").status_code == 200
     refused = server.http.post("/v1/admin/reload")
     assert refused.status_code == 400
     assert complaint in refused.json()["error"]["message"]
+    changes = server.words().count("the registry changed")
     server.write_registry(*BASE)
+    eventually(lambda: server.words().count("the registry changed") == changes + 1)
     eventually(lambda: server.get("/health")["status"] == "ok")
 
 

@@ -287,10 +287,13 @@ def test_a_key_that_is_no_header_is_not_shown_either(server: Rolecall, name: str
 
 
 def test_a_server_that_is_not_there_is_a_502(server: Rolecall) -> None:
-    """A server of somebody else's that cannot be reached is said to be so."""
-    answer = server.chat("nobody")
-    assert answer.status_code == 502
-    assert "cannot be reached" in answer.json()["error"]["message"]
+    """The client is told which model's it is and why, whoever runs rolecall its address; not again with each try."""
+    answers = [server.chat("nobody") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {502}
+    message = answers[0].json()["error"]["message"]
+    assert message == "The engine of 'nobody' cannot be reached: Connection refused."
+    told = [line for line in server.words().splitlines() if "the engine of 'nobody' at http://127.0.0.1:" in line]
+    assert [line.endswith("/v1 cannot be reached: Connection refused.") for line in told] == [True]
 
 
 @pytest.mark.parametrize("fake", [{"head_delay_s": 30}, {"first_token_delay_s": 30}])

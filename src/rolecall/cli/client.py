@@ -99,8 +99,16 @@ class Client:
         )
 
     def _closed(self) -> str:
-        given = f"the key in {KEY_VARIABLE} is no such key" if os.environ.get(KEY_VARIABLE) else f"set {KEY_VARIABLE}"
+        given = f"the key in {KEY_VARIABLE} {self._flaw()}" if os.environ.get(KEY_VARIABLE) else f"set {KEY_VARIABLE}"
         return f"the rolecall at {self.url} shows its state to holders of an API key with the scope admin: {given}"
+
+    def _flaw(self) -> str:
+        """Return what is wrong with our key: ``/health`` does not say."""
+        try:
+            status = self._http.get(f"{self.url}/v1/models/health", timeout=_ANSWER_S).status_code
+        except httpx.HTTPError:
+            status = 0
+        return {401: "is no such key", 403: "lacks it"}.get(status, "was not taken")
 
     def _foreign(self) -> str:
         return f"what answers at {self.url} is no rolecall; --url names another address"

@@ -8,19 +8,21 @@ vllm/entrypoints/serve/exception_handling and vllm/renderers/params.py, Ollama o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from rolecall.core.endpoints import CHAT, DETOKENIZE, PROMPT_FIELDS
+from rolecall.core.media import Medium, images
 from rolecall.core.overflow import MAX_READ, read_overflow
 from rolecall.errors import (
     BadRequest,
     BodyTooLarge,
     ContextLengthExceeded,
     EngineBusy,
+    InvalidImage,
     ModelLoading,
     NotImplementedByEngine,
     RolecallError,
@@ -67,6 +69,8 @@ _CLIENTS_FAULT = re.compile(
     re.IGNORECASE,
 )
 """What engines answer with 500 although the request is to blame: it would fail again and again."""
+_BAD_IMAGE = re.compile(r"(?:load|open|decode|process|identify) (?:the )?image", re.IGNORECASE)
+"""llama.cpp: "Failed to load image or audio file" (500); vLLM: "Failed to load image", "cannot identify image file"."""
 _PHRASES = (_UNSUPPORTED, _CLIENTS_FAULT)
 _OURS = re.compile(r"The engine (?:says|gave up|failed \(\d{3}\)|finds the request too large): ")
 _QUOTATION = re.compile(r"""["`“„«‘{\[<=:\n]|(?<!\w)'""")
@@ -99,10 +103,11 @@ _INSTEAD = {
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked when the engine answered with an error: the endpoint, and the entry's name."""
+    """What was asked when the engine answered with an error: the endpoint, the entry's name, the media of the body."""
 
     endpoint: str = ""
     model: str = ""
+    media: Sequence[Medium] = ()
 
     @property
     def field(self) -> str | None:
@@ -251,9 +256,20 @@ def _by_status(status: int, told: _Told, asked: Asked, wait_s: float) -> Rolecal
         return UpstreamTimeout(f"The engine gave up: {words}")
     if asked.endpoint == DETOKENIZE and status >= 500 and _NO_SUCH_TOKEN.search(told.message):
         return BadRequest(f"A token is not in the model's vocabulary: {words}", param="tokens")
+    if _BAD_IMAGE.search(told.message) and (pictures := images(asked.media)):
+        return _bad_image(told, pictures, asked)
     if status < 500 or _CLIENTS_FAULT.search(told.message):
         return BadRequest(words, param=told.param, code=told.code)
     return UpstreamError(f"The engine failed ({status}): {words}")
+
+
+def _bad_image(told: _Told, pictures: Sequence[Medium], asked: Asked) -> InvalidImage:
+    """Return the error for a picture that the engine cannot read; of several it does not say which one."""
+    if len(pictures) > 1:
+        what = f"One of the {len(pictures)} images cannot be read by the engine: {told.words}"
+        return InvalidImage(what, param=asked.field, code=told.code)
+    param = pictures[0].param
+    return InvalidImage(f"Image 0 at {param} cannot be read by the engine: {told.words}", param=param, code=told.code)
 
 
 def _not_implemented(words: str, asked: Asked) -> RolecallError:

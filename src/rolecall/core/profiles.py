@@ -26,6 +26,9 @@ Strategy = Literal["load_unload", "concurrent_limited", "tensor_parallel_or_dist
 Bias = Literal["vram_efficient", "balanced", "quality"]
 Source = Literal["auto", "env", "config"]
 
+_LEAST_PART = 3
+"""Characters of a name by which it is meant: "96gb", "dev"."""
+
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 Quantization = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1)]
 
@@ -289,8 +292,10 @@ def _unknown_profiles(groups: Iterable[_SharedGroup], profiles: Collection[str])
 
 
 def _nearest(wanted: str, known: Iterable[str]) -> str:
-    # Well under difflib's 0.6, so that "96gb" finds "generous_96gb".
-    close = get_close_matches(wanted, list(known), n=1, cutoff=0.3)
+    names = list(known)
+    close = get_close_matches(wanted, names, n=1)
+    if not close and len(wanted) >= _LEAST_PART:  # "96gb" is far from "generous_96gb" by difflib
+        close = [name for name in names if wanted in name]
     return f" did you mean {close[0]!r}?" if close else ""
 
 

@@ -65,10 +65,14 @@ def _fuller(full_at: float, key: ApiKey, requests_per_minute: int, now: float) -
     wait_s = after - now - MINUTE_S
     if wait_s > _ROUNDING_S:
         raise RateLimited(
-            f"The key {key.name!r} may send {requests_per_minute} requests a minute; the next one in {wait_s:.1f} s.",
+            f"The key {key.name!r} may send {_requests(requests_per_minute)} a minute; the next one in {wait_s:.1f} s.",
             retry_after_s=wait_s,
         )
     return after
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'' if count == 1 else 's'}"
 
 
 def spend(usage: Usage, tokens: int, now: float) -> Usage:

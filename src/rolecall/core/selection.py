@@ -230,6 +230,5 @@ def _role_refusal(role: str, rejected: Sequence[Rejected]) -> RolecallError:
 
 def _unsupported(message: str, missing: Sequence[str]) -> UnsupportedInput:
     """Images are the fault of the messages; whatever else is missing, another model has it."""
-    if set(missing) == {"vision"}:
-        return UnsupportedInput(message, param="messages")
-    return UnsupportedInput(f"{message} GET /v1/models lists what each model can do.", param="model")
+    param = "messages" if set(missing) == {"vision"} else "model"
+    return UnsupportedInput(f"{message} GET /v1/models lists what each model can do.", param=param)

@@ -247,12 +247,15 @@ class Dispatch:
         lease = held.lease
         lease.touch()
         self._account.note_sent()
-        response = await self._services.transport.post(
-            lease.upstream.url(self._incoming.facts.endpoint),
-            self._headers(lease, payload),
-            payload.data,
-            head_timeout_s=self._services.settings.backend_timeout_ms / 1000,
-        )
+        try:
+            response = await self._services.transport.post(
+                lease.upstream.url(self._incoming.facts.endpoint),
+                self._headers(lease, payload),
+                payload.data,
+                head_timeout_s=self._services.settings.backend_timeout_ms / 1000,
+            )
+        except UpstreamUnreachable as error:
+            raise self._services.unreachable.named(error, lease) from error
         held.answers.append(response)
         lease.touch()
         return response

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import socket
 from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -147,7 +149,7 @@ class LoopbackTransport:
             connection.abort()
             raise UpstreamUnreachable(f"The engine cannot be reached: no connection within {limit_s:g} s.") from None
         except OSError as error:
-            raise UpstreamUnreachable(f"The engine cannot be reached: {error}.") from error
+            raise UpstreamUnreachable(f"The engine cannot be reached: {_reason(error)}.") from error
         except BaseException:
             connection.abort()
             raise
@@ -297,3 +299,10 @@ class ByAddress:
         """Send a request and wait for the head; raises as both do."""
         transport = self._elsewhere if loopback_address(url) is None else self._loopback
         return transport.post(url, headers, body, head_timeout_s=head_timeout_s)
+
+
+def _reason(error: OSError) -> str:
+    """Return why there is no connection, without the address that the loop's own words name."""
+    if isinstance(error, socket.gaierror) or not error.errno:  # several addresses, each with an error of its own
+        return error.strerror or "no address of it takes a connection"
+    return os.strerror(error.errno)

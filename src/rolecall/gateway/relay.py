@@ -213,7 +213,7 @@ class Relay:
         return AnswerShape(self._asked(lease), form, starts_in_thought=opens, backend=lease.entry.backend)
 
     def _asked(self, lease: Lease) -> Asked:
-        return Asked(self._facts.endpoint, lease.entry.name)
+        return Asked(self._facts.endpoint, lease.entry.name, self._facts.media)
 
     def _refusal(self, response: UpstreamResponse, body: bytes, lease: Lease) -> RolecallError:
         """Return what an engine's error answer means for the client."""

@@ -89,8 +89,9 @@ class Gateway:
         found = registry_state(folder)
         await asyncio.sleep(_SETTLE_S)
         if registry_state(folder) == found:
-            log.info("the registry changed")
             self.reload()
+            if self.services.roster.problem is None:
+                log.info("the registry changed, and is in force")
 
     async def watch_keys(self) -> None:
         """Take over a key file that changed. It is looked at, not watched: that finds it behind symbolic links too."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import Transport
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
@@ -24,3 +25,4 @@ class Services:
     recorder: Recorder
     images: Images
     counting: Counting
+    unreachable: Unreachable = field(default_factory=Unreachable)
