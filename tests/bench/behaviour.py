@@ -367,7 +367,7 @@ def _back_pressure(at: Situation) -> Finding:
     is_right = held <= _MOST_HELD and grown_mb <= _MOST_GROWTH_MB
     is_whole = answer.body.count(b'"@') == _CHUNKS and answer.is_clean
     seen = (
-        f"{held / 2**20:.1f} MB left the upstream, memory +{grown_mb:.0f} MB, {'all' if is_whole else 'NOT ALL'} read"
+        f"{held / 2**20:.1f} MB left the upstream, memory {grown_mb:+.0f} MB, {'all' if is_whole else 'NOT ALL'} read"
     )
     return Finding(is_right and is_whole, seen)
 

@@ -3,13 +3,15 @@
     make bench ARGS="--quick --only rolecall,nginx --scenarios ns32,stsat"
 
 docs/performance.md has the rest, and what a whole run finds is written into it. Exit code 1 if a figure was not
-reached or a check of rolecall failed.
+reached, a check of rolecall failed, or something could not be measured; 2 for options that make no sense.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import signal
 import sys
 import tempfile
@@ -19,7 +21,7 @@ from pathlib import Path
 # As pytest has it (pythonpath in pyproject.toml); a script has only its own folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import page, rolecalls, servers
-from bench.figures import all_reached, verdicts
+from bench.figures import all_reached, only_behaviour, verdicts
 from bench.programs import build
 from bench.results import Results, machine
 from bench.rounds import EVERYTHING, Measuring, Plan
@@ -38,15 +40,21 @@ SERVERS = {
 }
 """By the name that ``--only`` takes."""
 
+_MOST_SECONDS = 60.0
+"""A load that takes much longer is given up (``sampling``)."""
+_QUICK = "--quick: half a second says nothing of a figure, so only the behaviour is judged"
+
 
 def main() -> int:
     """Measure, show, write it down, and say whether all was reached."""
     options = _options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended on the way out
-    results = Results.from_json(options.read.read_text()) if options.read else _measured(options)
-    found = verdicts(results)
+    results = options.read or _measured(options)
+    found = only_behaviour(verdicts(results)) if options.quick else verdicts(results)
     out = console(to_stderr=options.json)
     show(out, results, found)
+    if options.quick:
+        out.print(_QUICK, markup=False)
     if options.out:
         options.out.write_text(results.to_json())
     if options.json:
@@ -54,7 +62,7 @@ def main() -> int:
         sys.stdout.write(json.dumps(told) + "\n")
     if _is_whole(options) and (problem := page.write(results, found)):
         out.print(problem, style="yellow", markup=False)
-    return 0 if all_reached(found) else 1
+    return 0 if all_reached(found) and not results.failed else 1
 
 
 def _options() -> argparse.Namespace:
@@ -62,11 +70,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of half a second: does it work at all?")
     parser.add_argument("--only", type=_words, default=list(SERVERS), help=f"some of {','.join(SERVERS)}")
     parser.add_argument("--scenarios", type=_words, default=list(EVERYTHING), help=f"some of {','.join(EVERYTHING)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a load that is not counted in requests")
+    parser.add_argument("--rounds", type=_count, default=3)
+    parser.add_argument("--seconds", type=_seconds, default=1.0, help="of a load that is not counted in requests")
     parser.add_argument("--json", action="store_true", help="results on stdout, everything else on stderr")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="keep the results")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="measure nothing, take results that were kept")
+    parser.add_argument("--out", type=_place, metavar="FILE", help="keep the results")
+    parser.add_argument("--read", type=_kept, metavar="FILE", help="measure nothing, take results that were kept")
     parser.add_argument("--no-page", action="store_true", help="leave docs/performance.md as it is")
     options = parser.parse_args()
     for name, known in (("only", SERVERS), ("scenarios", EVERYTHING)):
@@ -76,7 +84,41 @@ def _options() -> argparse.Namespace:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = [word for word in text.split(",") if word]
+    if not words:
+        raise argparse.ArgumentTypeError("names nothing")
+    return words
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return count
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not (math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS):
+        raise argparse.ArgumentTypeError(f"more than 0, at most {_MOST_SECONDS:g}")
+    return seconds
+
+
+def _place(text: str) -> Path:
+    """Return where results can be kept: who measures for minutes is not to learn then that they cannot."""
+    path = Path(text)
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path} cannot be written")
+    return path
+
+
+def _kept(text: str) -> Results:
+    try:
+        return Results.from_json(Path(text).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, LookupError, AttributeError):
+        raise argparse.ArgumentTypeError(f"{text} holds no results that --out has kept") from None
 
 
 def _is_whole(options: argparse.Namespace) -> bool:

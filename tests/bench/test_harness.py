@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from bench.figures import all_reached, verdicts
+from bench.figures import all_reached, only_behaviour, verdicts
 from bench.page import BEGIN, END, PAGE, generated, panels, replaced
 from bench.programs import Mock, Programs, build
 from bench.results import Results, Start, machine, quietest
-from bench.running import Target
+from bench.running import Target, free_port
 from bench.sampling import Bench, Sample
 from bench.scenarios import NS32, ST32
 from bench.tables import checks_table, markdown, tables
@@ -67,6 +68,24 @@ def test_a_figure_is_reached_missed_or_not_known() -> None:
     assert all_reached([reached, *rest])
 
 
+def test_a_quick_run_is_judged_by_its_behaviour_alone() -> None:
+    """What half a second says of a figure is shown and not judged."""
+    found = results(ns32=[{"rolecall": sample(0.7), "nginx": sample(0.1)}])
+    found.checks["rolecall"] = {"gzip": (True, "200")}
+    quick = only_behaviour(verdicts(found))
+    assert quick[0].reached.startswith("7.0 ×")
+    assert [verdict.passed for verdict in quick if verdict.passed is not None] == [True]
+    found.checks["rolecall"] = {"gzip": (False, "500")}
+    assert not all_reached(only_behaviour(verdicts(found)))
+
+
+def test_memory_that_was_given_back_has_one_sign() -> None:
+    """Less than before is a minus."""
+    found = results()
+    found.starts["rolecall"] = Start(0.5, 100, 57)
+    assert "idle - 43 MB" in {verdict.reached for verdict in verdicts(found)}
+
+
 def test_failed_checks_of_other_servers_do_not_count() -> None:
     """A figure of its own says whether rolecall behaves; how others do is shown alone."""
     found = Results(checks={"rolecall": {"gzip": (True, "200")}, "nginx": {"gzip": (False, "500")}})
@@ -117,6 +136,29 @@ def test_a_sample_is_what_happened(programs: Programs, tmp_path: Path) -> None:
     assert streams.load["events"] == ST32.count * ST32.tokens
     assert 0 < streams.load["relay_p50"] < streams.load["ttft_p50"] * 100
     assert tables(results(ns32=[{"direct": whole}], st32=[{"direct": streams}]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("-n 5x", "-n 0", "-n -1", "-n", "-n 99999999999999999999", "-d nan", "-d 0", "-d 1s", "-d inf", "-c 0 -n 1"),
+        *("-n 1 -c 2y", "-n 1 -w x", "-n 1 -r 1.5", "-n 1 -w -2", ""),
+    ],
+)
+def test_the_load_takes_numbers_as_they_are(programs: Programs, wrong: str) -> None:
+    """Nothing is left out behind a number, and what is none is refused: nothing is measured that nobody asked for."""
+    argv = [str(programs.load), "1", "/", *wrong.split()]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: load " in done.stderr
+
+
+def test_a_load_that_nobody_answers_has_failed(programs: Programs) -> None:
+    """Its figures are shown, and the exit code says that they are none."""
+    argv = [str(programs.load), str(free_port()), "/", "-n", "5"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
+    assert (done.returncode, json.loads(done.stdout)["errors"]) == (1, 5)
+    assert "nothing was answered" in done.stderr
 
 
 @pytest.mark.parametrize("program", ["mock", "load"])

@@ -9,11 +9,13 @@
  *   -r   the connections begin their first requests spread over so much time
  *
  * Prints one JSON object; times are in microseconds. "sent" and "all_events" count what the statistics leave out, too.
+ * Exit code 1 if nothing was answered.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
@@ -514,35 +516,50 @@ static int usage(FILE *out, int code) {
     return code;
 }
 
+/* Returns a whole number of at least `least`, and -1 for anything else. */
+static long number(const char *text, long least) {
+    char *rest;
+    errno = 0;
+    long found = strtol(text, &rest, 10);
+    return rest == text || *rest || errno || found < least || found > INT_MAX ? -1 : found;
+}
+
+/* Returns a number of seconds above 0 and up to a day, and -1 for anything else, "nan" included. */
+static double duration(const char *text) {
+    char *rest;
+    double found = strtod(text, &rest);
+    return rest != text && !*rest && found > 0 && found <= 86400 ? found : -1;
+}
+
 int main(int argc, char **argv) {
     char *body_file = NULL, headers[8192] = "";
     int option;
     if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")))
         return usage(stdout, 0);
-    port = argc > 2 ? atoi(argv[1]) : 0;
+    port = argc > 2 ? number(argv[1], 1) : -1;
     optind = 3;
-    while (port && (option = getopt(argc, argv, "b:c:n:d:sr:w:H:")) != -1)
+    while (port > 0 && (option = getopt(argc, argv, "b:c:n:d:sr:w:H:")) != -1)
         switch (option) {
         case 'b':
             body_file = optarg;
             break;
         case 'c':
-            connections = atoi(optarg);
+            connections = number(optarg, 1);
             break;
         case 'n':
-            requests = atol(optarg);
+            requests = number(optarg, 1);
             break;
         case 'd':
-            seconds = atof(optarg);
+            seconds = duration(optarg);
             break;
         case 's':
             is_stream = 1;
             break;
         case 'r':
-            ramp_ms = atoi(optarg);
+            ramp_ms = number(optarg, 0);
             break;
         case 'w':
-            warmup = atol(optarg);
+            warmup = number(optarg, 0);
             break;
         case 'H':
             strncat(headers, optarg, sizeof headers - strlen(headers) - 3);
@@ -551,7 +568,8 @@ int main(int argc, char **argv) {
         default:
             return usage(stderr, 2);
         }
-    if (port < 1 || port > 65535 || connections < 1 || (requests < 1 && seconds <= 0) || optind != argc)
+    int is_wrong = connections < 0 || requests < 0 || seconds < 0 || ramp_ms < 0 || warmup < 0;
+    if (port < 1 || port > 65535 || is_wrong || (!requests && seconds == 0) || optind != argc)
         return usage(stderr, 2);
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
@@ -560,5 +578,9 @@ int main(int argc, char **argv) {
     write_request(argv[2], body_file, headers);
     run();
     print_result();
+    if (!finished) {
+        fprintf(stderr, "load: nothing was answered\n");
+        return 1;
+    }
     return 0;
 }
