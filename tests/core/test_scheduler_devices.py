@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from builders import configured, spec, words
+from rolecall.core.choosing import FOREIGN_PATIENCE_S
 from rolecall.core.events import (
     Adopted,
     Arrived,
@@ -26,8 +27,10 @@ from rolecall.core.events import (
     Tick,
     UnloadRequested,
 )
+from rolecall.core.intake import SLEEP_ROUNDS
 from rolecall.core.lifecycle import State
-from rolecall.core.scheduler import FOREIGN_PATIENCE_S, SLEEP_ROUNDS, STALE_S, Scheduler
+from rolecall.core.policy import STALE_S
+from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand, Rules
 from rolecall.core.vram import HOST, Device, Share
 

@@ -44,7 +44,8 @@ from rolecall.core.events import (
     Wake,
 )
 from rolecall.core.lifecycle import State
-from rolecall.core.scheduler import RESIDENCY, Scheduler
+from rolecall.core.policy import RESIDENCY
+from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand, Rules
 from rolecall.core.vram import Device, Placement
 
