@@ -40,6 +40,23 @@ def test_a_taken_port(listener: tuple[str, int]) -> None:
     assert holder(port).startswith(f"process {os.getpid()} (")
 
 
+def test_a_port_of_an_outgoing_connection() -> None:
+    """The kernel gave it to a connection: it is taken, and that is said, with the process that has it."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        port = client.getsockname()[1]
+        assert not is_free("127.0.0.1", port)
+        assert holder(port).startswith(f"a connection of process {os.getpid()} (")
+        with pytest.raises(ConfigurationError, match=f"port: {port} is taken by a connection of process"):
+            listening_socket("127.0.0.1", port)
+
+
+def test_a_port_that_is_only_bound() -> None:
+    """No list of the kernel has such a socket: nothing is said of its user."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert holder(bound.getsockname()[1]) == "a process that cannot be seen"
+
+
 def test_a_port_that_nobody_holds() -> None:
     """The answer never invents a process."""
     assert "process" in holder(free_port())

@@ -6,6 +6,7 @@ import errno
 import re
 import socket
 from collections.abc import Collection, Iterable
+from typing import Any
 
 import psutil
 
@@ -13,6 +14,7 @@ from rolecall.core.hosts import is_loopback
 from rolecall.errors import ConfigurationError
 
 _BACKLOG = 2048
+_UNSEEN = "a process that cannot be seen"
 _TAKEN = re.compile(
     r"couldn't bind HTTP server socket"  # llama-server, seen with xllamacpp
     r"|\[Errno \d+\] (?:error while attempting to bind on address .*: )?[Aa]ddress already in use"  # vLLM, uvicorn
@@ -57,20 +59,32 @@ def stranger_on(port: int, family: Collection[int]) -> str | None:
 
 def _listeners(port: int) -> set[int]:
     try:
-        found = psutil.net_connections("tcp")
+        return {each.pid for each in _sockets(port) if each.status == psutil.CONN_LISTEN and each.pid}
     except psutil.Error:
         return set()
-    listening = (c for c in found if c.status == psutil.CONN_LISTEN and tuple(c.laddr)[1:2] == (port,))
-    return {c.pid for c in listening if c.pid}
+
+
+def _sockets(port: int) -> list[Any]:
+    """Return the sockets with that port of ours; those of other users have no ``pid``. Raises ``psutil.Error``."""
+    over = {psutil.CONN_TIME_WAIT, psutil.CONN_NONE}  # nobody has it any more, or not yet
+    return [c for c in psutil.net_connections("tcp") if tuple(c.laddr)[1:2] == (port,) and c.status not in over]
 
 
 def holder(port: int) -> str:
-    """Return who listens on a port, such as ``process 4711 (python3)``, as far as we may see."""
+    """Return who has a port, such as ``process 4711 (python3)``, as far as we may see.
+
+    Where nobody listens, a connection may have it: the kernel gives ports to outgoing ones as well.
+    """
     try:
-        pid = min(_listeners(port), default=None)
-        return f"process {pid} ({psutil.Process(pid).name()})" if pid else "a process of another user"
+        found = _sockets(port)
+        listening = [each for each in found if each.status == psutil.CONN_LISTEN]
+        pid = min((each.pid for each in listening or found if each.pid), default=None)
+        process = f"process {pid} ({psutil.Process(pid).name()})" if pid else "a process of another user"
     except psutil.Error:
-        return "a process that cannot be seen"
+        return _UNSEEN
+    if not found:
+        return _UNSEEN
+    return process if listening else f"a connection of {process}"
 
 
 def listening_socket(host: str, port: int, *, has_keys: bool = False) -> socket.socket:
