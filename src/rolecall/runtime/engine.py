@@ -17,7 +17,7 @@ from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad, Upstre
 from rolecall.core.models import ModelEntry
 from rolecall.core.vram import HOST, Placement
 from rolecall.runtime.gpu import GpuReport
-from rolecall.runtime.instance import Instance, Patience
+from rolecall.runtime.instance import Exit, Instance, Patience
 from rolecall.runtime.launcher import Launcher
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.leftovers import EngineRecord, EngineRoll, boot_s
@@ -55,8 +55,8 @@ class Engine:
     ready_at: float | None = None
     seen_before: GpuReport | None = None
     """The GPUs right before its start; None once something else came or went on them meanwhile."""
-    has_run_out: bool = False
-    """Whether it ended for want of memory."""
+    ended: Exit | None = None
+    """How its process ended; None while it runs, and for an engine without one."""
     is_measured: bool = False
     """Whether it was learnt what this very load holds."""
     seen_mb: int = 0
@@ -100,7 +100,7 @@ class Engine:
 
     def ran_out(self) -> bool:
         """Whether it ended for want of memory."""
-        return self.has_run_out
+        return self.ended is not None and self.ended.out_of_memory
 
     def is_progressing(self, within_s: float) -> bool:
         """Whether an answer of it got on a moment ago."""
