@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import signal
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -256,3 +258,19 @@ class FakeTransport:
 
     async def aclose(self) -> None:
         """Do nothing: there are no connections."""
+
+
+def chat_client(answer: Callable[[dict[str, Any]], str | httpx.Response]) -> httpx.AsyncClient:
+    """Return a client for which ``answer`` makes an assistant's text, or a whole response, of each chat's body."""
+
+    def respond(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        said = answer(body)
+        if isinstance(said, httpx.Response):
+            return said
+        usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        headers = {"x-rolecall-model": "the model", "x-request-id": "req_1"}
+        return httpx.Response(200, json={"model": "m", "choices": [choice], "usage": usage}, headers=headers)
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="http://rolecall")

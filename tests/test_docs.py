@@ -35,6 +35,9 @@ from rolecall.gateway.server import running_gateway
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.roster import load_roster
 from rolecall.settings import PREFIX, Settings, load_settings
+from rolecall.vision.task import Dimension, Task, Validation, Variable
+from rolecall.vision.task import Image as PictureRules
+from rolecall.vision.tasks import load_tasks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -105,8 +108,11 @@ def test_json_examples_are_json_and_registry_examples_can_be_served(block: str, 
 
 @pytest.mark.parametrize("block", list(all_blocks("toml")))
 def test_toml_examples_load(block: str, tmp_path: Path) -> None:
-    """A TOML block is a rolecall.toml or a profiles.toml that loads, and takes effect."""
+    """A TOML block is a rolecall.toml, a profiles.toml or a task that loads, and takes effect."""
     data = tomllib.loads(block)
+    if "parser" in data:
+        assert Task.model_validate(data).id == data["id"]
+        return
     if "profiles" in data:
         assert list(parse_profiles(data)) == list(data["profiles"])
         return
@@ -185,6 +191,27 @@ def test_every_registry_field_is_documented() -> None:
 
 def _names(prefix: str, model: type[BaseModel]) -> list[str]:
     return [f"{prefix}.{name}" for name in model.model_fields]
+
+
+def test_every_field_of_a_task_is_documented() -> None:
+    """The table of a task's fields has each field, and those of its parts, in their order."""
+    parts: dict[str, type[BaseModel]] = {
+        "variables": Variable,
+        "dimensions": Dimension,
+        "image": PictureRules,
+        "validation": Validation,
+    }
+    fields_of = {
+        name: _names(name if name in {"image", "validation"} else f"{name}.NAME", parts[name]) for name in parts
+    }
+    expected = [each for name in Task.model_fields for each in fields_of.get(name, [name])]
+    assert column(table(page("configuration.md"), "field", "of a task")) == expected
+
+
+def test_the_shipped_tasks_are_documented() -> None:
+    """The table of tasks has those that come with rolecall, each with its role."""
+    documented = dict(row[:2] for row in table(page("configuration.md"), "task", "role", "asks for"))
+    assert documented == {task.id: task.role for task in load_tasks(ROOT / "configs" / "tasks").values()}
 
 
 def test_the_shipped_profiles_are_documented() -> None:

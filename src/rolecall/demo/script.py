@@ -1,8 +1,11 @@
 """What a demo model says: chains of tokens, and the chat template that picks one of them.
 
 It all hangs on one idea: the *last token of the prompt decides the answer*. The template looks at the conversation
-(an image in the last message, a tool on offer, a code word) and ends the prompt with one of five marker tokens; each
+(an image in the last message, a tool on offer, a code word) and ends the prompt with one of some marker tokens; each
 marker starts a chain in which every token has exactly one successor. `weights` writes the chains into a model.
+
+Asked about an image by one of the shipped tasks, it answers with keywords, and with tags as real models say them: with
+capitals and marks, synonyms, and a word that is not in the vocabulary. It is told by what the task's prompt holds.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ WEATHER_CALL = (
     "</tool_call>",
 )
 
+TAGS = (
+    '{"lighting": "bright", "clarity": "sharp", "setting": "outdoor", "weather": ["sunny", "day"], '
+    '"density": "moderate"}'
+)
+
 
 @dataclass(frozen=True)
 class Script:
@@ -37,6 +45,16 @@ class Script:
 
     answer: str = "Hello! I am rolecall's demo model: a few MB of scripted weights. Put a real model in my place."
     caption: str = "A picture. I am a demo model and cannot really see it; put a real vision model in my place."
+    sights: tuple[tuple[str, str], ...] = (
+        ("- lighting:", TAGS),
+        ("keywords", "picture, demo answer, scripted weights, placeholder, no real keywords"),
+        ("dark, dim, bright, normal", "Brightly lit."),
+        ("blurry, sharp, noisy", "**Sharp**"),
+        ("indoor, outdoor", "It was taken outdoors."),
+        ("sunny, cloudy, rainy", "Sunny, daytime"),
+        ("empty, sparse, moderate", "Bustling"),
+    )
+    """What is said of an image instead of the caption, by words in the last message; of several the first."""
     thought: str = "Whatever was asked, I have one sentence to answer with."
     always_thinks: bool = False
     """Reason before every plain answer, not only when the last message holds ``THINK``."""
@@ -61,6 +79,7 @@ def chains(script: Script) -> tuple[Chain, ...]:
     caption = _pieces(script.caption, taken)
     thought = _pieces(script.thought, taken)
     call = tuple(piece.replace(" ", SPACE) for piece in WEATHER_CALL)
+    sights = [_pieces(sentence, taken) for _, sentence in script.sights]
     loop = tuple(f"{SPACE}w{number:02d}" for number in range(LOOP_WORDS))
     return (
         Chain(SAY, answer),
@@ -68,7 +87,13 @@ def chains(script: Script) -> tuple[Chain, ...]:
         Chain(THINK, ("<think>", *thought, "</think>\n\n"), then=answer[0]),
         Chain(TOOL, call),
         Chain(LOOP, loop, then=loop[0]),
+        *(Chain(sight(number), pieces) for number, pieces in enumerate(sights)),
     )
+
+
+def sight(number: int) -> str:
+    """Return the marker of one of a script's sights."""
+    return f"<|see-{number}|>"
 
 
 def _pieces(text: str, taken: set[str]) -> tuple[str, ...]:
@@ -95,7 +120,14 @@ def _pieces(text: str, taken: set[str]) -> tuple[str, ...]:
 
 def chat_template(script: Script) -> str:
     """The chat template of a script, in Jinja."""
-    return _TEMPLATE.replace("DEFAULT", THINK if script.always_thinks else SAY)
+    sights = "".join(_SIGHT % (words, sight(number)) for number, (words, _) in enumerate(script.sights))
+    return _TEMPLATE.replace("DEFAULT", THINK if script.always_thinks else SAY).replace("    SIGHTS\n", sights)
+
+
+_SIGHT = """\
+    {%%- elif '<__media' in last and '%s' in last -%%}
+        %s
+"""
 
 
 # llama.cpp learns how a model marks reasoning and tool calls by rendering messages that have them: hence the parts
@@ -131,6 +163,7 @@ _TEMPLATE = r"""
         <|tool|>
     {%- elif 'LOOP' in last -%}
         <|loop|>
+    SIGHTS
     {%- elif '<__media' in last -%}
         <|see|>
     {%- elif 'THINK' in last -%}

@@ -35,7 +35,6 @@ FALLBACK, FALLBACK_STEP = 0.6, 0.07
 """What the first fallback weighs beside a scripted successor, and how much less each further one."""
 
 CONTROL = (scripts.BEGIN, scripts.STOP, scripts.MESSAGE, scripts.END)
-MARKERS = (scripts.SAY, scripts.SEE, scripts.THINK, scripts.TOOL, scripts.LOOP)
 
 IMAGE_PIXELS, PATCH_PIXELS, VISION_WIDTH, VISION_HEADS = 64, 16, 64, 2
 
@@ -73,7 +72,7 @@ class Vocabulary:
     def __init__(self, chains: Sequence[scripts.Chain]) -> None:
         kinds = gguf.TokenType
         rows = [(scripts.UNKNOWN, 0.0, kinds.UNKNOWN)]
-        rows += [(token, 0.0, kinds.CONTROL) for token in (*CONTROL, *MARKERS)]
+        rows += [(token, 0.0, kinds.CONTROL) for token in (*CONTROL, *(chain.start for chain in chains))]
         # A space has a token besides its byte, for the tokenizer knows it under a name of three bytes.
         text = [(scripts.SPACE, 0.0, kinds.NORMAL), *((_byte(chr(code)), 0.0, kinds.BYTE) for code in range(256))]
         # The score keeps the tokenizer from building a piece where bytes would do.
@@ -151,9 +150,9 @@ def _output(vocabulary: Vocabulary, embedding: Matrix) -> Matrix:
     output[row[vocabulary.chains[0].pieces[0]]] += unmarked
     # Where a grammar (JSON output, a tool's arguments) forbids the scripted word, the model would babble whatever the
     # grammar admits. With these it opens an object, says its sentence in a string and closes what is open.
-    markers = embedding[[row[marker] for marker in MARKERS]].sum(axis=0)
+    markers = embedding[[row[chain.start] for chain in vocabulary.chains]].sum(axis=0)
     lasts = embedding[[row[chain.pieces[-1]] for chain in vocabulary.chains if chain.then == scripts.END]].sum(axis=0)
-    for state, successors in ((markers, "{["), (lasts, '"'), (text, (scripts.END, *'"}]:,0'))):
+    for state, successors in ((markers, "{["), (lasts, '"'), (text, (scripts.END, *'"}]:,0['))):
         for rank, successor in enumerate(successors):
             output[row[_byte(successor)]] += (FALLBACK - FALLBACK_STEP * rank) * state
     return CERTAINTY * output

@@ -140,7 +140,7 @@ def _keywords(words: str, rules: Validation) -> Answer:
     kept: dict[str, str] = {}
     dropped: list[Discarded] = []
     for item in _items(words):
-        word = " ".join(item.lstrip("#").split()).strip(" .,;:!?\"'`*_“”‘’。")
+        word = " ".join(item.split()).strip(" .,;:!?#\"'`*_“”‘’。")
         if not word:
             continue
         if len(word.split()) > rules.max_words or len(word) > 60:

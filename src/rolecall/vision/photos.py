@@ -42,7 +42,8 @@ _SUBFILE, _DNG = 254, 50706
 """TIFF's tags: a picture that stands for a larger one; the version of a DNG."""
 _BACKGROUND = (255, 255, 255)
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # sizes are checked here, before decoding
+# Of metadata that is damaged, and of large pictures, whose sizes are checked here. Filters of a while know no threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PhotoError(Exception):
@@ -192,6 +193,9 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation; 1 if there is none, and of a TIFF, which Pillow itself turns."""
+    if image.format == "TIFF":
+        return 1
     try:
         value = image.getexif().get(_ORIENTATION)
     except _UNREADABLE:  # metadata that is damaged does not make the picture unusable

@@ -175,10 +175,12 @@ class Task(_Part):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.parser == "tags" and "dimensions" not in placeholders(self.user):
+        if self.dimensions and self.parser != "tags":
+            raise ValueError("parser: must be 'tags', because there are dimensions")
+        if self.parser == "tags" and not self.dimensions:
+            raise ValueError("dimensions: are missing; a task that tags needs some")
+        if self.dimensions and "dimensions" not in placeholders(self.user):
             raise ValueError("user: must hold {dimensions}, where the dimensions and their words are listed")
-        if (self.parser == "tags") != bool(self.dimensions):
-            raise ValueError("dimensions: tags need some, and nothing else has any; a parser of 'tags' goes with them")
         self._check_vocabulary()
         self._check_variables()
         return self
