@@ -14,7 +14,8 @@ from gateway.test_engine_context import lease
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import BadRequest, DiskFull, RolecallError
 from rolecall.gateway.incoming import Payload
-from rolecall.gateway.uploads import Form, Storage, Upload, read_upload
+from rolecall.gateway.multipart import Form
+from rolecall.gateway.uploads import Storage, Upload, read_upload
 from rolecall.gateway.upstream import HttpxTransport
 
 PATH = "/v1/audio/transcriptions"
