@@ -497,3 +497,18 @@ def test_connections_are_bounded_by_open_files_too(tmp_path: Path) -> None:
         for _ in range(100):
             assert answer(held.enter_context(server.raw(GET + b"\r\n")))[0] == 200
         assert "100 connections" in refusal(said(server, GET + b"\r\n"), 503)["message"]
+
+
+def test_what_is_not_let_in_has_no_line(tmp_path: Path) -> None:
+    """Nobody can fill the disk with requests that are refused for their head, Host or Origin; others have a line."""
+    with Rolecall(tmp_path, [fake_entry("text-only")]) as server:
+        whole = http_request(prompt("text-only"))
+        assert said(server, whole.replace(b"localhost", b"evil.example")).startswith(b"HTTP/1.1 421 ")
+        assert said(server, whole.replace(JSON.encode(), b"")).startswith(b"HTTP/1.1 415 ")
+        assert said(server, whole.replace(b"Host:", b"Origin: https://evil.example\r\nHost:")).startswith(
+            b"HTTP/1.1 403 "
+        )
+        refusal(said(server, whole.replace(b"Host:", b"Host: x\r\nHost:")), 400)
+        refusal(said(server, NO_HTTP["words"][0]), 400)
+        assert server.chat("text-only").status_code == 200
+        assert [line["status"] for line in server.log_lines(2)] == [415, 200]
