@@ -21,7 +21,7 @@ def entry(name: str = "alpha", **fields: Any) -> ModelEntry:
     return ModelEntry.model_validate(row(name, **fields))
 
 
-_OF_SPEC = ("load_s", "devices", "spread", "sleep")
+_OF_SPEC = ("load_s", "devices", "spread", "sleep", "smaller", "cpu_mb")
 
 
 def spec(
@@ -60,7 +60,7 @@ def configured(
 def words(effects: list[Effect]) -> list[str]:
     """Return effects as ``start a``, ``stop a``, ``grant 1 a`` (waiter, model), ``reject 1 queue_full``.
 
-    A start on GPUs names them: ``start a g0 g1``.
+    A start on GPUs names them: ``start a g0 g1``; one with less memory says so: ``start a g0 context=4096``.
     """
     return [_in_words(effect) for effect in effects]
 
@@ -71,8 +71,9 @@ def _in_words(effect: Effect) -> str:
             return f"grant {waiter} {model}"
         case Reject(waiter, error):
             return f"reject {waiter} {error.code}"
-        case Start(model, placement):
-            return " ".join(["start", model, *(share.device for share in placement if share.device != HOST)])
+        case Start(model, placement, reduction):
+            where = (share.device for share in placement if share.device != HOST)
+            return " ".join(["start", model, *where, *([str(reduction)] if reduction else [])])
         case Sleep(model, level):
             return f"sleep {model} {level}"
         case _:

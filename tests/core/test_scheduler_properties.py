@@ -53,6 +53,7 @@ MAX_OVERTAKE_S = 5
 DRAIN_LIMIT_S = 8
 MODELS = ("m0", "m1", "m2", "m3", "m4")
 MAX_QUEUE = 12
+HOST_MB = 80
 ROUNDS = 3000
 """More rounds of all that can happen than any queue of this size can take; whoever waits longer waits for ever."""
 
@@ -77,6 +78,10 @@ class Engine:
     def is_loading(self) -> bool:
         return self.spec.managed and self.phase in {"loading", "waking"}
 
+    @property
+    def on_cpu(self) -> bool:
+        return self.spec.managed and not self.placement
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -87,7 +92,7 @@ class Visit:
 
 
 models = st.builds(
-    lambda size, parallel, kind, priority, spread, sleeps, idle_s, load_s: spec(
+    lambda size, parallel, kind, priority, spread, sleeps, idle_s, load_s, smaller, cpu_mb: spec(
         "?",
         size if kind != "external" else 0,
         managed=kind != "external",
@@ -98,6 +103,8 @@ models = st.builds(
         spread=spread,
         sleep=(SleepCost(1, 20, 50, 1), SleepCost(2, 20, 5, 2)) if sleeps else (),
         role_priority={"r": priority},
+        smaller=smaller,
+        cpu_mb=cpu_mb,
     ),
     st.none() | st.integers(10, 200),
     st.integers(1, 3),
@@ -107,6 +114,8 @@ models = st.builds(
     st.booleans(),
     st.sampled_from([0, 3, 20]),
     st.sampled_from([1, 3, 10]),
+    st.sampled_from([(), (4096, 2048)]),
+    st.sampled_from([None, None, 40, 70]),
 )
 
 
@@ -219,10 +228,10 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         self.exit(loading[number % len(loading)], out_of_memory=out_of_memory)
 
     @precondition(lambda self: self.some("ready", "dozing", "asleep", "waking"))
-    @rule(number=st.integers(0, 20))
-    def crashes(self, number: int) -> None:
+    @rule(number=st.integers(0, 20), out_of_memory=st.booleans())
+    def crashes(self, number: int, *, out_of_memory: bool) -> None:
         running = self.some("ready", "dozing", "asleep", "waking")
-        self.exit(running[number % len(running)])
+        self.exit(running[number % len(running)], out_of_memory=out_of_memory)
 
     @precondition(lambda self: self.some("stopping"))
     @rule(number=st.integers(0, 20))
@@ -245,10 +254,10 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         engine.phase = "asleep"
         self.post(FellAsleep(engine.spec.name))
 
-    @precondition(lambda self: any(e.spec.managed for e in self.some("ready")))
+    @precondition(lambda self: any(e.placement for e in self.some("ready")))
     @rule(number=st.integers(0, 20), share=st.sampled_from([0, 0.5, 0.9, 1, 1.5]))
     def is_measured(self, number: int, share: float) -> None:
-        ready = [engine for engine in self.some("ready") if engine.spec.managed]
+        ready = [engine for engine in self.some("ready") if engine.placement]
         engine = ready[number % len(ready)]
         held = self.scheduler.ledger.held_on(engine.spec.name)
         self.post(Measured(engine.spec.name, {device: int(mb * share) for device, mb in held.items()}))
@@ -358,14 +367,23 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         rules = Rules(limit_mb=self.budget_mb, tolerance=self.tolerance)
         specs = tuple(self.specs.values())
         self.post(
-            Configured(specs, rules, self.devices, self.budget_mb, self.max_models, groups=self.groups, sleep_mb=60)
+            Configured(
+                specs,
+                rules,
+                self.devices,
+                self.budget_mb,
+                self.max_models,
+                groups=self.groups,
+                sleep_mb=60,
+                host_mb=HOST_MB,
+            )
         )
 
     def exit(self, engine: Engine, *, out_of_memory: bool = False) -> None:
         name = engine.spec.name
         del self.engines[name]
         self.cut[name] += len(engine.in_flight)
-        if engine.spec.managed:
+        if engine.placement:
             self.lingering.add(name)
         self.post(Exited(name, out_of_memory=out_of_memory))
         while self.cut[name]:  # their answers are over
@@ -385,8 +403,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
 
     def carry_out(self, effect: Effect) -> None:
         match effect:
-            case Start(model, placement):
-                self.start(model, placement)
+            case Start(model, placement, reduction):
+                self.start(model, placement, on_cpu=reduction is not None and reduction.on_cpu)
             case Stop(model):
                 self.stop(self.engines[model])
             case Sleep(model, _):
@@ -406,12 +424,14 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
                 assert error.status in {400, 404, 429, 503}
                 self.end(waiter)
 
-    def start(self, model: str, placement: Placement) -> None:
+    def start(self, model: str, placement: Placement, *, on_cpu: bool) -> None:
         assert model not in self.engines, "started twice"
         assert model not in self.lingering, "started beside its own memory"
         known = self.specs[model]
         engine = self.engines[model] = Engine(known, placement)
-        assert bool(placement) is known.managed
+        assert bool(placement) is (known.managed and not on_cpu)
+        on_the_cpu = [each for each in self.engines.values() if each.on_cpu]
+        assert sum(each.spec.cpu_mb or 0 for each in on_the_cpu) <= HOST_MB, "too much in host RAM"
         assert sum(share.mb for share in placement) >= 0
         self.check_loads(engine)
         is_member = any(model in group.models for group in self.groups)

@@ -383,7 +383,7 @@ def test_the_profile_of_a_machine(machine: str, nvml_library: Path, tmp_path: Pa
         assert (found["active_profile"]["name"], found["active_profile"]["budget_mb"]) == (name, budget_mb)
         assert set(found["active_profile"]) == {
             "name", "max_vram_mb", "gpu_count", "max_concurrent_models", "preferred_quantizations", "strategy", "bias",
-            "idle_unload_s", "groups", "budget_mb",
+            "idle_unload_s", "allow_cpu", "groups", "budget_mb",
         }  # fmt: skip
         assert found["detected_gpus"] == [vars(gpu) for gpu in gpus.gpus]
         first = gpus.gpus[0]

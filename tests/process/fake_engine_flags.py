@@ -58,6 +58,7 @@ class Settings:
     memory_mb: int = flag(0, "allocate and touch so many MB")
     gpu_mb: int = flag(0, "GPU memory taken while it loads, split over the GPUs of CUDA_VISIBLE_DEVICES (unset: GPU 0)")
     gpu_mb_per_gpu: int = flag(0, "the same, but so much on each GPU")
+    gpu_mb_per_1k_ctx: int = flag(0, "GPU memory beside --gpu-mb for each 1024 tokens of --ctx-size")
     gpu_grow_mb: int = flag(0, "so much more is taken by its first completion; without room it aborts")
     gpu_release_late_s: float = flag(0.0, "GPU memory is free so long after the end of the process that held it")
     gpu_memory_utilization: float = flag(0.0, "as vLLM take this share of each GPU; 1 if it is not free at the start")

@@ -103,7 +103,8 @@ class GpuMemory:
 
     def _full_mb(self, card: Card) -> int:
         settings = self._settings
-        own = settings.gpu_mb_per_gpu or settings.gpu_mb // len(self._cards)
+        whole = settings.gpu_mb + settings.gpu_mb_per_1k_ctx * settings.ctx_size // 1024
+        own = settings.gpu_mb_per_gpu or whole // len(self._cards)
         if settings.kv_cache_memory_bytes:
             return own + _bytes(settings.kv_cache_memory_bytes) // 2**20
         return int(settings.gpu_memory_utilization * card.total_mb) or own

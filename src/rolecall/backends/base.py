@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rolecall.core.models import ModelEntry, flag_value
+from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 LOOPBACK = "127.0.0.1"
@@ -143,6 +144,14 @@ class Spread:
     possible: tuple[int, ...] = (1,)
 
 
+@dataclass(frozen=True, slots=True)
+class Reducible:
+    """In which ways an engine can be started with less memory: a smaller context, without a GPU."""
+
+    context: bool = False
+    cpu: bool = False
+
+
 class Backend(Protocol):
     """One kind of engine."""
 
@@ -200,6 +209,14 @@ class Backend(Protocol):
 
     def shares_context(self, entry: ModelEntry) -> bool:
         """Whether the requests that are answered at the same time share one context, which is that of the engine."""
+        ...
+
+    def reducible(self, entry: ModelEntry) -> Reducible:
+        """Return in which ways the engine can be started with less memory than the entry says."""
+        ...
+
+    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
+        """Return the entry for such a start, of a way that is ``reducible``."""
         ...
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rolecall.backends.base import (
     Launch,
     Places,
+    Reducible,
     Spread,
     Upstream,
     command_launch,
@@ -16,6 +17,7 @@ from rolecall.backends.base import (
     model_path,
 )
 from rolecall.core.models import ModelEntry
+from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 
@@ -80,3 +82,13 @@ class CustomCommand:
         """Return False."""
         del entry
         return False
+
+    def reducible(self, entry: ModelEntry) -> Reducible:
+        """Return that there is nothing to change: nothing is known of its arguments."""
+        del entry
+        return Reducible()
+
+    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
+        """Return the entry."""
+        del reduction
+        return entry

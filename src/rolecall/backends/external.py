@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from rolecall.backends.base import LOOPBACK, Launch, Spread, Upstream
+from rolecall.backends.base import LOOPBACK, Launch, Reducible, Spread, Upstream
 from rolecall.core.models import ModelEntry
+from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 256
@@ -71,6 +72,16 @@ class OpenAIServer:
         """Return False."""
         del entry
         return False
+
+    def reducible(self, entry: ModelEntry) -> Reducible:
+        """Return that there is nothing to change: somebody else runs it."""
+        del entry
+        return Reducible()
+
+    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
+        """Return the entry."""
+        del reduction
+        return entry
 
 
 def _base_url(entry: ModelEntry) -> str:

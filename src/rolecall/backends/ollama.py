@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rolecall.backends.base import LOOPBACK, Call, RemoteLoad, Spread, Upstream
+from rolecall.backends.base import LOOPBACK, Call, Reducible, RemoteLoad, Spread, Upstream
 from rolecall.core.endpoints import (
     COUNT_TOKENS,
     DETOKENIZE,
@@ -27,6 +27,7 @@ from rolecall.core.endpoints import (
     TRANSLATIONS,
 )
 from rolecall.core.models import ModelEntry
+from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 1
@@ -106,6 +107,16 @@ class OllamaDaemon:
         """Return False."""
         del entry
         return False
+
+    def reducible(self, entry: ModelEntry) -> Reducible:
+        """Return that there is nothing to change: Ollama itself lays out what does not fit."""
+        del entry
+        return Reducible()
+
+    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
+        """Return the entry."""
+        del reduction
+        return entry
 
     def _daemon(self, entry: ModelEntry) -> str:
         config = entry.backend_config

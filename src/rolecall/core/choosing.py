@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from rolecall.core.events import Effect, Reject
 from rolecall.core.lifecycle import State
+from rolecall.core.reductions import Reduction
 from rolecall.core.room import Room
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
 from rolecall.core.slot import Slot, Waiter
@@ -42,8 +43,28 @@ class Choosing(Room):
             if not selection.ranked:
                 raise self._all_barred([self._slots[name] for name in able])
             if better := able[: able.index(selection.best().name)]:
-                selection = replace(selection, reason=f"{selection.reason}; {', '.join(better)} cannot start now")
+                ran_out = tuple(name for name in better if self._slots[name].has_run_out)
+                why = f"{selection.reason}; {', '.join(better)} cannot start now"
+                selection = replace(selection, reason=why, out_of_memory=ran_out)
         return selection
+
+    def _choose_at_last(self, demand: Demand, names: tuple[str, ...]) -> Selection:
+        """Choose; where nobody is left, the best of those that ran out of memory is tried on the CPU, if it may be."""
+        try:
+            return self._choose(demand, names)
+        except StartFailed:
+            slots = [self._slots[name] for name in names if name in self._slots]
+            ranked = select(demand, map(self._candidate, slots), self._rules(demand)).ranked
+            able = (slot for each in ranked if self._may_go_to_cpu(slot := self._slots[each.name]))
+            if (best := next(able, None)) is None:
+                raise
+        best.reduce(Reduction(on_cpu=True), self._now)
+        best.retry_at = self._now
+        self._chosen.clear()
+        return self._choose(demand, names)
+
+    def _may_go_to_cpu(self, slot: Slot) -> bool:
+        return slot.has_run_out and not slot.is_on_cpu and self._can_have_host_room(slot)
 
     def _rules(self, demand: Demand) -> Rules:
         """Return the rules of the profile that was asked for; no machine can hold more than it has, though."""
@@ -54,9 +75,9 @@ class Choosing(Room):
         spec = slot.spec
         is_paid = slot.state in (State.READY, State.STARTING)
         unavailable = spec.unavailable
-        if spec.managed and slot.is_cold and unavailable is None and not self._options(slot):
+        if slot.takes_room and slot.is_cold and unavailable is None and not self._options(slot):
             unavailable = self._too_large(slot)
-        costs_swap = spec.managed and not is_paid and not self._fits_now(slot)
+        costs_swap = slot.takes_room and not is_paid and not self._fits_now(slot)
         return Candidate(
             entry=spec.entry,
             footprint_mb=slot.need_mb,
@@ -84,7 +105,9 @@ class Choosing(Room):
     def _is_barred(self, slot: Slot) -> bool:
         if slot.is_backing_off(self._now):
             return True
-        if not slot.spec.managed or not slot.is_cold or self._finds_room(slot):
+        if slot.is_on_cpu and slot.is_cold and not self._can_have_host_room(slot):
+            return True
+        if not slot.takes_room or not slot.is_cold or self._finds_room(slot):
             slot.blocked_since = None
             return False
         if not self._finds_room(slot, without_foreign=True):
@@ -101,6 +124,12 @@ class Choosing(Room):
         return StartFailed(first.failure(), retry_after_s=first.retry_at - self._now)
 
     def _no_room(self, slot: Slot) -> RolecallError:
+        if slot.is_on_cpu:
+            return Unavailable(
+                f"The model {slot.name!r} ran out of GPU memory and needs {slot.spec.cpu_mb} MB of host RAM to run on "
+                f"the CPU; models there may take {self._host_mb} MB, and others are in use. Send it again later.",
+                retry_after_s=FOREIGN_PATIENCE_S,
+            )
         need = "a GPU of its own" if slot.need_mb is None else f"{slot.need_mb} MB"
         foreign_mb = sum(self.ledger.foreign_mb.values())
         if foreign_mb and self._finds_room(slot, without_foreign=True):
@@ -130,7 +159,7 @@ class Choosing(Room):
     def _rebind(self, waiters: Iterable[Waiter]) -> Iterator[Effect]:
         for waiter in list(waiters):
             try:
-                self._bind(waiter, self._choose(waiter.demand, waiter.names))
+                self._bind(waiter, self._choose_at_last(waiter.demand, waiter.names))
             except RolecallError as error:
                 self._forget(waiter.id)
                 yield Reject(waiter.id, error)

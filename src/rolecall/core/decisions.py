@@ -89,6 +89,8 @@ def describe(effect: Effect) -> Description:
             values = {field.name: getattr(effect, field.name) for field in fields(effect)}
             if "placement" in values:
                 values["placement"] = [[share.device, share.mb] for share in values["placement"]]
+            if (reduction := values.pop("reduction", None)) is not None:
+                values["reduction"] = str(reduction)
             return described | values
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rolecall.core.models import ModelEntry
+from rolecall.core.reductions import Reduction
 from rolecall.core.selection import Demand, Rules, Selection
 from rolecall.core.vram import Device, Placement
 from rolecall.errors import RolecallError
@@ -29,11 +30,13 @@ class SleepCost:
 class Spec:
     """A model as the scheduler sees it.
 
-    ``footprint_mb`` is over all its GPUs; None is unknown: such a model is given a device of its own. ``managed``
-    False is an engine that somebody else runs: it takes no memory of ours and needs no load. ``idle_unload_s`` 0 keeps
-    it loaded. ``load_s`` is how long a start takes, learnt or guessed. ``devices`` are the GPUs that it may use (all
-    if empty), ``spread`` over how many of them it may lie, the preferred number first. ``sleep`` lists the ways of
-    sleeping, None are possible if it is empty.
+    ``footprint_mb`` is over all its GPUs; None is unknown: such a model is given a device of its own. ``managed`` False
+    is an engine that somebody else runs: it takes no memory of ours and needs no load. ``idle_unload_s`` 0 keeps it
+    loaded. ``load_s`` is how long a start takes, learnt or guessed. ``devices`` are the GPUs that it may use (all if
+    empty), ``spread`` over how many of them it may lie, the preferred number first. ``sleep`` lists the ways of
+    sleeping, None are possible if it is empty. ``smaller`` are the contexts (tokens) with which it may be started after
+    it ran out of memory, the largest first; ``cpu_mb`` is what it takes of host RAM where it may then run without a
+    GPU, None where it may not.
     """
 
     entry: ModelEntry
@@ -46,6 +49,8 @@ class Spec:
     devices: tuple[str, ...] = ()
     spread: tuple[int, ...] = (1,)
     sleep: tuple[SleepCost, ...] = ()
+    smaller: tuple[int, ...] = ()
+    cpu_mb: int | None = None
 
     @property
     def name(self) -> str:
@@ -175,7 +180,8 @@ class Configured:
     """The registry or the profile is new.
 
     ``budget_mb`` and ``max_models`` hold over all devices together; ``sleep_mb`` is the host RAM that sleeping engines
-    may take. ``profiles`` are the rules of the other profiles, for demands that name one.
+    may take, ``host_mb`` that which engines on the CPU may take beside GPUs. ``profiles`` are the rules of the other
+    profiles, for demands that name one.
     """
 
     specs: tuple[Spec, ...]
@@ -186,6 +192,7 @@ class Configured:
     groups: tuple[Group, ...] = ()
     sleep_mb: int = 0
     profiles: Mapping[str, Rules] = field(default_factory=dict)
+    host_mb: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,10 +225,11 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the model's engine on these devices."""
+    """Start the model's engine on these devices, smaller than its entry says if there is a ``reduction``."""
 
     model: str
     placement: Placement = ()
+    reduction: Reduction | None = None
 
 
 @dataclass(frozen=True, slots=True)

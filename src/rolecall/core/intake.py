@@ -26,7 +26,8 @@ from rolecall.core.events import (
     UnloadRequested,
 )
 from rolecall.core.lifecycle import State, Step, advance
-from rolecall.core.slot import Slot, Waiter
+from rolecall.core.reductions import next_context
+from rolecall.core.slot import REDUCED_S, Slot, Waiter, backoff_s
 from rolecall.core.vram import Placement
 from rolecall.errors import RolecallError, ShuttingDown
 
@@ -66,6 +67,7 @@ class Intake(Choosing):
                 self._adopted(self._slots[event.model], event.placement)
             case UnloadRequested():
                 self._slots[event.model].is_unwanted = True
+                self._slots[event.model].reduced_at = -math.inf  # its full size is tried again
                 yield from self._unload(self._slots[event.model])
             case Configured():
                 yield from self._configured(event)
@@ -84,8 +86,9 @@ class Intake(Choosing):
         for name in event.names:
             if name in self._slots and not self._slots[name].queue:
                 self._slots[name].blocked_since = None  # patience begins anew with the first who waits
+                self._grow_back(self._slots[name])
         try:
-            selection = self._choose(event.demand, event.names)
+            selection = self._choose_at_last(event.demand, event.names)
         except RolecallError as error:
             yield Reject(event.waiter, error)
             return
@@ -120,6 +123,7 @@ class Intake(Choosing):
         slot.asleep = slot.claim = None
         slot.last_used = slot.ready_since = slot.idle_since = self._now
         slot.error = ""
+        slot.has_run_out &= slot.reduction is not None
         if slot.starts_alone:  # and nobody measures it: it needs somewhat more than what was not enough
             part_mb = math.ceil(_MORE * slot.ran_out_mb / max(1, len(slot.placement)))
             self._hold(slot, {share.device: min(share.mb, part_mb) for share in slot.placement}, None)
@@ -158,24 +162,41 @@ class Intake(Choosing):
         self.ledger.linger(slot.name)
         if slot.state is not State.FAILED:
             slot.failures = 0
-        elif event.out_of_memory and not woke_badly and self._has_more_to_give(slot):
-            # It needs more than was thought: next it gets its devices for itself, or more of them, and is measured.
+            return
+        slot.has_run_out = event.out_of_memory and not woke_badly and slot.takes_room
+        is_mended = slot.has_run_out and self._is_mended(slot)
+        if is_mended and not crashed:
+            slot.error, slot.has_crashed, slot.retry_at = event.error, False, self._now
+            return
+        slot.fail(event.error, self._now, crashed=crashed)
+        if slot.has_run_out:  # with nothing left to change the next model of its role has its turn, or the CPU
+            slot.retry_at = self._now + (0 if is_mended else backoff_s(slot.failures, crashed=False))
+
+    def _is_mended(self, slot: Slot) -> bool:
+        """Have a model that ran out of memory started otherwise next; whether there was anything left to change.
+
+        It needs more than was thought: next it gets its devices for itself, or more of them, and is measured. Where it
+        had all that, it is made smaller.
+        """
+        if self._has_more_to_give(slot):
             slot.ran_out_mb = sum(share.mb for share in slot.placement)
-            slot.ran_out_devices = len(slot.placement) + slot.starts_alone
+            slot.ran_out_devices = len(slot.placement) + slot.is_alone
             slot.starts_alone, slot.measured_mb = True, None
-            if crashed:
-                slot.fail(event.error, self._now, crashed=True)
-            else:
-                slot.error, slot.has_crashed, slot.retry_at = event.error, False, self._now
-        else:
-            slot.fail(event.error, self._now, crashed=crashed)
+            return True
+        if (smaller := next_context(slot.spec.smaller, slot.reduction)) is None:
+            return False
+        slot.reduce(smaller, self._now)
+        return True
 
     def _has_more_to_give(self, slot: Slot) -> bool:
         """Whether a model that ran out of memory can be given a device of its own, or more devices."""
-        if not slot.spec.managed:
-            return False
         more = range(len(slot.placement) + 1, len(self.ledger.devices) + 1)
-        return not slot.starts_alone or any(count in more for count in slot.spec.spread)
+        return not slot.is_alone or any(count in more for count in slot.spec.spread)
+
+    def _grow_back(self, slot: Slot) -> None:
+        """Forget after a while that a model ran out of memory, where it has to be started anyway."""
+        if slot.reduction is not None and slot.is_cold and self._now - slot.reduced_at >= REDUCED_S:
+            slot.grow_back()
 
     def _adopted(self, slot: Slot, placement: Placement) -> None:
         for step in (Step.START, Step.BECOME_READY):
@@ -188,8 +209,8 @@ class Intake(Choosing):
     # -- registry and time
 
     def _configured(self, event: Configured) -> Iterator[Effect]:
-        self.rules, self._groups, self._sleep_mb = event.rules, event.groups, event.sleep_mb
-        self._profiles = event.profiles
+        self.rules, self._groups, self._profiles = event.rules, event.groups, event.profiles
+        self._sleep_mb, self._host_mb = event.sleep_mb, event.host_mb
         self.ledger.configure(event.devices, event.budget_mb, event.max_models)
         self._places.clear()
         specs = {spec.name: spec for spec in event.specs}
@@ -200,7 +221,8 @@ class Intake(Choosing):
             stale = slot.removed or not new.starts_like(slot.spec) or not self._can_wake(slot)
             slot.spec = new
             if stale:
-                slot.measured_mb, slot.starts_alone, slot.sleeps_badly = None, False, False
+                slot.grow_back()
+                slot.sleeps_badly = False
                 yield from self._unload(slot)
             slot.claim = None  # who was to go may be somebody else now
             if slot.removed and slot.state is State.STOPPED and not slot.queue and not self.ledger.lingers(name):

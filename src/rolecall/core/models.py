@@ -64,10 +64,11 @@ _BACKENDS: dict[str, str] = {
     "openai_compatible": "openai",
     "openai-compatible": "openai",
 }
-_CONTEXT_FLAGS = ("--max-model-len", "--ctx-size", "-c")
-_CONTEXT_DEFAULTS = ("context_window", "context_length", "num_ctx", "ctx_size", "n_ctx")
+CONTEXT_FLAGS = ("--max-model-len", "--ctx-size", "-c")
+CONTEXT_DEFAULTS = ("context_window", "context_length", "num_ctx", "ctx_size", "n_ctx")
+"""The context of an engine among its arguments, and among the generation defaults."""
 SIZE_DEFAULTS = frozenset(
-    {*_CONTEXT_DEFAULTS, "batch_size", "n_batch", "num_batch", "ubatch_size", "n_ubatch", "num_ubatch"}
+    {*CONTEXT_DEFAULTS, "batch_size", "n_batch", "num_batch", "ubatch_size", "n_ubatch", "num_ubatch"}
 )
 """Generation defaults that size the engine at its start, and are no fields of a request."""
 
@@ -248,6 +249,11 @@ class ModelEntry(_Record):
     idle_unload_s: NotNegative | None = Field(None, description="0 keeps it loaded; null: the profile's.")
     pinned: bool = False
     preload: bool = False
+    allow_cpu: bool | None = Field(
+        None,
+        description="Whether it may run without a GPU: true also after it ran out of GPU memory, false never. "
+        "Null: the profile's.",
+    )
     gpus: tuple[int | str, ...] = ()
     max_parallel: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, description="Requests served at once.")
     load_timeout_s: Annotated[float, Field(gt=0)] | None = None
@@ -325,11 +331,11 @@ class ModelEntry(_Record):
         """The context in tokens: as listed, else from the generation defaults, else from the engine's arguments."""
         if self.context_length:
             return self.context_length
-        for key in _CONTEXT_DEFAULTS:
+        for key in CONTEXT_DEFAULTS:
             value = self.generation_defaults.get(key)
             if isinstance(value, int) and value > 0:
                 return value
-        value = flag_value(self.backend_config.extra_args, *_CONTEXT_FLAGS)
+        value = flag_value(self.backend_config.extra_args, *CONTEXT_FLAGS)
         return int(value) if value and value.isdecimal() and int(value) else None
 
 

@@ -3,7 +3,8 @@
 The policy, in the order in which ``_decide`` applies it:
 
 1. A waiter whose model failed a moment ago, or has no room beside what stays, takes the next candidate of its role, or
-   is told why there is none.
+   is told why there is none. A model that ran out of memory is first started again alone, then with less context; if
+   no candidate is left it is started on the CPU where it may be.
 2. The oldest waiter for a model that is not there is overtaken for no longer than ``max_overtake_s``, counted from its
    arrival. From then on its model claims a place: the models in its way take no newer request and drain; but one that
    was loaded a moment ago serves for a quarter of its load time, unless the waiter has been passed for
@@ -71,7 +72,7 @@ class Policy(Intake):
         A claim is kept while it still holds: chosen anew after every event, two loaded models would take turns in
         draining for ever.
         """
-        waiting = [(w.arrived, w.id, slot) for slot in missing if slot.spec.managed and (w := slot.oldest) is not None]
+        waiting = [(w.arrived, w.id, slot) for slot in missing if slot.takes_room and (w := slot.oldest) is not None]
         overdue = [slot for arrived, _, slot in sorted(waiting) if self._now - arrived >= self.max_overtake_s]
         claimed: set[str] = set()
         # After the overdue ones, those for whom somebody was sent away already: nobody else takes that room.
@@ -151,11 +152,13 @@ class Policy(Intake):
 
     def _load(self, missing: list[Slot], overdue: list[Slot]) -> Iterator[Effect]:
         for slot in missing:
-            if not slot.spec.managed:  # it takes no room and no turn
+            if slot.is_on_cpu:
+                yield from self._make_room_in_host(slot)
+            if not slot.takes_room and not self.ledger.lingers(slot.name) and self._has_host_room(slot):
                 yield self._start(slot, ())
         taken = self._loading_on()
         yield from self._load_overdue(overdue, taken)
-        others = [slot for slot in missing if slot.spec.managed and slot.is_cold and slot not in overdue]
+        others = [slot for slot in missing if slot.takes_room and slot.is_cold and slot not in overdue]
         yield from self._load_others(others, taken)
 
     def _loading_on(self) -> set[str]:

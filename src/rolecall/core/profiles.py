@@ -74,6 +74,7 @@ class Profile(BaseModel):
     strategy: Strategy = Field(description=" | ".join(get_args(Strategy)))
     bias: Bias = Field(description=" | ".join(get_args(Bias)))
     idle_unload_s: PositiveInt = Field(description="seconds without a request, a whole number above 0")
+    allow_cpu: bool | None = Field(default=None, strict=True, description="true or false")
     groups: tuple[ModelGroup, ...] = Field(default=(), description="tables [[profiles.NAME.groups]]")
 
 

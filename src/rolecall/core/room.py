@@ -17,6 +17,7 @@ from rolecall.core.slot import Slot, Waiter
 from rolecall.core.vram import Holding, Ledger, Placement, placements, plan_eviction
 
 _FEW_DEVICES = 8
+_IN_MEMORY = (State.STARTING, State.READY, State.STOPPING)
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Room:
     _waiters: dict[int, Waiter] = field(default_factory=dict, init=False)
     _groups: tuple[Group, ...] = field(default=(), init=False)
     _sleep_mb: int = field(default=0, init=False)
+    _host_mb: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
     _has_pinned: bool = field(default=False, init=False)
     _now: float = field(default=0, init=False)
@@ -48,10 +50,12 @@ class Room:
         """Return where the model may lie; a sleeping one stays on its devices."""
         if slot.state is State.SLEEPING:
             return [slot.placement]
+        if slot.is_on_cpu:
+            return []
         key = slot.need_mb, slot.spec.spread, slot.spec.devices
         if slot.need_mb is None:
             spread = [count for count in slot.spec.spread if count >= slot.ran_out_devices] or slot.spec.spread
-            return placements(self.ledger, None, spread, slot.spec.devices, slot.ran_out_mb)
+            return placements(self.ledger, None, spread, slot.spec.devices, slot.least_mb)
         if len(self.ledger.devices) > _FEW_DEVICES:  # the choice depends on what is loaded
             return placements(self.ledger, *key)
         if key not in self._places:
@@ -150,11 +154,12 @@ class Room:
     # -- what then happens
 
     def _start(self, slot: Slot, placement: Placement) -> Start:
-        if slot.spec.managed:
+        if slot.takes_room:
             self.ledger.reserve(slot.name, placement)
         slot.placement, slot.claim, slot.blocked_since = placement, None, None
+        slot.is_alone = slot.starts_alone
         slot.state = advance(slot.state, Step.START)
-        return Start(slot.name, placement)
+        return Start(slot.name, placement, slot.reduction)
 
     def _send_away(self, victim: Holding) -> Iterator[Effect]:
         slot = self._slots[victim.name]
@@ -185,6 +190,33 @@ class Room:
     def _stop_now(self, slot: Slot) -> Stop:
         slot.stop_by = None
         return Stop(slot.name)
+
+    # -- the host's memory, for engines on the CPU beside GPUs
+
+    def _has_host_room(self, slot: Slot, *states: State, of_all: bool = False) -> bool:
+        """Whether a model has room in host RAM beside those there in ``states``, by default all that hold memory.
+
+        ``of_all`` leaves out those that can go because they are idle.
+        """
+        if not slot.spec.managed:
+            return True
+        among = states or _IN_MEMORY
+        others = [s for s in self._slots.values() if s.is_on_cpu and s is not slot and s.state in among]
+        idle = self._idle_in_host() if of_all else []
+        taken_mb = sum(s.spec.cpu_mb or 0 for s in others if s not in idle)
+        return slot.spec.cpu_mb is not None and taken_mb + slot.spec.cpu_mb <= self._host_mb
+
+    def _can_have_host_room(self, slot: Slot) -> bool:
+        """Whether it has room in host RAM once those have gone that are going, and those that can."""
+        return self._has_host_room(slot, State.STARTING, State.READY, of_all=True)
+
+    def _idle_in_host(self) -> list[Slot]:
+        return [s for s in self._slots.values() if s.is_on_cpu and s.is_idle and s.can_go and not s.queue]
+
+    def _make_room_in_host(self, slot: Slot) -> Iterator[Effect]:
+        for other in sorted(self._idle_in_host(), key=lambda other: other.last_used):
+            if not self._has_host_room(slot, State.STARTING, State.READY):
+                yield from self._unload(other)
 
     # -- groups
 

@@ -106,12 +106,16 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """All that could serve, best first; all that could not, with reasons; why the first is first."""
+    """All that could serve, best first; all that could not, with reasons; why the first is first.
+
+    ``out_of_memory`` are better ones that could serve if they had not run out of memory a moment ago.
+    """
 
     demand: Demand
     ranked: tuple[Candidate, ...]
     rejected: tuple[Rejected, ...]
     reason: str
+    out_of_memory: tuple[str, ...] = ()
 
     def best(self) -> Candidate:
         """Return the choice.

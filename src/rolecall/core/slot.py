@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rolecall.core.events import SleepCost, Spec
 from rolecall.core.lifecycle import State
+from rolecall.core.reductions import Reduction
 from rolecall.core.selection import Demand, Selection
 from rolecall.core.vram import Holding, Placement
 
@@ -17,6 +18,9 @@ SETTLED_S = 30.0
 
 HALF_LIFE_S = 600.0
 """After this time a use counts half for how likely a model is wanted again."""
+
+REDUCED_S = 600.0
+"""After this time a model that was made smaller, and has to start anyway, is tried at its full size again."""
 
 _LINGER_LIMIT_S = 1.0
 _RARELY = 0.25
@@ -70,9 +74,16 @@ class Slot:
     """It answered nonsense after waking: it is stopped instead from now on."""
     starts_alone: bool = False
     """It ran out of memory: until it has been measured it gets a device of its own."""
+    is_alone: bool = False
+    """Whether its present engine was started so."""
     ran_out_mb: int = 1
     """With what it ran out of memory last, in all and over how many devices."""
     ran_out_devices: int = 1
+    has_run_out: bool = False
+    """Whether its last end was for want of memory, and it has not been ready at its full size since."""
+    reduction: Reduction | None = None
+    """How it is started smaller than its entry says."""
+    reduced_at: float = 0
     measured_mb: int | None = None
     ready_since: float = 0
     last_used: float = 0
@@ -113,8 +124,25 @@ class Slot:
         return self.spec.managed and not self.spec.entry.pinned
 
     @property
+    def is_on_cpu(self) -> bool:
+        """Whether it runs, or is to run, without a GPU on a machine that has one."""
+        return self.reduction is not None and self.reduction.on_cpu
+
+    @property
+    def takes_room(self) -> bool:
+        """Whether it takes memory and a turn on devices: not one that others run, nor one on the CPU beside GPUs."""
+        return self.spec.managed and not self.is_on_cpu
+
+    @property
+    def least_mb(self) -> int:
+        """The least that it is given where its size is not known: what was not enough, unless it is smaller now."""
+        return self.ran_out_mb if self.reduction is None else 1
+
+    @property
     def need_mb(self) -> int | None:
         """What it needs over all its devices; None if that is unknown: it gets a device of its own."""
+        if self.is_on_cpu:
+            return 0
         if self.starts_alone:
             return None
         return self.spec.footprint_mb if self.measured_mb is None else self.measured_mb
@@ -183,6 +211,15 @@ class Slot:
         self.failures += 1
         self.error, self.has_crashed = error, crashed
         self.retry_at = now + backoff_s(self.failures, crashed=crashed)
+
+    def reduce(self, reduction: Reduction, now: float) -> None:
+        """Have it started smaller; what was learnt of its size says nothing of that."""
+        self.reduction, self.reduced_at = reduction, now
+        self.starts_alone, self.measured_mb = not reduction.on_cpu, None
+
+    def grow_back(self) -> None:
+        """Have it started at its full size, of which nothing is known but what its spec says."""
+        self.reduction, self.starts_alone, self.measured_mb, self.has_run_out = None, False, None, False
 
     def failure(self) -> str:
         """Return why it is FAILED, as a sentence without its end."""

@@ -75,6 +75,7 @@ class Account:
         line.model, line.backend = lease.entry.name, lease.entry.backend
         line.queue_ms = round((line.queue_ms or 0) + lease.queue_ms, 3)
         line.load_ms = round((line.load_ms or 0) + lease.load_ms, 3)
+        line.memory = lease.memory
         line.role_selector = lease.selection.reason if line.role else None
 
     def note_output(self) -> None:

@@ -47,6 +47,9 @@ _NOTICE_S = 0.5
 _CLOSED_NOTICE_S = 10.0
 """The same for an engine of ours that listens no more: vLLM's first process outlives its port by some seconds."""
 
+_MOST_STARTS = 6
+"""How often a request goes to the successor of an engine: alone, with three contexts, on the CPU, and one more."""
+
 _RETRY_S = 5.0
 """After how long a request may come back whose model has not even begun to load."""
 
@@ -148,22 +151,23 @@ class Dispatch:
         """Send the request to a model of the target.
 
         An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. So it
-        does if the engine ran out of memory before it answered. One that dies otherwise with the request in hand may
-        have died of it, and the client is told.
+        does if the engine ran out of memory before it answered: its successor is alone, then smaller. One that dies
+        otherwise with the request in hand may have died of it, and the client is told.
         """
         facts, line = self._incoming.facts, self._account.line
         line.role = target.role or line.role
         entries = self._able(target, facts)
         demand = _demand(target.role, facts.needs, target.profile)
-        lease = await self._lease(entries, demand)
-        try:
-            return await self._ask(lease), lease
-        except UpstreamUnreachable:
-            if not await _has_died(lease, _CLOSED_NOTICE_S if lease.backend.managed else _NOTICE_S):
-                raise
-        except UpstreamError:
-            if not (await _has_died(lease) and lease.has_run_out()):
-                raise
+        for attempt in range(_MOST_STARTS):
+            lease = await self._lease(entries, demand)
+            try:
+                return await self._ask(lease), lease
+            except UpstreamUnreachable:
+                if attempt or not await _has_died(lease, _CLOSED_NOTICE_S if lease.backend.managed else _NOTICE_S):
+                    raise
+            except UpstreamError:
+                if not (await _has_died(lease) and lease.has_run_out()):
+                    raise
         lease = await self._lease(entries, demand)
         return await self._ask(lease), lease
 

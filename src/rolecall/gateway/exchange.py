@@ -16,6 +16,7 @@ from rolecall.core.endpoints import MESSAGES, RESPONSES, UPLOADS
 from rolecall.core.history import HEADER as HISTORY_HEADER
 from rolecall.core.history import wish_of
 from rolecall.core.ranges import check_counts, check_ranges
+from rolecall.core.reductions import HEADER as MEMORY_HEADER
 from rolecall.core.transforms import GENERATING, read_facts
 from rolecall.errors import RolecallError, ShuttingDown, UnsupportedMediaType
 from rolecall.gateway.account import Account
@@ -262,6 +263,8 @@ class Exchange:
             headers["x-rolecall-role"] = _quoted(role)
             if lease is not None:
                 headers["x-rolecall-priority"] = f"{lease.entry.priorities.get(role, 0):g}"
+        if lease is not None and lease.memory is not None:
+            headers[MEMORY_HEADER] = _quoted(lease.memory)
         return headers
 
 
@@ -271,4 +274,4 @@ def _silently(work: Awaitable[T]) -> Awaitable[T]:
 
 @lru_cache(maxsize=1024)
 def _quoted(name: str) -> str:
-    return quote(name, safe="()/:@ ")
+    return quote(name, safe="()/:@ =,")

@@ -85,6 +85,8 @@ class RequestLine:
     """What was left out of the history, ``messages=4 images=1``."""
     role_selector: str | None = None
     """Why this model was chosen for the role, in words."""
+    memory: str | None = None
+    """What was made smaller for want of memory, ``instead-of=big, context=4096``."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     reasoning_tokens: int | None = None

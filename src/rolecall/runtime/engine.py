@@ -15,6 +15,7 @@ import httpx
 
 from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad, Upstream
 from rolecall.core.models import ModelEntry
+from rolecall.core.reductions import Reduction
 from rolecall.core.vram import HOST, Placement
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.instance import Exit, Instance, Patience
@@ -45,6 +46,8 @@ class Engine:
     backend: Backend
     placement: Placement = ()
     port: int = 0
+    reduction: Reduction | None = None
+    """How it was started smaller than the registry's entry says; ``entry`` is the smaller one."""
     fingerprint: str = ""
     """Stands for its command line and environment: an engine of an earlier run is taken over only if it is the same."""
     key: str | None = field(default=None, repr=False)
@@ -102,6 +105,10 @@ class Engine:
         """Whether it ended for want of memory."""
         return self.ended is not None and self.ended.out_of_memory
 
+    def take_over(self, entry: ModelEntry) -> None:
+        """Go by the registry's new entry, which differs in nothing that concerns the process."""
+        self.entry = entry if self.reduction is None else self.backend.reduced(entry, self.reduction)
+
     def is_progressing(self, within_s: float) -> bool:
         """Whether an answer of it got on a moment ago."""
         return any(lease.moved_within(within_s) for lease in self.leases)
@@ -135,13 +142,21 @@ class EngineMaker:
     load_timeout_s: float = 120
     patience: Patience = field(default_factory=Patience)
 
-    def make(self, entry: ModelEntry, placement: Placement, given: Collection[int] = ()) -> Engine:
+    def make(
+        self,
+        entry: ModelEntry,
+        placement: Placement,
+        given: Collection[int] = (),
+        reduction: Reduction | None = None,
+    ) -> Engine:
         """Return an engine that is not started yet; raises ``OSError`` or ``ValueError`` for one that cannot be.
 
         ``given`` are the ports of other engines: one that is starting may not listen on its port yet.
         """
         backend = self.backend_for(entry)
-        engine = Engine(entry, backend, placement)
+        if reduction is not None:
+            entry = backend.reduced(entry, reduction)
+        engine = Engine(entry, backend, placement, reduction=reduction)
         if not backend.managed:
             return engine
         engine.port = _port_for(entry, backend, given) if backend.has_port else 0

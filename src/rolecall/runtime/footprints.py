@@ -74,6 +74,16 @@ class Footprints:
         """Return what its files say, with the parts."""
         return self.files.estimate_mb(entry, self.backend_for(entry), on_gpu=bool(self.gpus))
 
+    def in_host_mb(self, entry: ModelEntry) -> int | None:
+        """Return what it takes of host RAM without a GPU, MB: by its files, else as declared; None if nobody knows."""
+        backend = self.backend_for(entry)
+        computed = self.files.estimate_mb(entry, backend, on_gpu=False)
+        return computed.mb if computed is not None else entry.vram_estimate_mb or files_mb(entry, backend)
+
+    def context_tokens(self, entry: ModelEntry) -> int | None:
+        """Return the context that its files say the model has; None where they do not tell."""
+        return self.files.context_tokens(entry, self.backend_for(entry))
+
     def learnt(self, entry: ModelEntry) -> Learnt | None:
         """Return what was observed of it on the kind of card that it would lie on; None for nothing."""
         keys = (self._key(entry, name) for name in self._kinds())

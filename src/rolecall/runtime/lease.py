@@ -27,6 +27,8 @@ class Lease:
     """Set when nothing is left of the engine that this lease is for."""
     _give_back: Callable[[Lease], None]
     _has_run_out: Callable[[], bool] = lambda: False
+    memory: str | None = None
+    """What was made smaller for want of memory, as ``core.reductions.told`` says it; None for nothing."""
     _is_released: bool = False
     _moved_at: float = 0.0
 

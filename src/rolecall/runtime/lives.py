@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +24,7 @@ from rolecall.core.events import (
     Wake,
 )
 from rolecall.core.lifecycle import State
+from rolecall.core.reductions import Reduction, told
 from rolecall.core.selection import Selection
 from rolecall.core.vram import Placement
 from rolecall.runtime.engine import Engine
@@ -29,6 +32,8 @@ from rolecall.runtime.instance import Exit, Instance, Listener
 from rolecall.runtime.lease import Lease, Ticket
 from rolecall.runtime.memory import Tenant
 from rolecall.runtime.weighing import Weighing
+
+log = logging.getLogger(__name__)
 
 _PROGRESS_S = 10.0
 """An answer that got on within this time keeps its engine from being ended for failing its health probe."""
@@ -45,8 +50,8 @@ class Lives(Weighing):
             case Reject(waiter, error):
                 if not (lease := self._tickets.pop(waiter).lease).done():
                     lease.set_exception(error)
-            case Start(model, placement):
-                self._start(model, placement)
+            case Start(model, placement, reduction):
+                self._start(model, placement, reduction)
             case Stop(model):
                 self._stop(self._engines[model])
             case Sleep(model, level):
@@ -56,10 +61,13 @@ class Lives(Weighing):
 
     # -- engines
 
-    def _start(self, model: str, placement: Placement) -> None:
+    def _start(self, model: str, placement: Placement, reduction: Reduction | None) -> None:
         entry = self._entries[model]
+        if reduction is not None:
+            how = "on the CPU" if reduction.on_cpu else f"with a context of {reduction.context_tokens} tokens"
+            log.warning("%s ran out of memory, and is started %s", model, how)
         try:
-            engine = self.maker.make(entry, placement, self._ports())
+            engine = self.maker.make(entry, placement, self._ports(), reduction)
         except (OSError, ValueError) as error:
             engine = Engine(entry, self.backend_for(entry), placement)
             self._engines[model] = engine
@@ -128,6 +136,7 @@ class Lives(Weighing):
         engine.ready_at = time.monotonic()
         engine.settled.set()
         self.maker.note_ready(engine)
+        self._passed_over = {pair for pair in self._passed_over if pair[0] != engine.name}
         ready: BecameReady | None = None
         if adopted and is_first:
             self._post(Adopted(engine.name, engine.placement))
@@ -184,7 +193,14 @@ class Lives(Weighing):
         load_s = max(0.0, min(granted, ready_at) - max(arrived, engine.started_at))
         return self._lease_of(engine, grant.selection, (granted - arrived - load_s) * 1000, load_s * 1000)
 
+    def _tell_passed_over(self, engine: Engine, names: Iterable[str]) -> None:
+        for name in names:
+            if (name, engine.name) not in self._passed_over:
+                self._passed_over.add((name, engine.name))
+                log.warning("%s ran out of memory; %s answers instead", name, engine.name)
+
     def _lease_of(self, engine: Engine, selection: Selection, queue_ms: float = 0, load_ms: float = 0) -> Lease:
+        self._tell_passed_over(engine, selection.out_of_memory)
         lease = Lease(
             engine.entry,
             engine.backend,
@@ -195,6 +211,7 @@ class Lives(Weighing):
             engine.gone,
             partial(self._end, engine),
             engine.ran_out,
+            told(engine.reduction, selection.out_of_memory),
         )
         engine.leases.add(lease)
         return lease

@@ -40,15 +40,23 @@ class ModelFiles:
         adapter takes besides is not known here, nor that older builds of llama.cpp lay out the logits of a whole
         micro-batch: such is learnt.
         """
-        flags = _Flags(entry)
-        files, dtype = backend.files(entry), flags.word("--dtype")
+        facts, flags = self._facts(entry, backend), _Flags(entry)
+        return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
+
+    def context_tokens(self, entry: ModelEntry, backend: Backend) -> int | None:
+        """Return the model's own context; None where the files do not tell."""
+        facts = self._facts(entry, backend)
+        found = facts.model.context_tokens if isinstance(facts, _Gguf) else facts.context_tokens if facts else 0
+        return found or None
+
+    def _facts(self, entry: ModelEntry, backend: Backend) -> _Facts | None:
+        files, dtype = backend.files(entry), _Flags(entry).word("--dtype")
         if not files:
             return None
         try:
-            facts = self._memory.recall(_all_read(files), lambda: _read(files, dtype), dtype)
+            return self._memory.recall(_all_read(files), lambda: _read(files, dtype), dtype)
         except (OSError, ValueError):  # not installed, or a name that no file can have
             return None
-        return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,8 @@ class Posting(ABC):
     _alarm: asyncio.TimerHandle | None = field(default=None, init=False)
     _rings_at: float = field(default=0, init=False)
     _looked_at: float = field(default=0, init=False)
+    _passed_over: set[tuple[str, str]] = field(default_factory=set, init=False)
+    """Which models were said to answer instead of which, that ran out of memory: once until these start again."""
     _closing: bool = field(default=False, init=False)
 
     def _post(self, event: Event) -> None:

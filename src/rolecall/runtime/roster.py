@@ -20,7 +20,8 @@ from rolecall.core.events import Configured, Group, SleepCost, Spec
 from rolecall.core.groups import AllocationError, ModelGroup, Need, allocate, resolve
 from rolecall.core.learning import Footprint
 from rolecall.core.models import ModelEntry
-from rolecall.core.profiles import ActiveProfile, Profile, activate, parse_profiles
+from rolecall.core.profiles import RESERVE_MB, ActiveProfile, Profile, activate, parse_profiles
+from rolecall.core.reductions import smaller_contexts
 from rolecall.core.registry import Registry, RegistryError
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
 from rolecall.core.traits import NOTHING_KNOWN, Traits
@@ -136,7 +137,10 @@ class Roster:
 
     def _why_unavailable(self, entry: ModelEntry, *, ask: bool) -> str | None:
         backend = self.backend(entry)
-        return why_unavailable(entry, backend) or self._daemons.why_missing(entry, backend, ask=ask)
+        reason = why_unavailable(entry, backend) or self._daemons.why_missing(entry, backend, ask=ask)
+        if reason is None and backend.has_port and not self.gpus.gpus and self._allows_cpu(entry) is False:
+            return "it may not run on the CPU (allow_cpu is false), and there is no GPU"
+        return reason
 
     def accept(self, seen: Sighting) -> bool:
         """Act on what was seen, unless the registry has been read anew meanwhile; whether that changed anything."""
@@ -195,6 +199,7 @@ class Roster:
             tuple(Group(group.name, group.models, group.startup) for group in groups),
             self._sleep_mb(),
             {name: self.rules(name) for name in self.profiles},
+            self._host_mb(),
         )
 
     def rules(self, profile: str | None = None) -> Rules:
@@ -247,6 +252,10 @@ class Roster:
         quarter_mb = psutil.virtual_memory().total >> 22
         return quarter_mb if self.settings.sleep_ram_mb is None else self.settings.sleep_ram_mb
 
+    def _host_mb(self) -> int:
+        """Return the RAM for models on the CPU beside GPUs: none of the system's, and none of the sleeping ones'."""
+        return max(0, (psutil.virtual_memory().total >> 20) - RESERVE_MB - self._sleep_mb())
+
     def _sighted(self, registry: Registry, catalog: Catalog) -> tuple[Spec, ...]:
         specs = {entry.name: self._spec(entry, catalog) for entry in registry.entries}
         for group in self._groups(registry)[0]:
@@ -293,7 +302,22 @@ class Roster:
             devices=tuple(map(self._device, entry.gpus)),
             spread=self._spread(entry, backend),
             sleep=self._sleep(entry, backend) if is_installed and backend.managed else (),
+            smaller=self._smaller(entry, backend) if is_installed else (),
+            cpu_mb=self._cpu_mb(entry, backend) if is_installed else None,
         )
+
+    def _smaller(self, entry: ModelEntry, backend: Backend) -> tuple[int, ...]:
+        if not backend.reducible(entry).context:
+            return ()
+        return smaller_contexts(entry.context_tokens or self.footprints.context_tokens(entry))
+
+    def _cpu_mb(self, entry: ModelEntry, backend: Backend) -> int | None:
+        """Return what the model takes of host RAM if it may run there although there are GPUs."""
+        may = self.gpus.gpus and backend.reducible(entry).cpu and self._allows_cpu(entry)
+        return self.footprints.in_host_mb(entry) if may else None
+
+    def _allows_cpu(self, entry: ModelEntry) -> bool | None:
+        return self.active.profile.allow_cpu if entry.allow_cpu is None else entry.allow_cpu
 
     def _device(self, gpu: int | str) -> str:
         """Return the device that an entry's ``gpus`` means: NVML's index or UUID."""

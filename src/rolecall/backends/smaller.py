@@ -1,0 +1,40 @@
+"""Entries for starts with less memory: what of an entry changes, so that all else follows from it as usual."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rolecall.backends.base import without
+from rolecall.core.models import CONTEXT_DEFAULTS, CONTEXT_FLAGS, ModelEntry, dashed
+
+_GPU_FLAGS = (
+    *("-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode"),
+    *("-mg", "--main-gpu", "-dev", "--device"),
+)
+_NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
+"""With layers on none of them, llama.cpp still takes buffers on the GPUs that it sees (``ggml-backend.cpp``)."""
+
+
+def with_context(entry: ModelEntry, tokens: int) -> ModelEntry:
+    """Return the entry with another context, wherever its own is given."""
+    config = entry.backend_config
+    extra = without([dashed(word) for word in config.extra_args], CONTEXT_FLAGS)
+    defaults = {name: value for name, value in entry.generation_defaults.items() if name not in CONTEXT_DEFAULTS}
+    return _changed(entry, {"extra_args": extra}, context_length=tokens, generation_defaults=defaults)
+
+
+def without_gpu(entry: ModelEntry) -> ModelEntry:
+    """Return the entry with llama.cpp's arguments and variables for a start that touches no GPU."""
+    config = entry.backend_config
+    extra = (*without(config.extra_args, _GPU_FLAGS), "--n-gpu-layers", "0")
+    if config.mmproj_path or config.mmproj_id:
+        extra = (*extra, "--no-mmproj-offload")
+    return _changed(entry, {"extra_args": extra, "env": {**config.env, **_NO_GPU}})
+
+
+def _changed(entry: ModelEntry, config: Mapping[str, Any], **fields: Any) -> ModelEntry:
+    """Return a new entry: a copy would keep what was worked out of the old one's fields."""
+    whole = entry.model_dump(exclude_unset=True)
+    whole["backend_config"] = {**whole.get("backend_config", {}), **config}
+    return ModelEntry.model_validate({**whole, **fields})
