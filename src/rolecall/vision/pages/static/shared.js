@@ -1,0 +1,186 @@
+// What all pages of rolecall share: asking the server, with a key where one is needed, and making elements.
+//
+// The key is kept for this tab alone, and goes out as a header: never in an address, which ends up in logs.
+
+const KEY = "rolecall.key";
+
+/** An answer that is an error: `status` and `code` are the server's; 0 where none came. */
+export class Refusal extends Error {
+  constructor(message, status = 0, code = "") {
+    super(message);
+    this.status = status;
+    this.code = code;
+  }
+}
+
+export function storedKey() {
+  return sessionStorage.getItem(KEY);
+}
+
+export function storeKey(key) {
+  if (key) {
+    sessionStorage.setItem(KEY, key);
+  } else {
+    sessionStorage.removeItem(KEY);
+  }
+}
+
+async function send(path, { method = "GET", json, signal } = {}) {
+  const headers = {};
+  const key = storedKey();
+  if (key) {
+    headers.authorization = `Bearer ${key}`;
+  }
+  if (json !== undefined) {
+    headers["content-type"] = "application/json";
+  }
+  const body = json === undefined ? undefined : JSON.stringify(json);
+  let answer;
+  try {
+    answer = await fetch(path, { method, headers, body, signal, credentials: "omit", redirect: "error" });
+  } catch (error) {
+    if (error.name === "AbortError") {
+      throw error;
+    }
+    throw new Refusal("The server cannot be reached. Is rolecall running?");
+  }
+  if (!answer.ok) {
+    throw await refusal(answer);
+  }
+  return answer;
+}
+
+async function refusal(answer) {
+  let error = {};
+  try {
+    error = (await answer.json()).error ?? {};
+  } catch {
+    // no JSON: a proxy between us and rolecall, perhaps
+  }
+  return new Refusal(error.message ?? `The server answered with status ${answer.status}.`, answer.status, error.code);
+}
+
+/** Return the parsed answer; throws `Refusal`. */
+export async function ask(path, options) {
+  return (await send(path, options)).json();
+}
+
+/** Return the bytes of an answer; throws `Refusal`. */
+export async function blob(path, options) {
+  return (await send(path, options)).blob();
+}
+
+/** Yield the data of the server-sent events of a path; a browser's own EventSource sends no headers. */
+export async function* events(path, { signal } = {}) {
+  const answer = await send(path, { signal });
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) {
+      return;
+    }
+    text += value;
+    const parts = text.split("\n\n");
+    text = parts.pop();
+    for (const part of parts) {
+      const data = part.split("\n").filter((line) => line.startsWith("data: "));
+      if (data.length) {
+        yield JSON.parse(data.map((line) => line.slice(6)).join("\n"));
+      }
+    }
+  }
+}
+
+/**
+ * Return an element. Text is only ever text: nothing that comes from the server is read as HTML.
+ * `on` holds listeners, `data` and `aria` attributes of these kinds; all else are properties or attributes.
+ */
+export function element(name, { on = {}, aria = {}, data = {}, ...rest } = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(rest)) {
+    if (key in made) {
+      made[key] = value;
+    } else {
+      made.setAttribute(key, value);
+    }
+  }
+  Object.assign(made.dataset, data);
+  for (const [key, value] of Object.entries(aria)) {
+    made.setAttribute(`aria-${key}`, value);
+  }
+  for (const [event, listener] of Object.entries(on)) {
+    made.addEventListener(event, listener);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export const at = (id) => document.getElementById(id);
+
+/** Show a message in an element of the page, or hide that. */
+export function say(place, text, kind = "plain") {
+  place.textContent = text ?? "";
+  place.className = `note ${kind}`;
+  place.hidden = !text;
+}
+
+export function plural(count, one, many = `${one}s`) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+/**
+ * Ask for a key until `open`, which begins the page, is not refused for the want of one.
+ * The page has `#key` with the form, `#page` with all else, and `#forget` for a key that is to be forgotten.
+ */
+export async function withKey(open) {
+  const [panel, form, field, problem, page, forget] = [
+    "key",
+    "key-form",
+    "key-field",
+    "key-problem",
+    "page",
+    "forget",
+  ].map(at);
+
+  async function attempt() {
+    try {
+      await open();
+      panel.hidden = true;
+      page.hidden = false;
+      forget.hidden = !storedKey();
+    } catch (error) {
+      if (!(error instanceof Refusal && error.status === 401)) {
+        throw error;
+      }
+      need(storedKey() ? error.message : "");
+    }
+  }
+
+  function need(message) {
+    storeKey(null);
+    page.hidden = true;
+    forget.hidden = true;
+    panel.hidden = false;
+    say(problem, message, "bad");
+    field.value = "";
+    field.focus();
+  }
+
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const key = field.value.trim();
+    if (/^[\x21-\x7e]{1,256}$/.test(key)) {
+      storeKey(key);
+      attempt();
+    } else {
+      need("That is no key: keys have no spaces and no special characters.");
+    }
+  });
+  forget.addEventListener("click", () => {
+    storeKey(null);
+    location.reload();
+  });
+  await attempt();
+  return need;
+}
