@@ -1,4 +1,4 @@
-"""One fake for each seam: Backend, Launcher, GpuProbe, Transport. Where time matters it is an argument already."""
+"""One fake for each seam: Backend, Launcher, GpuProbe, Transport, Tagger. Where time matters it is an argument."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from rolecall.core.vram import Placement
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.leftovers import EngineRecord
+from rolecall.vision.datasets_records import Sample, Wish
+from rolecall.vision.jobs import Tagged
 
 
 @dataclass
@@ -285,3 +287,46 @@ def chat_client(answer: Callable[[dict[str, Any]], str | httpx.Response]) -> htt
         return httpx.Response(200, json={"model": "m", "choices": [choice], "usage": usage}, headers=headers)
 
     return httpx.AsyncClient(transport=httpx.MockTransport(respond), base_url="http://rolecall")
+
+
+@dataclass
+class FakeTagger:
+    """Gives every picture the tags ``tags``; ``faults`` holds what is raised for a file name, as often as it is there.
+
+    While ``hold`` is clear it waits. ``asked`` are the file names in the order in which they were asked for.
+    """
+
+    tags: tuple[str, ...] = ("dark", "indoor")
+    faults: dict[str, list[Exception]] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    hold: asyncio.Event = field(default_factory=asyncio.Event)
+    at_once: int = 0
+    most_at_once: int = 0
+    _awaited: dict[int, asyncio.Event] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Let answers go."""
+        self.hold.set()
+
+    async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
+        """Return the tags, or raise what the test gave."""
+        name = sample.file.name
+        self.asked.append(name)
+        if len(self.asked) in self._awaited:
+            self._awaited[len(self.asked)].set()
+        async with gate:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            try:
+                await asyncio.sleep(0)
+                await self.hold.wait()
+            finally:
+                self.at_once -= 1
+        if self.faults.get(name):
+            raise self.faults[name].pop(0)
+        return Tagged(self.tags, "fake")
+
+    async def until_asked(self, count: int) -> None:
+        """Wait until it was asked so often."""
+        if len(self.asked) < count:
+            await asyncio.wait_for(self._awaited.setdefault(count, asyncio.Event()).wait(), 20)

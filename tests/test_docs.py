@@ -35,6 +35,7 @@ from rolecall.gateway.server import running_gateway
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.roster import load_roster
 from rolecall.settings import PREFIX, Settings, load_settings
+from rolecall.vision.datasets_routes import dataset_routes
 from rolecall.vision.task import Dimension, Task, Validation, Variable
 from rolecall.vision.task import Image as PictureRules
 from rolecall.vision.tasks import load_tasks
@@ -251,6 +252,20 @@ async def test_every_route_is_documented(tmp_path: Path) -> None:
         routes: list[Any] = create_app(gateway.services, gateway.inference, gateway.reload).routes
     served = {f"{method} {route.path.replace(':path', '')}" for route in routes for method in route.methods - {"HEAD"}}
     assert set(re.findall(r"`((?:GET|POST) /[^`]*)`", page("api.md"))) == served
+
+
+def test_every_route_of_datasets_is_documented() -> None:
+    """The table has each method and path with the key that it needs, and no other."""
+    rows = table(page("vision-datasets.md"), "method and path", "", "key")
+    documented = {(row[0], {"any": None}.get(row[2], row[2])) for row in rows}
+    routes = dataset_routes(_nothing)
+    assert documented == {
+        (f"{m} {route.path}", route.need) for route in routes for m in (route.methods or set()) - {"HEAD"}
+    }
+
+
+async def _nothing() -> Any:
+    raise AssertionError("no route is called")
 
 
 def test_the_lifecycle_diagram_and_states() -> None:

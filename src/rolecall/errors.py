@@ -22,6 +22,8 @@
     ├── NotFound                       404 not_found_error
     │   ├── ModelNotFound              404 model_not_found       no such name, alias or role
     │   └── NoModelForRole             404 no_model_for_role     the role exists, no model of it can serve
+    ├── Conflict                       409 conflict              it is so already, or under way
+    │   └── JobRunning                 409 job_running           the dataset is being tagged
     ├── NotImplementedByEngine         501 not_supported         the engine has no such endpoint
     ├── TooManyRequests                429 rate_limit_error      the queue is full
     │   └── RateLimited                429 rate_limit_exceeded   the key has used what it may
@@ -30,7 +32,8 @@
     │   ├── ModelLoading               503 model_loading         waited for max_wait_s, unstreamed
     │   ├── NotLoaded                  503 model_not_loaded      autostart is off
     │   ├── TooManyConnections         503 too_many_connections
-    │   ├── DiskFull                   503 disk_full               no room for an upload
+    │   ├── DiskFull                   503 disk_full               no room for an upload, or for what is kept
+    │   ├── DatasetsUnavailable        503 datasets_unavailable  their file is held by another process, or damaged
     │   ├── EngineBusy                 503 engine_busy           the engine itself says so
     │   └── ShuttingDown               503 shutting_down
     └── UpstreamError                  502 engine_error          the engine broke off or answered rubbish
@@ -256,6 +259,24 @@ class NoModelForRole(NotFound):
     code = "no_model_for_role"
 
 
+class Conflict(RolecallError):
+    """What is asked for contradicts what is there; no retry mends it, whatever OpenAI's SDKs think of a 409."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+    def headers(self) -> dict[str, str]:
+        """Return the header by which OpenAI's SDKs know that no retry mends it."""
+        return super().headers() | {"x-should-retry": "false"}
+
+
+class JobRunning(Conflict):
+    """A dataset is being worked on already."""
+
+    code = "job_running"
+
+
 class NotImplementedByEngine(RolecallError):
     """The model's engine has no such endpoint; the message says what to use."""
 
@@ -325,9 +346,15 @@ class TooManyConnections(Unavailable):
 
 
 class DiskFull(Unavailable):
-    """The disk that uploads are kept on has no room for one more."""
+    """The disk that uploads or results are kept on has no room for one more."""
 
     code = "disk_full"
+
+
+class DatasetsUnavailable(Unavailable):
+    """The file of the datasets cannot be used; the message says why, and what to do."""
+
+    code = "datasets_unavailable"
 
 
 class EngineBusy(Unavailable):

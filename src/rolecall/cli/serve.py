@@ -21,9 +21,12 @@ from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings, located, prepare_config_dir, prepare_state_dir, unknown_variables
+from rolecall.vision.datasets_extension import datasets
 
 log = logging.getLogger("rolecall")
 
+EXTENSIONS = (datasets,)
+"""What rooms above the gateway add to the server."""
 _DEMO_FOLDER = "${STATE_DIR}/demo/"
 
 
@@ -64,7 +67,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
         raise located(settings, error) from None
     prepare_state_dir(settings)
     _provide_demo_models(roster)
-    _run(serve(roster, sock, announce=lambda url: _announce(url, roster)))
+    _run(serve(roster, sock, lambda url: _announce(url, roster), EXTENSIONS))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

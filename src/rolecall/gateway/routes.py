@@ -54,11 +54,13 @@ Need = ApiKeyScope | Literal["open"]
 
 
 class ScopedRoute(Route):
-    """A route of a room above the gateway, which says itself what its callers need."""
+    """A route of a room above the gateway, which says itself what its callers need; None is any key."""
 
-    def __init__(self, path: str, endpoint: ASGIApp | Callable[..., Any], *, methods: list[str], need: Need) -> None:
+    def __init__(
+        self, path: str, endpoint: ASGIApp | Callable[..., Any], *, methods: list[str], need: Need | None
+    ) -> None:
         super().__init__(path, endpoint, methods=methods)
-        self.need: Need = need
+        self.need = need
 
 
 class Json(Response):
@@ -151,7 +153,7 @@ class _Api:
         return Json(whole if caller_of(request.scope).may("admin") else views.short_health(whole))
 
     async def models(self, request: Request) -> Json:
-        include = _flag(request, "include_non_installed") or self._services.settings.include_non_installed
+        include = read_flag(request, "include_non_installed") or self._services.settings.include_non_installed
         listed = self._services.roster.catalog.listed(include_non_installed=include)
         caller = caller_of(request.scope)
         return Json(views.model_list(self._card(entry.name) for entry in listed if caller.sees(entry)))
@@ -208,12 +210,12 @@ class _Api:
                 role,
                 profile=profile,
                 exclude=excluded,
-                include_non_installed=_flag(request, "include_non_installed"),
+                include_non_installed=read_flag(request, "include_non_installed"),
             )
         except ConfigurationError as error:
             raise BadRequest(str(error), param="profile") from None
         name = profile or self._services.roster.active.profile.name
-        return Json(explain(selection, name, full=_flag(request, "explain")))
+        return Json(explain(selection, name, full=read_flag(request, "explain")))
 
     async def profile(self, _request: Request) -> Json:
         roster = self._services.roster
@@ -255,7 +257,8 @@ class _Api:
         return Json(views.engine_row(row, footprint, supervisor.scheduler.ledger))
 
 
-def _flag(request: Request, name: str) -> bool:
+def read_flag(request: Request, name: str) -> bool:
+    """Return what the query says; no such name is no. Raises ``BadRequest``."""
     value = request.query_params.get(name)
     if value is None or value.lower() in _FALSE:
         return False

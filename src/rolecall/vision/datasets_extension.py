@@ -1,0 +1,118 @@
+"""Adds datasets and their page to the server.
+
+What they need (DuckDB, Pillow) is imported with the first request for them, in a thread: a server that has no datasets
+is neither larger nor slower for them. A job that an earlier process has not finished is gone on with at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rolecall.errors import ConfigurationError, DatasetsUnavailable, RolecallError
+from rolecall.gateway.caller import Anyone, Caller, KeyHolder
+from rolecall.gateway.door import Keys
+from rolecall.gateway.server import Addition, Gateway
+from rolecall.vision.datasets_routes import dataset_routes
+from rolecall.vision.pages import page_routes
+
+if TYPE_CHECKING:
+    from rolecall.vision.datasets import Datasets
+
+log = logging.getLogger(__name__)
+
+FOLDER = "datasets"
+"""In the state folder."""
+_MARKER = "running"
+RETRY_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def datasets(gateway: Gateway) -> AsyncIterator[Addition]:
+    """Add the routes of datasets and of their page to a gateway."""
+    lazy = LazyDatasets(gateway.services.settings.state_dir / FOLDER, partial(_made, gateway))
+    resuming = asyncio.create_task(lazy.resume())
+    try:
+        yield Addition((*dataset_routes(lazy.get), *page_routes()), lazy.stop)
+    finally:
+        resuming.cancel()
+        await asyncio.wait({resuming})
+        await lazy.aclose()
+
+
+class LazyDatasets:
+    """Makes the datasets when they are asked for; ``make`` does that in a thread."""
+
+    def __init__(self, folder: Path, make: Callable[[], Datasets]) -> None:
+        self._folder = folder
+        self._make = make
+        self._made: Datasets | None = None
+        self._is_resumed = False
+        self._lock = asyncio.Lock()
+
+    async def get(self) -> Datasets:
+        """Return the datasets, with the jobs of an earlier process running again; raises ``DatasetsUnavailable``."""
+        if self._made is not None and self._is_resumed:
+            return self._made
+        async with self._lock:
+            if self._made is None:
+                self._made = await self._new()
+            if not self._is_resumed:
+                if (self._folder / _MARKER).exists():
+                    await self._made.jobs.resume()
+                self._is_resumed = True
+            return self._made
+
+    async def _new(self) -> Datasets:
+        try:
+            return await asyncio.to_thread(self._make)
+        except OSError as error:
+            raise DatasetsUnavailable(f"{self._folder} cannot be used: {error.strerror or error}.") from None
+        except ConfigurationError as error:
+            raise DatasetsUnavailable(f"A task cannot be used, so nothing can be tagged: {error}") from None
+
+    async def resume(self) -> None:
+        """Go on with what an earlier process has begun, if there is any; again and again while that cannot be read."""
+        while not self._is_resumed and (self._folder / _MARKER).exists():
+            try:
+                await self.get()
+            except RolecallError as error:
+                log.warning("the tagging that was interrupted cannot go on yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def stop(self) -> None:
+        """Interrupt the jobs, which ends the streams that watch them."""
+        if self._made is not None:
+            self._made.jobs.stop()
+
+    async def aclose(self) -> None:
+        """End all."""
+        if self._made is not None:
+            await self._made.aclose()
+
+
+def _made(gateway: Gateway) -> Datasets:
+    from rolecall.vision.datasets import Datasets  # noqa: PLC0415 - DuckDB and Pillow, which most servers never need
+    from rolecall.vision.datasets_tagger import ModelTagger  # noqa: PLC0415
+    from rolecall.vision.tasks import tasks_of  # noqa: PLC0415
+
+    settings = gateway.services.settings
+    tagger = ModelTagger(gateway.inference, tasks_of(settings), partial(_caller, gateway.keys))
+    return Datasets(settings.state_dir / FOLDER, tagger)
+
+
+def _caller(keys: Keys | None, name: str | None) -> Caller | None:
+    """Return who asks on behalf of a key; None if it is not in force any more, or if none was needed and now is."""
+    if keys is None:
+        return Anyone()
+    now = datetime.now(timezone.utc)
+    found = next((key for key in keys.store.ring.keys if key.name == name and not key.is_expired(now)), None)
+    if found is None or "inference" not in found.scopes:
+        return None
+    return KeyHolder(found, keys.usage)

@@ -1,0 +1,348 @@
+"""Tagging whole datasets in the background: started, watched, cancelled, and gone on with after a restart.
+
+A job takes one sample after the other, a few at a time, and writes down each result as it comes. What ends rolecall,
+its SIGKILL included, ends no job: the next start goes on with the samples that are missing. A sample that fails is
+written down with its reason, and the job goes on; it ends early only where every other sample would fail as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from rolecall.errors import DatasetsUnavailable, DiskFull, JobRunning, NotFound, RolecallError
+from rolecall.vision.datasets_records import Dataset, Job, Sample, Status, Wish
+from rolecall.vision.datasets_thread import StoreThread
+
+log = logging.getLogger(__name__)
+
+SAMPLES_AT_A_TIME = 6
+"""Over all jobs: four that wait for an engine, as many as it serves, and two whose pictures are being prepared."""
+QUESTIONS_AT_A_TIME = 4
+MOST_FAILURES_IN_A_ROW = 8
+"""Of engines, each after its retries; then the next samples would fail as well."""
+EVENT_EVERY_S = 0.2
+SIGN_OF_LIFE_S = 15.0
+
+
+class SampleFailed(Exception):
+    """A sample could not be tagged; the message says why. ``by_engine`` if it was not the picture's fault."""
+
+    def __init__(self, message: str, *, by_engine: bool = False) -> None:
+        super().__init__(message)
+        self.by_engine = by_engine
+
+
+class NothingWorks(Exception):
+    """No sample can be tagged, whichever it is; the message says why."""
+
+
+class Interrupted(Exception):
+    """The server ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """The tags of a sample, and the model that gave them."""
+
+    tags: tuple[str, ...]
+    model: str | None
+
+
+class Tagger(Protocol):
+    """Tags pictures."""
+
+    async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
+        """Return the tags of a picture; a model is asked only while ``gate`` is held.
+
+        Raises ``SampleFailed``, ``NothingWorks`` and ``Interrupted``.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a dataset's tagging is; ``message`` is for people."""
+
+    status: Status
+    processed: int
+    total: int
+    message: str
+
+
+IDLE = Progress("idle", 0, 0, "Not tagged yet.")
+
+
+def progress_of(job: Job | None) -> Progress:
+    """Return what is said of a job that is not running, or of none."""
+    if job is None:
+        return IDLE
+    if job.status == "running":  # its end could not be written
+        return Progress("error", job.processed, job.total, "Interrupted; start it again to go on.")
+    return Progress(job.status, job.processed, job.total, job.message)
+
+
+class Jobs:
+    """The jobs of this process, at most one for each dataset.
+
+    ``marker`` is a file that is there while jobs are: by it the next start knows, without opening the datasets, that
+    there is one to go on with.
+    """
+
+    def __init__(self, store: StoreThread, tagger: Tagger, marker: Path) -> None:
+        self._store = store
+        self._bench = _Bench(store, tagger)
+        self._marker = marker
+        self._running: dict[int, _Run] = {}
+        self._starting: set[int] = set()
+
+    async def start(self, dataset_id: int, wish: Wish) -> Job:
+        """Begin to tag a dataset; raises ``NotFound``, and ``JobRunning`` if it is being tagged already."""
+        if dataset_id in self._running or dataset_id in self._starting:
+            raise JobRunning(
+                f"The dataset {dataset_id} is being tagged already; GET /datasets/{dataset_id}/auto-tag/progress shows "
+                f"how far, DELETE /datasets/{dataset_id}/auto-tag ends it."
+            )
+        self._starting.add(dataset_id)
+        try:
+            dataset = await self._store.run(lambda store: store.dataset(dataset_id))
+            await asyncio.to_thread(self._mark)
+            job = await self._store.run(lambda store: store.start_job(dataset_id, wish))
+            self._launch(dataset, job)
+        finally:
+            self._starting.discard(dataset_id)
+        return job
+
+    def _mark(self) -> None:
+        try:
+            self._marker.touch(mode=0o600)
+        except OSError as error:
+            raise DiskFull(f"{self._marker} cannot be written: {error.strerror or error}.", retry_after_s=30) from None
+
+    def _launch(self, dataset: Dataset, job: Job) -> None:
+        run = _Run(dataset, job, self._bench)
+        self._running[dataset.id] = run
+        run.task = asyncio.ensure_future(run.run())
+        run.task.add_done_callback(lambda _: self._over(run))
+
+    def _over(self, run: _Run) -> None:
+        if self._running.get(run.dataset.id) is run:
+            del self._running[run.dataset.id]
+        if not self._running and not self._starting and run.is_written:
+            self._marker.unlink(missing_ok=True)
+
+    async def resume(self) -> None:
+        """Go on with what an earlier process has not finished."""
+        for job in await self._store.run(lambda store: store.running_jobs()):
+            dataset_id = job.dataset_id
+            dataset = await self._store.run(lambda store, id_=dataset_id: store.dataset(id_))  # type: ignore[misc]
+            if dataset_id not in self._running and dataset_id not in self._starting:
+                log.info("dataset %d: going on with %d of %d samples", dataset_id, job.processed, job.total)
+                self._launch(dataset, job)
+        if not self._running and not self._starting:
+            self._marker.unlink(missing_ok=True)
+
+    async def cancel(self, dataset_id: int) -> Progress:
+        """End a dataset's job, if one runs; what is tagged stays so. Returns how far it came."""
+        run = self._running.get(dataset_id)
+        if run is not None:
+            await run.cancel()
+            return run.progress
+        return progress_of(await self._store.run(lambda store: store.last_job(dataset_id)))
+
+    async def progress(self, dataset_id: int) -> Progress:
+        """Return how far a dataset's tagging is; raises ``NotFound`` if there is no such dataset."""
+        run = self._running.get(dataset_id)
+        if run is not None:
+            return run.progress
+        await self._store.run(lambda store: store.dataset(dataset_id))
+        return progress_of(await self._store.run(lambda store: store.last_job(dataset_id)))
+
+    async def watch(self, dataset_id: int) -> AsyncIterator[Progress | None]:
+        """Yield how far it is whenever that changes, until it ends; None now and then while nothing does."""
+        run = self._running.get(dataset_id)
+        if run is None:
+            yield await self.progress(dataset_id)
+            return
+        async for progress in run.watch():
+            yield progress
+
+    def stop(self) -> None:
+        """Interrupt all jobs: the server ends. They are gone on with by the next one."""
+        for run in list(self._running.values()):
+            run.interrupt()
+
+    async def aclose(self) -> None:
+        """Interrupt all jobs and wait until they have ended."""
+        self.stop()
+        tasks = [run.task for run in self._running.values() if run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """What all jobs work with, and share."""
+
+    store: StoreThread
+    tagger: Tagger
+    samples: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SAMPLES_AT_A_TIME))
+    questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUESTIONS_AT_A_TIME))
+
+
+class _Run:
+    """One running job."""
+
+    def __init__(self, dataset: Dataset, job: Job, bench: _Bench) -> None:
+        self.dataset = dataset
+        self.task: asyncio.Task[None] | None = None
+        self.is_written = False
+        self._job = job
+        self._store = bench.store
+        self._bench = bench
+        self._failures_in_a_row = 0
+        self._is_cancelled = self._is_interrupted = False
+        self._changed = asyncio.Event()
+
+    @property
+    def progress(self) -> Progress:
+        job = self._job
+        return Progress(job.status, job.processed, job.total, job.message or self._so_far())
+
+    def _so_far(self) -> str:
+        job = self._job
+        failed = f", {job.failed} failed" if job.failed else ""
+        return f"Tagging... {job.processed}/{job.total}{failed}"
+
+    # -- its life
+
+    async def run(self) -> None:
+        """Tag all samples, and write down how that ended."""
+        try:
+            status, message = await self._outcome()
+        except asyncio.CancelledError:
+            if not self._is_cancelled:  # the server ends
+                self._is_interrupted = True
+                self._tell()
+                return
+            status, message = "idle", f"Cancelled: {self._job.processed} of {self._job.total} samples are done."
+        except Interrupted:
+            self._is_interrupted = True
+            self._tell()
+            return
+        self._job = replace(self._job, status=status, message=message)
+        try:
+            await self._store.run(lambda store: store.end_job(self._job))
+            self.is_written = True
+        except RolecallError as error:
+            log.warning("dataset %d: the end of its job cannot be written: %s", self.dataset.id, error)
+        self._tell()
+
+    async def _outcome(self) -> tuple[Status, str]:
+        try:
+            await self._tag_all()
+        except (NothingWorks, DatasetsUnavailable, DiskFull) as error:
+            said = getattr(error, "message", None) or str(error)
+            return "error", f"Stopped after {self._job.processed} of {self._job.total} samples: {said}"
+        except (asyncio.CancelledError, Interrupted):
+            raise
+        except Exception:
+            log.exception("dataset %d: the job failed", self.dataset.id)
+            return "error", "rolecall itself failed; its log on the terminal says why."
+        return "complete", self._result()
+
+    def _result(self) -> str:
+        job = self._job
+        if not job.total:
+            return "Nothing to tag: every sample has its tags." if self.dataset.samples else "There are no pictures."
+        if job.failed:
+            return f"Tagged {job.processed - job.failed} of {job.total} samples; {job.failed} could not be tagged."
+        return f"Tagged {job.total} samples." if job.total != 1 else "Tagged one sample."
+
+    async def _tag_all(self) -> None:
+        ids = iter(await self._store.run(lambda store: store.to_do(self._job)))
+        workers = [asyncio.ensure_future(self._work(ids)) for _ in range(SAMPLES_AT_A_TIME)]
+        try:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for worker in done:
+                worker.result()
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.wait(workers)
+
+    async def _work(self, ids: Iterator[int]) -> None:
+        while True:
+            async with self._bench.samples:
+                id_ = next(ids, None)
+                if id_ is None:
+                    return
+                await self._one(id_)
+
+    async def _one(self, sample_id: int) -> None:
+        job = self._job
+        try:
+            sample = await self._store.run(lambda store: store.sample(self.dataset.id, sample_id))
+        except NotFound:  # taken away meanwhile
+            return
+        try:
+            tagged = await self._bench.tagger.tag(job.wish, Path(self.dataset.folder), sample, self._bench.questions)
+        except SampleFailed as error:
+            problem = str(error)
+            await self._store.run(lambda store: store.record_failure(job, sample_id, problem))
+            self._count(failed=1)
+            self._check_failures(error)
+            return
+        await self._store.run(lambda store: store.record(job, sample_id, tagged.tags, tagged.model))
+        self._failures_in_a_row = 0
+        self._count()
+
+    def _count(self, failed: int = 0) -> None:
+        job = self._job
+        self._job = replace(job, processed=job.processed + 1, failed=job.failed + failed)
+        self._tell()
+
+    def _check_failures(self, error: SampleFailed) -> None:
+        if error.by_engine:
+            self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+            raise NothingWorks(f"{MOST_FAILURES_IN_A_ROW} in a row failed, the last one because {error}")
+
+    async def cancel(self) -> None:
+        """End it for good."""
+        self._is_cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+            await asyncio.wait({self.task})
+
+    def interrupt(self) -> None:
+        """End it for now."""
+        if self.task is not None and not self._is_cancelled:
+            self.task.cancel()
+
+    # -- who watches it
+
+    def _tell(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def watch(self) -> AsyncIterator[Progress | None]:
+        """Yield the progress now, when it changes, and at the end; None after a while without a change."""
+        seen = None
+        while True:
+            changed, progress = self._changed, self.progress
+            if progress != seen:
+                seen = progress
+                yield progress
+            if progress.status != "running" or self._is_interrupted:
+                return
+            try:
+                await asyncio.wait_for(changed.wait(), SIGN_OF_LIFE_S)
+            except asyncio.TimeoutError:
+                yield None
+                continue
+            await asyncio.sleep(EVENT_EVERY_S)  # some changes at a time
