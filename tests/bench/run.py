@@ -91,14 +91,16 @@ def _words(text: str) -> list[str]:
 
 
 def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a whole number, at least 1")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
     if not (math.isfinite(seconds) and 0 < seconds <= _MOST_SECONDS):
         raise argparse.ArgumentTypeError(f"more than 0, at most {_MOST_SECONDS:g}")
     return seconds

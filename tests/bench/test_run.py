@@ -37,6 +37,8 @@ def kept(folder: Path, *, passed: bool = True, cpu_s: float = 0.1, failed: tuple
     [
         ("--rounds", "0", "at least 1"),
         ("--rounds", "-1", "at least 1"),
+        ("--rounds", "two", "a whole number"),
+        ("--seconds", "1s", "more than 0"),
         ("--seconds", "0", "more than 0"),
         ("--seconds", "-1", "more than 0"),
         ("--seconds", "nan", "more than 0"),
