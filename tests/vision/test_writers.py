@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from harness import DEADLINE_S, eventually
 from rolecall.vision.batch_record import Record, from_json, to_json
-from rolecall.vision.writers import Output, OutputError, OutputExists, open_output
+from rolecall.vision.writers import Output, OutputError, OutputRefused, open_output
 from rolecall.vision.writers_cells import from_cells, to_cells
 
 FORMS = (".jsonl", ".csv", ".duckdb")
@@ -79,7 +79,7 @@ def test_all_forms_hold_the_same_records(path: Path) -> None:
 def test_an_output_that_is_there_is_not_written_over(path: Path) -> None:
     """It takes --resume, which adds to it."""
     output(path, ONE).close()
-    with pytest.raises(OutputExists, match="--resume continues it"):
+    with pytest.raises(OutputRefused, match="--resume continues it"):
         open_output(path, resume=False)
     output(path, TWO, resume=True).close()
     assert read(path) == [ONE, TWO]

@@ -57,6 +57,14 @@ class Client:
         """Return the profile in force and the GPUs."""
         return self._ask("GET", "/v1/config/profile")
 
+    def card(self, name: str) -> dict[str, Any]:
+        """Return what is listed of a model."""
+        return self._ask("GET", f"/v1/models/{quote(name, safe='')}")
+
+    def choice(self, role: str) -> dict[str, Any]:
+        """Return the model that a role stands for now, with what it needs of the memory."""
+        return self._ask("GET", f"/v1/models/select_by_role?role={quote(role, safe='')}")
+
     def load(self, name: str) -> dict[str, Any]:
         """Start a model and return its row once it is ready, however long that takes."""
         return self._ask("POST", f"/v1/models/{quote(name, safe='')}/load", answer_s=None)
@@ -119,10 +127,14 @@ def connect(url: str | None, config_dir: Path | None) -> Iterator[Client]:
     """Yield the client for ``url``, or for host and port of the settings."""
     address = normal_url(url) if url else default_url(load_settings({"config_dir": config_dir}))
     # Proxies of the environment are for the internet, and rolecall is on this machine or near.
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    headers = {"authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
-    with httpx.Client(trust_env=False, headers=headers) as http:
+    with httpx.Client(trust_env=False, headers=key_header()) as http:
         yield Client(address, http)
+
+
+def key_header() -> dict[str, str]:
+    """Return the header with the commands' API key; nothing if there is none."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    return {"authorization": f"Bearer {key}"} if key.isascii() and key.isprintable() and key else {}
 
 
 def default_url(settings: Settings) -> str:

@@ -21,7 +21,10 @@ class NoPictures(Exception):
 
 @dataclass(slots=True)
 class Found:
-    """The pictures, each once, in the order of their names; what else lay there, by suffix; what could not be read."""
+    """The pictures, each once, in the order of their names.
+
+    ``others`` counts what else but sidecars lay there, by suffix; ``unreadable`` names folders and why.
+    """
 
     pictures: list[Path] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -90,7 +93,8 @@ def _is_picture(path: Path, suffixes: Collection[str], found: Found) -> bool:
     suffix = path.suffix.lower()
     if suffix in suffixes:
         return True
-    found.others[suffix] += 1
+    if suffix != ".xmp":
+        found.others[suffix] += 1
     return False
 
 

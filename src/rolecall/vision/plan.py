@@ -97,7 +97,7 @@ def _order(tasks: Sequence[tuple[str, str]], chosen: Mapping[str, Chosen], room:
     if any(role not in chosen for _, role in tasks):
         return Order.STAGE, "it is not known which models will serve"
     if len(models) == 1:
-        return Order.PICTURE, f"{models[0].model} serves all {len(tasks)} tasks"
+        return Order.PICTURE, f"{models[0].model} serves {'both' if len(tasks) == 2 else f'all {len(tasks)}'} tasks"
     obstacle = _obstacle(models, room)
     if obstacle is None:
         return Order.PICTURE, f"{_listed(m.model for m in models)} fit into memory together"

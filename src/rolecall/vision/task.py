@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 Parser = Literal["text", "keywords", "json", "tags"]
 Mode = Literal["structured", "questions"]
+Xmp = Literal["description", "keywords", "nothing"]
 
 UNKNOWN = "unknown"
 """What a model may say of an optional dimension that a picture tells nothing of; it is no tag and no mistake."""
@@ -149,6 +150,9 @@ class Task(_Part):
     A task that tags asks for all dimensions in one request (mode ``structured``; ``{dimensions}`` in ``user`` lists
     them), or for one after the other (``questions``): ``user_each`` then words the request, with ``{question}``,
     ``{choices}`` and ``{limit}``, how many of them may be chosen.
+
+    ``xmp`` is what its answer becomes in an XMP sidecar: unless it is given, words become keywords and a text the
+    description.
     """
 
     id: str = Field(pattern=_ID)
@@ -160,6 +164,7 @@ class Task(_Part):
     user_each: Text = "{question}\nAnswer with {limit} of: {choices}. Nothing else."
     parser: Parser = "text"
     mode: Mode = "structured"
+    xmp: Xmp | None = None
     parameters: Mapping[str, bool | int | float | str | dict[str, Any] | list[Any]] = {}
     variables: Mapping[str, Annotated[Variable, BeforeValidator(_from_default)]] = {}
     dimensions: Mapping[str, Dimension] = {}
@@ -217,6 +222,13 @@ class Task(_Part):
             ("user_each", self.user_each if self.dimensions else ""),
         )
         yield from ((f"dimensions.{name}.question", each.question) for name, each in self.dimensions.items())
+
+    @property
+    def goes_to(self) -> Xmp:
+        """What its answer becomes in a sidecar."""
+        if self.xmp is not None:
+            return self.xmp
+        return "description" if self.parser == "text" else "nothing" if self.parser == "json" else "keywords"
 
     @property
     def wants_colours(self) -> bool:

@@ -26,8 +26,8 @@ class OutputError(Exception):
     """The output cannot be used or written; the message says why and what to do. What was written stays."""
 
 
-class OutputExists(OutputError):
-    """There is something at the path already, and nobody said that it is to be continued."""
+class OutputRefused(OutputError):
+    """The path cannot be meant: another kind of file, or one that is there and was not to be continued."""
 
 
 class Output(Protocol):
@@ -57,12 +57,12 @@ def open_output(path: Path, *, resume: bool) -> Output:
         return JsonLines(path, resume=resume)
     if kind == ".csv":
         return Csv(path, resume=resume)
-    raise OutputError(f"{path}: --out takes a file that ends in .jsonl, .csv or .duckdb")
+    raise OutputRefused(f"{path}: --out takes a file that ends in .jsonl, .csv or .duckdb")
 
 
-def exists(path: Path) -> OutputExists:
+def exists(path: Path) -> OutputRefused:
     """Return the error for a file that is there."""
-    return OutputExists(f"{path} is there already: --resume continues it; or name another file")
+    return OutputRefused(f"{path} is there already: --resume continues it; or name another file")
 
 
 class _Lines:

@@ -1,0 +1,187 @@
+"""How a run over many pictures goes, on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from rolecall.cli.table import console_for, printable
+from rolecall.vision.batch_record import Key, Record
+from rolecall.vision.plan import Stage
+
+_EVERY_S = 10.0
+_SHOWN_PROBLEMS = 20
+_WINDOW_S = 60.0
+"""The rate is that of the last minute: a model that had to be loaded first does not slow it down for ever."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of a run: answers (units of one task for one picture), and sums over them."""
+
+    ok: int = 0
+    failed: int = 0
+    earlier: int = 0
+    sidecars: int = 0
+    sidecar_errors: int = 0
+    discarded: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    models: Counter[str] = field(default_factory=Counter)
+
+    def add(self, record: Record) -> None:
+        """Count a record."""
+        if record.status == "ok":
+            self.ok += 1
+        else:
+            self.failed += 1
+        self.sidecars += record.sidecar is not None
+        self.sidecar_errors += record.sidecar_error is not None
+        self.discarded += record.discarded
+        self.prompt_tokens += record.prompt_tokens or 0
+        self.completion_tokens += record.completion_tokens or 0
+        if record.model:
+            self.models[record.model] += 1
+
+
+class Pace:
+    """How many answers come in a second, and when the last one will be there."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._times = deque([now()])
+
+    def step(self) -> None:
+        """There is one more."""
+        now = self._now()
+        self._times.append(now)
+        while self._times[0] < now - _WINDOW_S and len(self._times) > 2:
+            self._times.popleft()
+
+    @property
+    def per_s(self) -> float:
+        """Answers in a second; 0 where nothing can be said yet."""
+        span_s = self._times[-1] - self._times[0]
+        return (len(self._times) - 1) / span_s if span_s > 0 else 0.0
+
+    def left_s(self, count: int) -> float | None:
+        """Return the seconds that ``count`` more answers will take; None where nothing can be said."""
+        rate = self.per_s
+        return count / rate if rate else None
+
+
+class Shown:
+    """Tells how a run of so many answers goes; ``tally`` counts them."""
+
+    def __init__(self, total: int, show: Callable[[Record], None], kept: Path | None) -> None:
+        """Show each record with ``show``; where ``kept`` has all of them, the first problems are told alone."""
+        self.tally = Tally()
+        self._total = total
+        self._show = show
+        self._kept = kept
+        self._problems = 0
+        self._pace = Pace()
+        self._told_at = time.monotonic()
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Show it meanwhile."""
+        console = console_for(error=True)
+        if not console.is_terminal or console.is_dumb_terminal:
+            yield
+            return
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Pace(self._pace))
+        self._progress = Progress(
+            *columns, TimeElapsedColumn(), console=console, redirect_stdout=sys.stdout.isatty(), redirect_stderr=False
+        )
+        self._bar = self._progress.add_task("", total=self._total)
+        with self._progress:
+            yield
+        self._progress = None
+
+    # -- what the run tells
+
+    def begin(self, stage: Stage) -> None:
+        """A stage begins."""
+        if self._progress is not None:
+            self._progress.update(self._bar, description=", ".join(stage.tasks))
+
+    def earlier(self, _key: Key) -> None:
+        """There is a record of an earlier run."""
+        self.tally.earlier += 1
+        self._total -= 1
+        if self._progress is not None:
+            self._progress.update(self._bar, total=self._total)
+
+    def finished(self, record: Record) -> None:
+        """A record was written down."""
+        self.tally.add(record)
+        self._pace.step()
+        self._show(record)
+        if problem := record.error or record.sidecar_error:
+            self._tell(f"{record.file}: {record.task}: {problem}")
+        if self._progress is not None:
+            self._progress.update(self._bar, advance=1)
+        elif time.monotonic() - self._told_at >= _EVERY_S:
+            self._told_at = time.monotonic()
+            self.say(self.line())
+
+    def _tell(self, problem: str) -> None:
+        self._problems += 1
+        if self._kept is None or self._problems <= _SHOWN_PROBLEMS:
+            self.say(problem)
+        elif self._problems == _SHOWN_PROBLEMS + 1:
+            self.say(f"further problems are in {self._kept} alone")
+
+    def say(self, text: str) -> None:
+        """Print a line on stderr, above the bar if there is one."""
+        line = f"rolecall: {' '.join(printable(text).split())}"
+        if self._progress is not None:
+            self._progress.console.print(line, soft_wrap=True)
+        else:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+    def line(self) -> str:
+        """Return how far it is in words."""
+        count = self.tally.ok + self.tally.failed
+        failed = f", {self.tally.failed} failed" if self.tally.failed else ""
+        return f"{count} of {self._total} answers{failed}, {_pace(self._pace, self._total - count)}"
+
+
+class _Pace(ProgressColumn):
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        return Text(_pace(self._pace, int(task.remaining or 0)))
+
+
+def _pace(pace: Pace, left: int) -> str:
+    left_s = pace.left_s(left)
+    if left_s is None:
+        return "-/s"
+    rate = pace.per_s
+    speed = f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
+    return f"{speed}, {duration(left_s)} left"
+
+
+def duration(seconds: float) -> str:
+    """Return ``12s``, ``3m05s`` or ``2h07m``."""
+    whole = math.ceil(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"
