@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import subprocess
 import sys
@@ -10,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("gguf", reason="the demo models need an extra: rolecall[llama]")
 pytest.importorskip("xllamacpp", reason="the embedded engine is an extra: rolecall[llama]")
 
 from rolecall.demo.gguf import FILES, STAMP, make_demo_models
-from rolecall.demo.script import Script, chains
+from rolecall.demo.script import Script, chains, forks
 from rolecall.demo.weights import write_chat
 
 ANSWER = "Hello! I am rolecall's demo model: a few MB of scripted weights. Put a real model in my place."
@@ -39,6 +42,14 @@ def tool(name: str, *parameters: str) -> dict[str, Any]:
     """A tool with string parameters, all required."""
     schema = {"type": "object", "properties": {p: {"type": "string"} for p in parameters}, "required": [*parameters]}
     return {"type": "function", "function": {"name": name, "description": name, "parameters": schema}}
+
+
+def image(colour: str) -> dict[str, Any]:
+    """A picture of one colour."""
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(file, "PNG")
+    data = base64.b64encode(file.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
 WEATHER = tool("get_weather", "city")
@@ -253,6 +264,22 @@ def test_an_image_gets_a_caption(vision_engine: Any, picture: dict[str, Any], op
     """An image in the last message gets a caption that does not pretend to have seen it."""
     for content in ([{"type": "text", "text": "what is it?"}, picture], [picture, picture], [picture]):
         assert vision_engine.message(content, **options)["content"] == CAPTION
+
+
+@pytest.mark.parametrize("words", ["- lighting:", "dark, dim, bright, normal"])
+@pytest.mark.parametrize("options", [{}, HOT], ids=["default", "hot"])
+def test_light_and_dark_are_told_apart(vision_engine: Any, words: str, options: dict[str, Any]) -> None:
+    """The one thing that the vision model sees is how bright a picture is, wherever it stands among other words."""
+    for colour, said in (("white", "bright"), ("black", "dim"), ("#d0d0d0", "bright"), ("#303030", "dim")):
+        for before in ("", "word " * 200):
+            content = [image(colour), {"type": "text", "text": before + words}]
+            assert said in vision_engine.message(content, **options)["content"].lower()
+
+
+def test_a_fork_at_a_piece_that_there_is_not_is_an_error() -> None:
+    """Only a piece as the sentence was cut can be replaced."""
+    with pytest.raises(ValueError, match="never says 'Bri' as one piece"):
+        forks(Script(in_the_dark=(("Bri", "Dar"),)))
 
 
 def test_an_earlier_image_gets_no_caption(vision_engine: Any, picture: dict[str, Any]) -> None:

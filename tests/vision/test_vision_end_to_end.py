@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -10,9 +13,10 @@ from typing import Any
 import httpx
 import pytest
 import pytest_asyncio
+from PIL import Image, ImageStat
 
 from harness import CONFIGS, Rolecall
-from photographs import photograph
+from photographs import encoded, photograph
 from rolecall.demo.script import Script
 from rolecall.runtime.registry import CURATED
 from rolecall.settings import shipped
@@ -49,6 +53,16 @@ def photo(seed: int) -> Photo:
     return prepare(photograph(seed, size=(320, 240), orientation=6))
 
 
+def brightness(picture: Photo) -> float:
+    """The mean of all channels, 0 to 1: the one thing that the demo model sees."""
+    data = base64.b64decode(picture.data_url.partition(",")[2])
+    return sum(ImageStat.Stat(Image.open(io.BytesIO(data))).mean) / 3 / 255
+
+
+def light(picture: Photo) -> str:
+    return "bright" if brightness(picture) > 0.5 else "dim"
+
+
 def asked_one_by_one(task: Task) -> Task:
     return task.model_copy(update={"mode": "questions"})
 
@@ -73,8 +87,9 @@ async def test_keywords(asker: Asker) -> None:
 
 async def test_structured_tags(asker: Asker) -> None:
     """llama.cpp takes the schema, and the answer is of the vocabulary, with nothing to discard."""
-    outcome = await run_task(asker, TASKS["tags"], photo(2))
-    assert outcome.tags == ("bright", "sharp", "outdoor", "sunny", "day", "moderate")
+    picture = photo(2)
+    outcome = await run_task(asker, TASKS["tags"], picture)
+    assert outcome.tags == (light(picture), "sharp", "outdoor", "sunny", "day", "moderate")
     assert (outcome.discarded, outcome.missing, outcome.requests) == ((), (), 1)
 
 
@@ -89,7 +104,8 @@ async def test_a_schema_holds_for_a_vocabulary_that_the_model_does_not_know(aske
 
 async def test_tags_one_by_one_are_validated(asker: Asker) -> None:
     """What a model says in words is seen through: capitals, marks, synonyms, a sentence; one word is discarded."""
-    outcome = await run_task(asker, asked_one_by_one(TASKS["tags"]), photo(3))
+    picture = prepare(encoded(Image.new("RGB", (60, 40), "white")))
+    outcome = await run_task(asker, asked_one_by_one(TASKS["tags"]), picture)
     assert outcome.text.splitlines() == [answer for _, answer in Script().sights[2:]]
     assert outcome.tags == ("bright", "sharp", "outdoor", "sunny", "day")
     assert [(each.dimension, each.text) for each in outcome.discarded] == [("density", "Bustling")]
@@ -127,3 +143,29 @@ async def test_the_next_task_finds_the_picture_in_the_cache(asker: Asker) -> Non
     outcome = await run_task(asker, TASKS["keywords"], photo(7))
     assert outcome.cached_tokens is not None
     assert outcome.usage["prompt_tokens"] - outcome.cached_tokens < len(TASKS["keywords"].user) + 60
+
+
+@pytest.mark.parametrize("mode", ["structured", "questions"])
+async def test_each_picture_has_its_own_tags(asker: Asker, mode: str) -> None:
+    """Of forty pictures at once none gets the tags of another one: the demo model tells light ones from dark ones."""
+    task = TASKS["tags"].model_copy(update={"mode": mode})
+    pictures = [each for each in map(photo, range(100, 160)) if abs(brightness(each) - 0.5) > 0.05][:40]
+    gate = asyncio.Semaphore(8)
+
+    async def tagged(picture: Photo) -> str:
+        async with gate:
+            return (await run_task(asker, task, picture)).tags[0]
+
+    tags = await asyncio.gather(*map(tagged, pictures))
+    assert tags == [light(picture) for picture in pictures]
+    assert len(pictures) == 40
+    assert set(tags) == {"bright", "dim"}
+
+
+async def test_doubt_shows_in_the_confidence(asker: Asker) -> None:
+    """Near the middle grey the model is less sure than with black or white, and says so in its probabilities."""
+    white, grey = (prepare(encoded(Image.new("RGB", (64, 64), 3 * (level,)))) for level in (255, 129))
+    sure, unsure = [await run_task(asker, TASKS["tags"], each, wants_confidence=True) for each in (white, grey)]
+    assert sure.confidence is not None
+    assert unsure.confidence is not None
+    assert unsure.confidence < 0.995 < sure.confidence

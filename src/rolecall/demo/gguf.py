@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from rolecall.demo.script import Script
 
-VERSION = 2
+VERSION = 3
 """Raise it with every change to what the files hold: existing ones are then replaced."""
 
 FILES = ("demo-chat.gguf", "demo-reasoning.gguf", "demo-vision.gguf", "mmproj-demo-vision.gguf")

@@ -6,6 +6,7 @@ marker starts a chain in which every token has exactly one successor. `weights` 
 
 Asked about an image by one of the shipped tasks, it answers with keywords, and with tags as real models say them: with
 capitals and marks, synonyms, and a word that is not in the vocabulary. It is told by what the task's prompt holds.
+One thing it really sees: whether a picture is brighter than a middle grey. There a chain forks.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Script:
         ("empty, sparse, moderate", "Bustling"),
     )
     """What is said of an image instead of the caption, by words in the last message; of several the first."""
+    in_the_dark: tuple[tuple[str, str], ...] = ((' "bright",', ' "dim",'), ("Brightly", "Dimly"))
+    """Pieces of sights, and what is said in the place of each where the image is darker than a middle grey."""
     thought: str = "Whatever was asked, I have one sentence to answer with."
     always_thinks: bool = False
     """Reason before every plain answer, not only when the last message holds ``THINK``."""
@@ -67,6 +70,30 @@ class Chain:
     start: str
     pieces: tuple[str, ...]
     then: str = END
+
+
+@dataclass(frozen=True)
+class Fork:
+    """After ``state`` comes ``bright`` or ``dark``, as the image is; after both comes ``then``."""
+
+    state: str
+    bright: str
+    dark: str
+    then: str
+
+
+def forks(script: Script) -> tuple[Fork, ...]:
+    """The forks of a script; raises ValueError for one at a piece that there is not."""
+    found = []
+    for bright, dark in script.in_the_dark:
+        piece = bright.replace(" ", SPACE)
+        chain = next((chain for chain in chains(script) if piece in chain.pieces), None)
+        if chain is None:
+            raise ValueError(f"a demo model never says {bright!r} as one piece")
+        words = (chain.start, *chain.pieces, chain.then)
+        at = words.index(piece)
+        found.append(Fork(words[at - 1], piece, dark.replace(" ", SPACE), words[at + 1]))
+    return tuple(found)
 
 
 def chains(script: Script) -> tuple[Chain, ...]:
