@@ -278,7 +278,10 @@ def command_launch(entry: ModelEntry, places: Places, port: int, python: str) ->
     }
     fill = re.compile(r"\$?\{(\w+)\}")
     argv = (fill.sub(lambda m: words.get(m[1].lower(), m[0]), word) for word in entry.backend_config.command)
-    return Launch((*argv, *entry.backend_config.extra_args), loopback(port).base_url, entry.backend_config.env)
+    config = entry.backend_config
+    return Launch(
+        (*argv, *config.extra_args), loopback(port).base_url, config.env, health_path=config.health_path or "/health"
+    )
 
 
 def command_problem(entry: ModelEntry) -> str | None:

@@ -24,6 +24,7 @@ from rolecall.errors import ConfigurationError, RolecallError
 _COMMANDS = {
     "serve": "serve:command",
     "models": "models:app",
+    "roles": "roles:app",
     "select": "select:command",
     "tag": "vision:tag",
     "caption": "vision:caption",

@@ -1,4 +1,4 @@
-"""``rolecall models list|show|validate``: the registry as it stands on this machine; no server is needed."""
+"""``rolecall models``: the registry as it stands on this machine, listed, shown and checked; no server is needed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.model_card import card, card_lines
+from rolecall.cli.model_edits import disable, enable, set_fields
 from rolecall.cli.offline import open_roster
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.registry import Registry, RegistryError, read_registry
@@ -19,7 +20,7 @@ from rolecall.runtime.registry import CURATED, load_registry, missing, read_list
 from rolecall.runtime.roster import Roster, choose
 from rolecall.settings import load_settings, prepare_config_dir
 
-app = typer.Typer(no_args_is_help=True, help="List, show and validate the models of the registry.")
+app = typer.Typer(no_args_is_help=True, help="List, show, check and change the models of the registry.")
 
 _COLUMNS = (
     Column("model"),
@@ -31,6 +32,10 @@ _COLUMNS = (
     Column("capabilities", below="can {}"),
     Column("state", style=lambda text: "green" if text == "installed" else "dim"),
 )
+
+app.command("set")(set_fields)
+app.command()(enable)
+app.command()(disable)
 
 
 @app.command("list")
@@ -103,9 +108,15 @@ def _row(candidate: Candidate) -> Row:
         _or_nothing(entry.context_tokens),
         roles or NOTHING,
         ", ".join(sorted(entry.all_capabilities)),
-        "installed" if candidate.unavailable is None else "not installed",
+        _state(candidate),
     )
     return Row(cells, (candidate.unavailable or "").removeprefix("not installed: "))
+
+
+def _state(candidate: Candidate) -> str:
+    if candidate.unavailable is None:
+        return "installed"
+    return "not installed" if candidate.entry.enabled else "disabled"
 
 
 def _or_nothing(value: Any) -> str:

@@ -60,6 +60,7 @@ class Spec:
     def starts_like(self, other: Spec) -> bool:
         """Whether an engine started for ``other`` is still right for this one."""
         fields = (
+            "enabled",
             "backend",
             "backend_config",
             "download_location",

@@ -179,6 +179,9 @@ class BackendConfig(_Record):
     command: Argv = Field(
         (), description="Replaces the command line. {port} {host} {model} {mmproj} {alias} and {python} are filled in."
     )
+    health_path: Annotated[str, Field(pattern=r"^/[^\s#]*$")] | None = Field(
+        None, description="Path that answers 200 once a `command` can serve; `/health` if not given."
+    )
     mode: Literal["server", "cli"] = "server"
 
     @field_validator("base_url")
@@ -246,6 +249,7 @@ class ModelEntry(_Record):
     generation_defaults: dict[str, Any] = Field(default_factory=dict, description="Applied where a request is silent.")
     request: RequestRules = Field(default_factory=RequestRules)
     history: HistoryRules = Field(default_factory=HistoryRules)
+    enabled: bool = Field(default=True, description="False: as if it were not installed; `rolecall models enable`.")
     idle_unload_s: NotNegative | None = Field(None, description="0 keeps it loaded; null: the profile's.")
     pinned: bool = False
     preload: bool = False

@@ -201,6 +201,19 @@ def _meant(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+def unknown_field(path: Sequence[str]) -> str | None:
+    """Return that an entry has no field of that path, and which may be meant; None if it has, or may have any there."""
+    part = path[0] if len(path) > 1 and path[0] in _PARTS else ""
+    name, fields = path[1 if part else 0], _PARTS[part].model_fields
+    if name in fields:
+        return None
+    where = f"{part}.{name}" if part else name
+    near = difflib.get_close_matches(name[:200], fields, n=1, cutoff=0.6)
+    return f"there is no field {where!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
+    )
+
+
 def _entries(count: int) -> str:
     return f"{count} entr{'y' if count == 1 else 'ies'}"
 

@@ -1,9 +1,10 @@
-"""Files that belong to their owner alone, written whole or not at all."""
+"""Files replaced whole or not at all: those that belong to their owner alone, and those that others edit as well."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,16 +15,35 @@ def write_privately(path: Path, text: str) -> None:
 
     A file that was there keeps its owner, so that root may change what a service reads. Raises ``OSError``.
     """
-    path = path.resolve()  # a symbolic link stays one
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    _replace(path.resolve(), text.encode(), 0o600)
+
+
+def write_in_place(path: Path, data: bytes) -> None:
+    """Write a file in one step that keeps its mode, its owner and the symbolic links that lead to it.
+
+    A new one is like any other file of this user. Raises ``OSError``.
+    """
+    path = path.resolve()
     try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            os.fchmod(file.fileno(), 0o600)
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        mode = None
+    _replace(path, data, mode)
+
+
+def _replace(path: Path, data: bytes, mode: int | None) -> None:
+    """Write a file beside ``path``, which is no symbolic link, and put it in its place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666 if mode is None else 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
             with suppress(OSError):
                 before = path.stat()
                 os.fchown(file.fileno(), before.st_uid, before.st_gid)
-            file.write(text)
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -114,6 +115,8 @@ def _file_state(path: Path) -> tuple[int, int, int] | None:
 
 def why_unavailable(entry: ModelEntry, backend: Backend) -> str | None:
     """Return why this entry cannot be served here; None if it can."""
+    if not entry.enabled:
+        return f"disabled in the registry; `rolecall models enable {shlex.quote(entry.name)}` takes it back"
     reason = backend.unavailable(entry)
     if reason is not None:
         return reason

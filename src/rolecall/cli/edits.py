@@ -1,0 +1,121 @@
+"""What the commands that change files share: the change itself, what is told of it, and the difference."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from rolecall.cli.common import CommandError, print_json
+from rolecall.cli.table import printable, show
+from rolecall.core.json_edit import append
+from rolecall.core.registry import RegistryError, read_registry
+from rolecall.runtime.registry_edit import RegistryEdit, RegistryText, edit_registry
+from rolecall.settings import load_settings, prepare_config_dir
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")]
+
+
+def prepared(config_dir: Path | None) -> Path:
+    """Return the config folder, made with the shipped files if it is the user's own and not there yet."""
+    settings = load_settings({"config_dir": config_dir})
+    prepare_config_dir(settings)
+    return settings.config_dir
+
+
+def change_registry(config_dir: Path, change: Callable[[RegistryText], str], *, dry_run: bool) -> RegistryEdit:
+    """Change the curated registry; what cannot be done ends the command with the reason and writes nothing."""
+    try:
+        return edit_registry(config_dir, change, dry_run=dry_run)
+    except RegistryError as error:
+        raise CommandError(str(error)) from None
+
+
+def with_entry(found: RegistryText, id_: str) -> tuple[RegistryText, int]:
+    """Return the text and the position of the entry that a name or an alias stands for.
+
+    A model that was discovered gets an entry of its own, which is laid over what was found of it.
+    """
+    at = found.find(id_)
+    if at is not None:
+        return found, at
+    rows = found.discovered.get("models", ()) if isinstance(found.discovered, dict) else found.discovered
+    elsewhere = RegistryText("", tuple(rows), ())
+    place = elsewhere.find(id_)
+    if place is None:
+        raise CommandError(_unknown(id_, [*found.rows, *rows]))
+    name, backend = elsewhere.rows[place]["name"], elsewhere.rows[place].get("backend")
+    at = found.find(name)
+    if at is not None:  # the alias stands in what was discovered alone
+        return found, at
+    row = {"name": name, "backend": backend}
+    text = append(found.text, found.place, row)
+    return RegistryText(text, (*found.rows, row), found.place, found.discovered), len(found.rows)
+
+
+def _unknown(id_: str, rows: Iterable[Any]) -> str:
+    names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row]
+    near = difflib.get_close_matches(id_[:200], names, n=1)
+    known = f"did you mean {near[0]!r}?" if near else "`rolecall models list --all` shows all"
+    return f"the registry has no model {id_!r}; {known}"
+
+
+def warnings_of(edit: RegistryEdit) -> list[str]:
+    """Return what the registry is warned about that it was not before the change."""
+    try:
+        before = read_registry(json.loads(edit.before or "[]"), edit.discovered).warnings
+    except RegistryError:
+        before = ()
+    return [warning for warning in edit.registry.warnings if warning not in before]
+
+
+def tell(edit: RegistryEdit, done: str, report: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
+    """Print what was done, or with ``dry_run`` what would be, and what the registry is warned about since."""
+    warnings = warnings_of(edit)
+    shared = {"file": str(edit.path), "changed": edit.changed, "written": edit.written, "warnings": warnings}
+    if as_json:
+        print_json(
+            report | shared | ({"diff": "\n".join(difference(edit.path, edit.before, edit.after))} if dry_run else {})
+        )
+        return
+    if dry_run:
+        show_difference(edit.path, edit.before, edit.after)
+    elif edit.changed:
+        typer.echo(printable(done))
+    say(*(f"warning: {warning}" for warning in warnings), _state(edit, dry_run=dry_run))
+
+
+def _state(edit: RegistryEdit, *, dry_run: bool) -> str:
+    if not edit.changed:
+        return f"{edit.path} says so already; nothing was changed"
+    if dry_run:
+        return "nothing was written"
+    return f"written to {edit.path}; a running server follows within a second"
+
+
+def difference(path: Path, before: str, after: str) -> list[str]:
+    """Return a change of a file as the lines of a unified diff."""
+    lines = before.splitlines(), after.splitlines()
+    return list(difflib.unified_diff(*lines, str(path), f"{path} (changed)", lineterm=""))
+
+
+def show_difference(path: Path, before: str, after: str) -> None:
+    """Print a change of a file as a unified diff."""
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    lines = [Text(printable(line), colours.get(line[:1], "")) for line in difference(path, before, after)]
+    show(lambda _width: lines)
+
+
+def say(*lines: str) -> None:
+    """Print remarks on stderr."""
+
+    def texts(_width: int | None) -> Iterator[Text]:
+        for line in lines:
+            yield Text(printable(line), "dim")
+
+    show(texts, error=True)

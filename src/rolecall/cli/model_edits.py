@@ -1,0 +1,113 @@
+"""``rolecall models set|enable|disable``: single fields of the hand-written registry changed in place."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from rolecall.cli.common import AsJson, CommandError, ConfigDir
+from rolecall.cli.edits import DryRun, change_registry, prepared, tell, with_entry
+from rolecall.core.assignments import Assignment, read_assignment
+from rolecall.core.json_edit import drop, put
+from rolecall.runtime.registry_edit import RegistryText
+
+Name = Annotated[str, typer.Argument(help="Name or alias of a model.")]
+
+
+def set_fields(
+    name: Name,
+    fields: Annotated[
+        list[str],
+        typer.Argument(
+            help="Such as context_length=8192, role_priority.caption=80, backend_config.env.NAME=text; values may be "
+            "JSON, and field= removes one.",
+            metavar="FIELD=VALUE...",
+        ),
+    ],
+    *,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Change fields of a model's entry; the rest of the file stays as it is.
+
+    A value that makes no sense is refused, and then nothing is written. A model that was discovered gets an entry in
+    the hand-written registry, which goes before what was found.
+    """
+    _assign([name], [_assignment(field) for field in fields], dry_run, as_json, prepared(config_dir))
+
+
+def enable(
+    names: Annotated[list[str], typer.Argument(help="Names or aliases.", metavar="NAME...")],
+    *,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Let models be used again that `disable` took away."""
+    _assign(names, [Assignment(("enabled",), removes=True)], dry_run, as_json, prepared(config_dir))
+
+
+def disable(
+    names: Annotated[list[str], typer.Argument(help="Names or aliases.", metavar="NAME...")],
+    *,
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Take models out of use, as if they were not installed, and keep their entries.
+
+    An engine that is loaded finishes its answers and is stopped.
+    """
+    _assign(names, [Assignment(("enabled",), value=False)], dry_run, as_json, prepared(config_dir))
+
+
+def _assignment(text: str) -> Assignment:
+    try:
+        return read_assignment(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _assign(names: list[str], assignments: list[Assignment], dry_run: bool, as_json: bool, config_dir: Any) -> None:
+    changes: list[dict[str, Any]] = []
+
+    def change(found: RegistryText) -> str:
+        for name in names:
+            found, at = with_entry(found, name)
+            row = found.rows[at]
+            for assignment in assignments:
+                before = _now(row, assignment.path)
+                found = _assigned(found, at, assignment)
+                row = found.rows[at]
+                change = {"model": row.get("name"), "field": assignment.field, "before": before}
+                changes.append(change | {"after": assignment.value})
+        return found.text
+
+    edit = change_registry(config_dir, change, dry_run=dry_run)
+    lines = [f"{c['model']}: {c['field']} {_shown(c['before'])} -> {_shown(c['after'])}" for c in changes]
+    tell(edit, "\n".join(lines), {"changes": changes}, as_json=as_json, dry_run=dry_run)
+
+
+def _assigned(found: RegistryText, at: int, assignment: Assignment) -> RegistryText:
+    place: tuple[str | int, ...] = (*found.place, at, *assignment.path)
+    try:
+        text = drop(found.text, place) if assignment.removes else put(found.text, place, assignment.value)
+    except ValueError as error:
+        raise CommandError(f"{assignment.field}: {error}; nothing was written") from None
+    rows = json.loads(text)
+    for step in found.place:
+        rows = rows[step]
+    return RegistryText(text, tuple(rows), found.place, found.discovered)
+
+
+def _now(row: Any, path: tuple[str, ...]) -> Any:
+    for step in path:
+        row = row.get(step) if isinstance(row, dict) else None
+    return row
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)
