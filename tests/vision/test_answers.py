@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,11 @@ def test_unwrapping_never_fails(text: str) -> None:
         ("7", None),
         ("no", None),
         ("", None),
-        ("[" * 5000, None),
+        ("[" * 50_000, None),
+        ('{"a": NaN}', None),
+        ('{"a": 1e999}', None),
+        ('{"a": 12345678901234567890}', {"a": 12345678901234567890.0}),
+        (r'{"\ud800a": ["\udfff"]}', {"?a": ["?"]}),
         ('{"a":' * 5000, None),
     ],
 )
@@ -77,7 +82,13 @@ def test_json_is_found(text: str, value: Any) -> None:
     assert json_in(text) == value
 
 
-@given(st.dictionaries(st.text(min_size=1), st.integers() | st.text(), min_size=1), st.booleans())
+@given(st.text() | st.text('[]{}":,0123456789.eE-\\ud8f '))
+def test_what_is_found_can_be_written(text: str) -> None:
+    """Whatever JSON comes out of an answer, it goes into a file again."""
+    assert orjson.loads(orjson.dumps(json_in(text))) == json_in(text)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.integers(1 - 10**18, 10**18 - 1) | st.text(), min_size=1), st.booleans())
 def test_json_survives_a_fence(value: dict[str, Any], fenced: bool) -> None:  # noqa: FBT001 - hypothesis gives it
     """What was written as JSON is read again, with a fence around it or without, whatever its texts hold."""
     text = json.dumps(value)

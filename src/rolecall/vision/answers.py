@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 from rolecall.vision.task import Task, Validation, normal
@@ -19,6 +21,9 @@ _END_OF_THOUGHT = re.compile(r"\A.*(?:</think>|</thinking>|</seed:think>|\[/THIN
 """Of a thought that the model's template began."""
 _SPECIAL = re.compile(r"<\|[^<>|\n]{1,40}\|>|</s>|<s>")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
+_MOST_STARTS = 100
+_LONG_INTEGER = 19
+"""Digits. Fewer fit into 64 bits, and what reads the value later may take no more."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "「": "」"}
 _BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.):])\s+")
 _SEPARATOR = re.compile(r"[,;、，\n]+")
@@ -101,25 +106,54 @@ def _plain(words: str) -> str:
 def json_in(text: str) -> Any:
     """Return the first JSON object or list in an answer, in a code fence or among words; None if there is none.
 
-    What is left open at the end, as of an answer that was cut, is none.
+    What is left open at the end, as of an answer that was cut, is none. All of it can be written as JSON in UTF-8.
     """
     words = unwrapped(text)
-    decoder = json.JSONDecoder()
     for candidate in (words, *(fence[1] for fence in _FENCE.finditer(words))):
-        try:
-            value = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict | list):
-            return value
-    for start in re.finditer(r"[{\[]", words[:20_000]):
-        try:
-            value, _ = decoder.raw_decode(words, start.start())
-        except (ValueError, RecursionError):
-            continue
+        value, end = _parsed(candidate, 0)
+        if isinstance(value, dict | list) and not candidate[end:].strip():
+            return _writable(value)
+    for start in islice(re.finditer(r"[{\[]", words), _MOST_STARTS):
+        value, _ = _parsed(words, start.start())
         if value:
-            return value
+            return _writable(value)
     return None
+
+
+def _parsed(text: str, start: int) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except (ValueError, RecursionError):
+        return None, start
+
+
+def _number(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("no finite number")
+    return number
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(word)
+
+
+_DECODER = json.JSONDecoder(
+    parse_float=_number,
+    parse_int=lambda digits: int(digits) if len(digits.lstrip("-")) < _LONG_INTEGER else _number(digits),
+    parse_constant=_no_number,
+)
+
+
+def _writable(value: Any) -> Any:
+    """Return the value without half characters (surrogates), which JSON can name and no file can hold."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_writable(each) for each in value]
+    if isinstance(value, dict):
+        return {_writable(name): _writable(each) for name, each in value.items()}
+    return value
 
 
 def _object(words: str, rules: Validation) -> Answer:
