@@ -37,6 +37,11 @@ test-fast: install-dev ## only the tests that start no process
 fuzz: install-dev ## ten thousand made-up bodies and ten thousand connections, new ones each time (some minutes)
 	@ROLECALL_FUZZ=10000 $(BIN)/python -m pytest tests/process/test_fuzz.py -s $(ARGS)
 
+.PHONY: test-pages
+test-pages: install-dev ## the pages in a real Chromium, which apt installs where it is not there
+	@sh tests/browser/install.sh
+	@ROLECALL_TEST_BROWSER=required $(BIN)/python -m pytest tests/browser $(ARGS)
+
 .PHONY: test-vllm
 test-vllm: install-dev ## the vLLM driver with a real vLLM, in an environment of its own (.venv-vllm/, 2.5 GB)
 	@PYTHON="$(PYTHON)" sh tests/vllm/install.sh $(VENV)-vllm

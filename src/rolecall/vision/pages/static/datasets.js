@@ -2,7 +2,7 @@
 //
 // The address says what is shown, as #3?tag=dark&tag=indoor, so that back, forward and bookmarks work.
 
-import { Refusal, ask, at, element, plural, say, withKey } from "./shared.js";
+import { Refusal, ask, at, element, plural, say, skipLink, withKey } from "./shared.js";
 import { Grid } from "./datasets_grid.js";
 import { Job } from "./datasets_job.js";
 import { SampleDialog } from "./datasets_dialog.js";
@@ -23,6 +23,7 @@ class Page {
   }
 
   listen() {
+    skipLink();
     addEventListener("hashchange", () => this.guarded(() => this.show()));
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden && this.dataset && !this.job.isRunning) {
@@ -204,7 +205,7 @@ class Page {
       filter.append(choice(tag, count, chosen.includes(tag), { tag }, () => this.toggle(tag)));
     }
     if (this.dataset.failed || failed) {
-      const button = choice("Not tagged", this.dataset.failed, failed, {}, () => this.toggle(null));
+      const button = choice("Failed", this.dataset.failed, failed, {}, () => this.toggle(null));
       button.classList.add("danger");
       filter.append(button);
     }
@@ -231,7 +232,7 @@ class Page {
     const { total, loaded } = this.grid;
     const { tags, failed } = this.wanted();
     const isFiltered = tags.length > 0 || failed;
-    const ways = [tags.length ? `tagged ${tags.join(" and ")}` : "", failed ? "that could not be tagged" : ""];
+    const ways = [tags.length ? `tagged ${tags.join(" and ")}` : "", failed ? "whose tagging failed" : ""];
     at("next").hidden = loaded >= total;
     at("shown").textContent = isFiltered ? [plural(total, "picture"), ...ways.filter(Boolean)].join(" ") : "";
     at("no-samples").hidden = total > 0;

@@ -38,7 +38,8 @@ export class SampleDialog {
     at("sample-field").value = "";
     at("known-tags").replaceChildren(...this.known().map(({ tag }) => element("option", { value: tag })));
     this.dialog.showModal();
-    at("sample-field").focus();
+    // A field with the focus brings up a phone's keyboard, over half of the picture.
+    at(matchMedia("(max-width: 48rem)").matches ? "sample-close" : "sample-field").focus();
     this.load(sample);
   }
 
@@ -87,7 +88,7 @@ export class SampleDialog {
     );
     at("sample-tags").hidden = !sample.tags.length;
     const source = sample.model ? `Tagged by ${sample.model} (${sample.task}).` : "";
-    at("sample-source").textContent = sample.problem ? `Not tagged: ${sample.problem}` : source;
+    at("sample-source").textContent = sample.problem ? `Failed: ${sample.problem}` : source;
   }
 
   async remove(tag) {

@@ -137,7 +137,7 @@ class Card {
     this.tags.setAttribute("aria-label", `Tags of ${name}`);
     this.tags.replaceChildren(...tags.map((tag) => tagItem(tag, own.includes(tag))));
     this.tags.hidden = !tags.length;
-    this.problem.textContent = problem ? `Not tagged: ${problem}` : "";
+    this.problem.textContent = problem ? `Failed: ${problem}` : "";
     this.problem.hidden = !problem;
     if (this.thumbnail !== thumbnail) {
       const wasSeen = this.isSeen;

@@ -118,6 +118,14 @@ export function element(name, { on = {}, aria = {}, data = {}, ...rest } = {}, .
 
 export const at = (id) => document.getElementById(id);
 
+/** Have the link that skips to the content do that, without a word in the address, which pages use for themselves. */
+export function skipLink() {
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    at("content").focus();
+  });
+}
+
 /** Show a message in an element of the page, or hide that. */
 export function say(place, text, kind = "plain") {
   place.textContent = text ?? "";
