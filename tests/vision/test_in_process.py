@@ -106,6 +106,30 @@ async def test_who_is_cancelled_has_left(tmp_path: Path) -> None:
     assert lines(tmp_path)[1]["error"].startswith("client_gone")
 
 
+@pytest.mark.parametrize(
+    ("fault", "status", "code"),
+    [
+        ({"crash_after_tokens": 1}, 502, "engine_error"),
+        ({"drop_after_tokens": 1}, 502, "engine_error"),
+        ({"bad_json": True}, 502, "engine_error"),
+        ({"garbage": True}, 502, "engine_error"),
+        ({"error_status": 500}, 502, "engine_error"),
+        ({"error_status": 400}, 400, "invalid_request"),
+    ],
+    ids=str,
+)
+async def test_a_fault_of_the_engine_costs_one_question(
+    tmp_path: Path, fault: dict[str, Any], status: int, code: str
+) -> None:
+    """An engine that is killed, breaks off or answers rubbish is an error with a code; the next question is served."""
+    async with gateway_in(tmp_path) as gateway, client_of(gateway.inference, Anyone()) as client:
+        with pytest.raises(AskError) as caught:
+            await Asker(client).ask(question(fake=fault))
+        assert (caught.value.status, caught.value.code) == (status, code)
+        assert not caught.value.is_ours
+        assert (await Asker(client).ask(question())).text
+
+
 async def test_an_answer_that_breaks_off_is_none() -> None:
     """An application that ends without its last part has not answered."""
 

@@ -32,6 +32,7 @@ _COMMANDS = {
     "describe": "vision:describe",
     "ocr": "vision:ocr",
     "run": "vision:run_tasks",
+    "tasks": "tasks:app",
     "status": "status:status",
     "load": "status:load",
     "unload": "status:unload",

@@ -38,8 +38,9 @@ class WrongVariable(Exception):
 class Tasks(Mapping[str, Task]):
     """The tasks by id, in the order of their files."""
 
-    def __init__(self, tasks: Mapping[str, Task]) -> None:
+    def __init__(self, tasks: Mapping[str, Task], files: Mapping[str, Path] | None = None) -> None:
         self._tasks = dict(tasks)
+        self._files = dict(files or {})
 
     def __getitem__(self, id_: str) -> Task:
         """Return a task; raises ``KeyError``."""
@@ -52,6 +53,14 @@ class Tasks(Mapping[str, Task]):
     def __len__(self) -> int:
         """How many there are."""
         return len(self._tasks)
+
+    def file(self, id_: str) -> Path:
+        """Return the file that a task was read from; raises ``KeyError``."""
+        return self._files[id_]
+
+    def is_own(self, id_: str) -> bool:
+        """Whether a task is the user's: not one of those that come with rolecall."""
+        return self._files[id_].parent.resolve() != shipped(FOLDER).resolve()
 
     def find(self, id_: str) -> Task:
         """Return a task; raises ``UnknownTask``."""
@@ -68,6 +77,7 @@ def load_tasks(*folders: Path) -> Tasks:
     A folder that is not there has none. Raises ``TaskError`` with one line for each problem of each file.
     """
     tasks: dict[str, Task] = {}
+    files: dict[str, Path] = {}
     problems: list[str] = []
     for folder in folders:
         found: dict[str, Path] = {}
@@ -79,11 +89,11 @@ def load_tasks(*folders: Path) -> Tasks:
                 continue
             if task.id in found:
                 problems.append(f"{path}: id: {task.id!r} is the id of {found[task.id]} too; give one of them another")
-            found[task.id] = path
+            found[task.id] = files[task.id] = path
             tasks[task.id] = task
     if problems:
         raise TaskError("\n".join(problems))
-    return Tasks(tasks)
+    return Tasks(tasks, files)
 
 
 def tasks_of(settings: Settings) -> Tasks:

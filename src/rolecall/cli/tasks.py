@@ -1,0 +1,60 @@
+"""``rolecall tasks``: what can be asked about a picture, and the files that say so; no server is needed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
+from rolecall.cli.table import Column, Row, show, table
+from rolecall.settings import load_settings
+from rolecall.vision.tasks import Tasks, UnknownTask, tasks_of
+
+app = typer.Typer(no_args_is_help=True, help="List and show the tasks for pictures.")
+
+_COLUMNS = (
+    Column("task"),
+    Column("version", right=True),
+    Column("role"),
+    Column("answer"),
+    Column("title", below="{}"),
+    Column("from", style=lambda text: "green" if text == "own" else "dim"),
+)
+
+
+@app.command("list")
+def list_tasks(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
+    """List the tasks; those of the config folder's tasks/ are your own. Fails for a file that cannot be used."""
+    tasks = _tasks(config_dir)
+    if as_json:
+        print_json([{**task.model_dump(mode="json"), "file": str(tasks.file(id_))} for id_, task in tasks.items()])
+        return
+    rows = [
+        Row((id_, task.version, task.role, task.parser, task.title, "own" if tasks.is_own(id_) else "rolecall"))
+        for id_, task in tasks.items()
+    ]
+    show(lambda width: table(_COLUMNS, rows, width))
+
+
+@app.command("show")
+def show_task(
+    task: Annotated[str, typer.Argument(help="Its id.", metavar="TASK")],
+    *,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Print a task's file: as tasks/TASK.toml of the config folder, a changed copy takes its place."""
+    tasks = _tasks(config_dir)
+    try:
+        found = tasks.find(task)
+    except UnknownTask as error:
+        raise CommandError(str(error)) from None
+    if as_json:
+        print_json({**found.model_dump(mode="json"), "file": str(tasks.file(found.id))})
+    else:
+        typer.echo(tasks.file(found.id).read_text(encoding="utf-8"), nl=False)
+
+
+def _tasks(config_dir: ConfigDir) -> Tasks:
+    return tasks_of(load_settings({"config_dir": config_dir}))

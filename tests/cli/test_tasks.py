@@ -1,0 +1,50 @@
+"""``rolecall tasks``: which there are, and the file of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cli.invoke import answer, call
+from harness import CONFIGS
+
+
+def test_the_shipped_tasks_are_listed(tmp_path: Path) -> None:
+    """Without files of one's own, those that come with rolecall are there, each in a row."""
+    result = call("tasks", "list", "--config-dir", tmp_path)
+    assert result.exit_code == 0
+    heading, *rows = result.stdout.splitlines()
+    assert heading.split() == ["task", "version", "role", "answer", "title", "from"]
+    assert [row.split()[0] for row in rows] == sorted(path.stem for path in (CONFIGS / "tasks").glob("*.toml"))
+    assert all(row.split()[-1] == "rolecall" for row in rows)
+
+
+def test_ones_own_are_told_apart(tmp_path: Path) -> None:
+    """A file in the config folder is one's own, whether it adds a task or takes the place of one."""
+    options, folder = ("--config-dir", tmp_path), tmp_path / "tasks"
+    folder.mkdir()
+    shown = call("tasks", "show", "Caption", *options)
+    (folder / "caption.toml").write_text(shown.stdout.replace('version = "1"', 'version = "mine"'))
+    rows = {task["id"]: task for task in answer("tasks", "list", *options)}
+    assert rows["caption"]["version"] == "mine"
+    assert rows["caption"]["file"] == str(folder / "caption.toml")
+    assert Path(rows["tags"]["file"]).parent != folder
+    assert answer("tasks", "show", "caption", *options)["version"] == "mine"
+    listed = call("tasks", "list", *options).stdout.splitlines()
+    assert [line.split()[0] for line in listed if line.endswith("own")] == ["caption"]
+
+
+def test_an_unknown_task_is_told(tmp_path: Path) -> None:
+    """A name that is near is proposed."""
+    result = call("tasks", "show", "captoin", "--config-dir", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "rolecall: there is no task 'captoin'; did you mean 'caption'?\n"
+
+
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    """It ends the command with the file, the field and exit code 2."""
+    options, folder = ("--config-dir", tmp_path), tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "mine.toml").write_text('version = 1\ntitle = "Mine"\nrole = "caption"\nuser = "{x}"\n')
+    result = call("tasks", "list", *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"rolecall: {folder / 'mine.toml'}: user: {{x}} names no variable")
