@@ -171,9 +171,22 @@ def png_16(value: int) -> bytes:
     )
 
 
-def test_colours_of_16_bits_are_read() -> None:
+def tiff_16(value: int) -> bytes:
+    """A TIFF of 8 × 8 pixels with three channels of 16 bits, as programs for raw files export."""
+    data = struct.pack("<3H", value, 0, 0) * 64
+    bits_at = 8 + 2 + 12 * 9 + 4
+    short = {256: 8, 257: 8, 259: 1, 262: 2, 277: 3, 278: 8}
+    tags = [(tag, 3, 1, struct.pack("<HH", each, 0)) for tag, each in short.items()]
+    tags += [(258, 3, 3, struct.pack("<I", bits_at)), (273, 4, 1, struct.pack("<I", bits_at + 6))]
+    tags += [(279, 4, 1, struct.pack("<I", len(data)))]
+    entries = b"".join(struct.pack("<HHI", tag, kind, count) + held for tag, kind, count, held in sorted(tags))
+    return b"II*\0" + struct.pack("<IH", 8, 9) + entries + struct.pack("<I3H", 0, 16, 16, 16) + data
+
+
+@pytest.mark.parametrize("data", [png_16(200 * 257), tiff_16(200 * 257)], ids=["PNG", "TIFF"])
+def test_colours_of_16_bits_are_read(data: bytes) -> None:
     """The upper eight bits of each channel count."""
-    assert is_near(pixels(prepare(png_16(200 * 257))).getpixel((2, 2)), (200, 0, 0), 12)
+    assert is_near(pixels(prepare(data)).getpixel((2, 2)), (200, 0, 0), 12)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P"])
@@ -221,6 +234,11 @@ CASES: dict[str, tuple[bytes, str]] = {
     "SVG": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "it is an SVG drawing, not a picture of pixels: export"),
     "SVG with a head": (b'\xef\xbb\xbf<?xml version="1.0"?>\n<!-- x -->\n<svg/>', "it is an SVG drawing"),
     "PDF": (b"%PDF-1.7\n", "it is a PDF, or of no kind that is read here"),
+    "JPEG 2000": (encoded(scene(1), "JPEG2000"), "it is a JPEG 2000, or of no kind that is read here"),
+    "floating point": (
+        encoded(Image.new("F", (8, 8), 0.5), "TIFF"),
+        "its pixels are floating-point numbers, as of HDR",
+    ),
     "the beginning of a JPEG": (photograph(1)[:20], "it begins like an image and is none: cut off or damaged"),
     "half a JPEG": (encoded(scene(1, (300, 300)))[:3000], "it cannot be decoded: cut off or damaged"),
     "half a PNG": (encoded(scene(1, (300, 300)), "PNG")[:900], "it cannot be decoded: cut off or damaged"),

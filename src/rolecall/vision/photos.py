@@ -134,8 +134,8 @@ def _kind(file: BinaryIO, size: int, name: str) -> str:
     if start.startswith(b"<svg") or (start.startswith((b"<?xml", b"<!doctype svg", b"<!--")) and b"<svg" in start):
         raise PhotoError("it is an SVG drawing, not a picture of pixels: export it as a PNG")
     kind = image_type(head[:HEAD_BYTES])
-    if kind is None:
-        what = "a PDF" if start.startswith(b"%pdf") else "not an image"
+    if kind is None or kind == "image/jp2":
+        what = "a JPEG 2000" if kind else "a PDF" if start.startswith(b"%pdf") else "not an image"
         raise PhotoError(f"it is {what}, or of no kind that is read here (JPEG, PNG, WebP, TIFF, GIF, AVIF, HEIC)")
     return kind
 
@@ -249,6 +249,8 @@ def _plain(image: Image.Image) -> Image.Image:
         return image.convert("RGBA")
     if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut off what is above 255
         return image.convert("I").point([value // 256 for value in range(65536)], "L")
+    if image.mode == "F":
+        raise PhotoError("its pixels are floating-point numbers, as of HDR: export it with 8 or 16 bits")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
