@@ -36,6 +36,7 @@ from rolecall.runtime.drivers import backends
 from rolecall.runtime.roster import load_roster
 from rolecall.settings import PREFIX, Settings, load_settings
 from rolecall.vision.datasets_routes import dataset_routes
+from rolecall.vision.single_extension import single_requests
 from rolecall.vision.task import Dimension, Task, Validation, Variable
 from rolecall.vision.task import Image as PictureRules
 from rolecall.vision.tasks import load_tasks
@@ -252,6 +253,17 @@ async def test_every_route_is_documented(tmp_path: Path) -> None:
         routes: list[Any] = create_app(gateway.services, gateway.inference, gateway.reload).routes
     served = {f"{method} {route.path.replace(':path', '')}" for route in routes for method in route.methods - {"HEAD"}}
     assert set(re.findall(r"`((?:GET|POST) /[^`]*)`", page("api.md"))) == served
+
+
+async def test_every_route_of_single_requests_is_documented(tmp_path: Path) -> None:
+    """The table has each method and path with the key that it needs, and no other."""
+    settings = load_settings({"config_dir": tmp_path, "state_dir": tmp_path, "log_path": tmp_path / "log.jsonl"}, {})
+    documented = {(row[0], row[2]) for row in table(page("vision-requests.md"), "method and path", "", "key")}
+    async with running_gateway(load_roster(settings)) as gateway, single_requests(gateway) as added:
+        routes = {
+            (f"{m} {route.path}", route.need) for route in added.routes for m in (route.methods or set()) - {"HEAD"}
+        }
+    assert documented == routes
 
 
 def test_every_route_of_datasets_is_documented() -> None:

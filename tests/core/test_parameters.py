@@ -245,3 +245,20 @@ def test_responses_for_llama_cpp_are_put_into_its_words() -> None:
     fitted = adapt(body, facts, entry(backend="llama_cpp"), "m")
     assert (fitted["input"], fitted["response_format"]) == ([], {"type": "json_object"})
     assert adapt(body, facts, entry(backend="vllm"), "m")["input"] == body["input"]
+
+
+STAND_IN = {"rolecall_defaults": {"temperature": 0.35, "top_k": 40, "n": 5, "mirostat": 2**40, "top_p": "x"}}
+
+
+def test_numbers_that_come_last() -> None:
+    """Those of our own field fill what neither the request nor the entry gives, by known names and within bounds."""
+    after = adapted(chat(**STAND_IN, temperature=None), generation_defaults={"top_k": 7})
+    assert after == chat(model="served", temperature=0.35, top_k=7)
+    assert adapted(chat(**STAND_IN, temperature=1))["temperature"] == 1
+    assert adapted(chat(rolecall_defaults=3)) == chat(model="served")
+
+
+def test_numbers_that_come_last_are_for_llama_cpp() -> None:
+    """No other engine gets them, nor the field."""
+    assert adapted(chat(**STAND_IN), backend="openai") == chat(model="served")
+    assert adapted(chat(**STAND_IN), EMBEDDINGS) == chat(model="served")

@@ -173,6 +173,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         self.ended: Counter[int] = Counter()
         self.cut: Counter[str] = Counter()
         """Answers whose engine is gone and that were not given back yet."""
+        self.coming_back: set[str] = set()
+        """Models that were stopped to be started otherwise."""
         self.asked = 0
         self.is_over = False
         self.configure()
@@ -274,7 +276,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             self.engines[name].may_go = True
         self.post(UnloadRequested(name))
 
-    @rule(number=st.integers(0, 4), what=st.sampled_from(["remove", "restore", "change", "budget"]))
+    @rule(number=st.integers(0, 4), what=st.sampled_from(["remove", "restore", "change", "resize", "budget"]))
     def somebody_edits(self, number: int, what: str) -> None:
         name = list(self.all_specs)[number % len(self.all_specs)]
         known = self.all_specs[name]
@@ -282,12 +284,12 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             self.specs.pop(name, None)
         elif what == "restore":
             self.specs[name] = known
-        elif what == "change":
+        elif what in {"change", "resize"}:
             fields = {"pinned": known.entry.pinned, "role_priority": known.entry.role_priority}
             self.specs[name] = replace(known, entry=entry(name, served_model_id=str(self.now), **fields))
         else:
             self.budget_mb = 60 * (number + 1)
-        self.configure()
+        self.configure(at_idle=what == "resize")
 
     @precondition(lambda self: not self.is_over and self.asked > 10)
     @rule(sure=st.integers(0, 30))
@@ -360,7 +362,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             if engine.phase in phases and (busy is None or bool(engine.in_flight) is busy)
         ]
 
-    def configure(self) -> None:
+    def configure(self, *, at_idle: bool = False) -> None:
         for name, engine in self.engines.items():
             new = self.specs.get(name)
             engine.may_go |= new is None or not new.starts_like(engine.spec)
@@ -376,6 +378,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
                 groups=self.groups,
                 sleep_mb=60,
                 host_mb=HOST_MB,
+                at_idle=at_idle,
             )
         )
 
@@ -436,7 +439,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         self.check_loads(engine)
         is_member = any(model in group.models for group in self.groups)
         wanted = any(model in visit.names for visit in self.waiting.values())
-        assert wanted or is_member, "started for nobody"
+        assert wanted or is_member or model in self.coming_back, "started for nobody"
+        self.coming_back.discard(model)
 
     def check_loads(self, engine: Engine) -> None:
         others = [other for other in self.engines.values() if other.is_loading and other is not engine]
@@ -448,6 +452,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         assert not engine.in_flight or drained or engine.phase != "ready", "stopped while in flight"
         assert engine.may_go or not engine.spec.entry.pinned, "a pinned model was stopped"
         engine.phase, engine.drains_since = "stopping", None
+        if self.scheduler._slots[engine.spec.name].comes_back:
+            self.coming_back.add(engine.spec.name)
 
     def grant(self, waiter: int, engine: Engine) -> None:
         visit, name = self.waiting[waiter], engine.spec.name

@@ -36,7 +36,7 @@ def card(roster: Roster, entry: ModelEntry) -> dict[str, Any]:
     ``traits`` are what its chat template says. ``footprint_mb`` is what its next start needs, ``given_mb`` what it is
     given: more if its group has more; memory in MB, times in s.
     """
-    at = roster.registry.entries.index(entry)
+    at = [written.name for written in roster.registry.entries].index(entry.name)
     candidate = next(candidate for candidate in roster.candidates() if candidate.entry is entry)
     backend = roster.backend(entry)
     reason = _why_not(roster, candidate)

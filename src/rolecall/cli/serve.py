@@ -22,10 +22,11 @@ from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings, located, prepare_config_dir, prepare_state_dir, unknown_variables
 from rolecall.vision.datasets_extension import datasets
+from rolecall.vision.single_extension import single_requests
 
 log = logging.getLogger("rolecall")
 
-EXTENSIONS = (datasets,)
+EXTENSIONS = (datasets, single_requests)
 """What rooms above the gateway add to the server."""
 _DEMO_FOLDER = "${STATE_DIR}/demo/"
 

@@ -182,7 +182,8 @@ class Configured:
 
     ``budget_mb`` and ``max_models`` hold over all devices together; ``sleep_mb`` is the host RAM that sleeping engines
     may take, ``host_mb`` that which engines on the CPU may take beside GPUs. ``profiles`` are the rules of the other
-    profiles, for demands that name one.
+    profiles, for demands that name one. ``at_idle``: a model that answers and is started otherwise now goes on, and is
+    started anew in its next idle moment; else it drains at once.
     """
 
     specs: tuple[Spec, ...]
@@ -194,6 +195,7 @@ class Configured:
     sleep_mb: int = 0
     profiles: Mapping[str, Rules] = field(default_factory=dict)
     host_mb: int = 0
+    at_idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Intake(Choosing):
             case Adopted():
                 self._adopted(self._slots[event.model], event.placement)
             case UnloadRequested():
-                self._slots[event.model].is_unwanted = True
+                self._slots[event.model].is_unwanted, self._slots[event.model].comes_back = True, False
                 self._slots[event.model].reduced_at = -math.inf  # its full size is tried again
                 yield from self._unload(self._slots[event.model])
             case Configured():
@@ -201,7 +201,7 @@ class Intake(Choosing):
     def _adopted(self, slot: Slot, placement: Placement) -> None:
         for step in (Step.START, Step.BECOME_READY):
             slot.state = advance(slot.state, step)
-        slot.placement = placement
+        slot.placement, slot.started_as = placement, slot.spec
         slot.last_used = slot.ready_since = slot.idle_since = self._now
         if placement:
             self.ledger.correct(slot.name, {share.device: share.mb for share in placement})
@@ -218,8 +218,12 @@ class Intake(Choosing):
             spec = specs.pop(name, None)
             slot.removed = spec is None
             new = spec or replace(slot.spec, unavailable="it was removed from the registry")
-            stale = slot.removed or not new.starts_like(slot.spec) or not self._can_wake(slot)
+            differs = not new.starts_like(slot.spec)
+            goes_on = event.at_idle and slot.state is State.READY and slot.spec.managed
+            stale = slot.removed or (differs and not goes_on) or not self._can_wake(slot)
             slot.spec = new
+            if goes_on and slot.started_as is not None:
+                slot.is_outdated = not new.starts_like(slot.started_as)
             if stale:
                 slot.grow_back()
                 slot.sleeps_badly = False

@@ -16,6 +16,11 @@ _WITH_DEFAULTS = frozenset({CHAT, COMPLETIONS, RESPONSES, MESSAGES})
 _REQUEST_NAMES = {"temp": "temperature"}
 """Generation defaults that go by the name of an engine's option, and what a request calls them."""
 
+STAND_INS = "rolecall_defaults"
+"""A field of ours, which no engine gets: numbers by name that come last, after request and entry, for llama.cpp."""
+_STANDING_IN = frozenset({"temperature", "top_p", "top_k", "presence_penalty", "mirostat"})
+_MOST = 2**20
+
 _NEWER, _OLDER = "max_completion_tokens", "max_tokens"
 _LIMITS = (_NEWER, _OLDER, "max_output_tokens", "n_predict", "num_predict")
 """What limits an answer, under any of its names; the first two are OpenAI's, and the newer one goes first."""
@@ -57,8 +62,11 @@ def adapt(
     """
     adapted = _for_clients(body)
     adapted["model"] = served_id
+    stand_ins = adapted.pop(STAND_INS, None)
     if facts.endpoint in _WITH_DEFAULTS:
         _fill(adapted, entry, facts.endpoint)
+        if stand_ins is not None and entry.backend == "llama_cpp":
+            _stand_in(adapted, stand_ins)
         _rename_limit(adapted, _limit_name(facts.endpoint, entry))
     if facts.hides_usage:
         adapted["stream_options"] = {**(adapted.get("stream_options") or {}), "include_usage": True}
@@ -100,6 +108,13 @@ def _fill(adapted: dict[str, Any], entry: ModelEntry, endpoint: str) -> None:
                 continue
         if adapted.get(key) is None:
             adapted[key] = value
+
+
+def _stand_in(adapted: dict[str, Any], stand_ins: Any) -> None:
+    for name in _STANDING_IN.intersection(stand_ins if isinstance(stand_ins, dict) else ()):
+        value = stand_ins[name]
+        if adapted.get(name) is None and isinstance(value, int | float) and -_MOST <= value <= _MOST:
+            adapted[name] = value
 
 
 def _limit_name(endpoint: str, entry: ModelEntry) -> str | None:

@@ -12,11 +12,13 @@ The policy, in the order in which ``_decide`` applies it:
    take.
 3. A waiter whose model is ready and has a free place is granted at once, in order of arrival: requests for the loaded
    model are collated before a swap.
-4. Whoever still waits when the queue is full is turned away, the newest first.
+4. Whoever still waits when the queue is full is turned away, the newest first. A model that is idle and is to be
+   started otherwise by now is stopped.
 5. One load at a time on each device: first the claims, then the models with the most waiters per second of load. What
    is idle makes room, the cheapest to bring back first: asleep if it can sleep, else stopped; never a pinned model,
    never one with a request in flight, and not in the moment between two requests of the same client.
-6. When nobody waits for a load, the rest of a group in use is loaded into what is free.
+6. When nobody waits for a load, what was stopped to be started otherwise is started into what is free, and then the
+   rest of a group in use.
 """
 
 from __future__ import annotations
@@ -57,10 +59,13 @@ class Policy(Intake):
         yield from self._grant(overdue)
         # 4. no longer queue than allowed
         yield from self._turn_away()
+        yield from self._end_outdated()
         # 5. what is missing is loaded
         missing = [slot for slot in missing if slot.queue]
         yield from self._load(missing, overdue)
-        # 6. what belongs together comes together
+        # 6. what was to be started anew comes back, and what belongs together comes together
+        if not missing and not self._closing:
+            yield from self._bring_back()
         if self._groups and not missing and not self._closing:
             yield from self._complete_groups()
 
@@ -259,6 +264,25 @@ class Policy(Intake):
             is_unwanted = other.state is State.STARTING and not other.queue and other.can_go and other is not slot
             if is_unwanted and not devices.isdisjoint(devices_of(other.placement)):
                 yield from self._unload(other)
+
+    # -- models that are to be started otherwise
+
+    def _end_outdated(self) -> Iterator[Effect]:
+        for slot in self._slots.values():
+            if slot.is_outdated and slot.is_idle:
+                slot.grow_back()
+                slot.comes_back = True
+                yield from self._unload(slot)
+
+    def _bring_back(self) -> Iterator[Effect]:
+        """Start them into what is free; a model that has no room by now is started when it is asked for."""
+        for slot in [s for s in self._slots.values() if s.comes_back and s.state is State.STOPPED]:
+            if not self.ledger.lingers(slot.name):
+                taken = self._loading_on()
+                fit = self._best_fit(slot, [[]], taken) if slot.spec.unavailable is None else None
+                slot.comes_back = bool(taken)
+                if fit is not None:
+                    yield from self._come(slot, fit[0], taken)
 
     # -- groups
 

@@ -157,7 +157,8 @@ class Room:
         if slot.takes_room:
             self.ledger.reserve(slot.name, placement)
         slot.placement, slot.claim, slot.blocked_since = placement, None, None
-        slot.is_alone = slot.starts_alone
+        slot.is_alone, slot.started_as = slot.starts_alone, slot.spec
+        slot.is_outdated = slot.comes_back = False
         slot.state = advance(slot.state, Step.START)
         return Start(slot.name, placement, slot.reduction)
 

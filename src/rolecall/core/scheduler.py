@@ -74,7 +74,7 @@ class Scheduler(Policy):
 
     def _release_at_once(self, event: Released) -> bool:
         slot = self._slots.get(event.model)
-        if slot is None or slot.state is not State.READY:
+        if slot is None or slot.state is not State.READY or slot.is_outdated:
             return False
         slot.in_flight -= 1
         slot.idle_since = slot.last_used = self._now
@@ -98,6 +98,11 @@ class Scheduler(Policy):
         """Return the state of a model; STOPPED for one that was never heard of."""
         slot = self._slots.get(name)
         return slot.state if slot else State.STOPPED
+
+    def is_outdated(self, name: str) -> bool:
+        """Whether a model's engine runs as an earlier registry or configuration said, until it is idle."""
+        slot = self._slots.get(name)
+        return slot is not None and slot.is_outdated
 
     def waiting(self) -> int:
         """Return the number of requests in the queue."""

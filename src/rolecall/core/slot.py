@@ -96,6 +96,11 @@ class Slot:
     error: str = ""
     has_crashed: bool = False
     removed: bool = False
+    is_outdated: bool = False
+    """It runs as an earlier spec said, and is to be started anew once it is idle."""
+    comes_back: bool = False
+    """It was stopped for that, and is started without being asked for if it has room."""
+    started_as: Spec | None = None
     is_unwanted: bool = False
     """It was unloaded by hand: its group does not bring it back."""
     stop_by: float | None = None

@@ -16,6 +16,7 @@ from types import FrameType
 import httpx
 import uvicorn
 
+from rolecall.core.api_config import ApiConfig
 from rolecall.core.scheduler import Scheduler
 from rolecall.gateway.app import create_app
 from rolecall.gateway.counting import Counting
@@ -76,6 +77,14 @@ class Gateway:
         """Read the registry again and act on it."""
         self.services.roster.reload()
         self.configure()
+
+    def reconfigure(self, config: ApiConfig) -> None:
+        """Put what was set at `/api/config` in force, and keep it; models that answer take it over once they are idle.
+
+        Raises ``OSError`` where it cannot be written; then nothing has changed.
+        """
+        self.services.roster.reconfigure(config)
+        self.services.supervisor.configure(self.services.roster.configured(at_idle=True))
 
     async def watch_registry(self) -> None:
         """Reload if a registry file has changed and is left alone for a moment: it may be half written.

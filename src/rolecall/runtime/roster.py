@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 
-from rolecall.backends.base import Backend, RemoteLoad
+from rolecall.backends.base import Backend, Places, RemoteLoad
+from rolecall.core.api_config import ApiConfig
 from rolecall.core.catalog import ROLE_PREFIX, Catalog, Target
 from rolecall.core.events import Configured, Group, SleepCost, Spec
 from rolecall.core.groups import AllocationError, ModelGroup, Need, allocate, resolve
@@ -27,9 +28,11 @@ from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
 from rolecall.core.traits import NOTHING_KNOWN, Traits
 from rolecall.core.vram import HOST
 from rolecall.errors import ConfigurationError, ModelNotFound
+from rolecall.runtime.api_config import API_CONFIG, ApiConfigFile
 from rolecall.runtime.daemons import Daemons
 from rolecall.runtime.driver_probe import DriverProbe
 from rolecall.runtime.drivers import backends
+from rolecall.runtime.effective import Effective
 from rolecall.runtime.footprints import Footprints, asked_share, cards
 from rolecall.runtime.gpu import GpuProbe, GpuReport
 from rolecall.runtime.learnt import LearntStore
@@ -60,6 +63,7 @@ class Sighting:
     """What was found on the disk for one state of the registry."""
 
     registry: Registry
+    config: ApiConfig
     catalog: Catalog
     specs: tuple[Spec, ...]
     traits: Mapping[str, Traits] = field(default_factory=dict)
@@ -82,6 +86,9 @@ class Roster:
         self.probe = probe
         self._daemons = Daemons()
         self._reader = TraitsReader()
+        self.api_config = ApiConfigFile(settings.state_dir / API_CONFIG)
+        places = Places(settings.config_dir, settings.state_dir)
+        self._effective = Effective(places, self._own_context)
         self._traits: Mapping[str, Traits] = {}
 
     def load(self) -> None:
@@ -110,6 +117,11 @@ class Roster:
             self.problem = str(error)
             log.error("the registry is broken, the last good one stays in force:\n%s", error)  # noqa: TRY400 - no traceback
 
+    def reconfigure(self, config: ApiConfig) -> None:
+        """Put what was set at `/api/config` in force, and keep it; raises ``OSError`` where it cannot be written."""
+        self.api_config.save(config)
+        self._adopt(self.registry, ask=False)
+
     def _read_again(self) -> Registry:
         curated = self.settings.config_dir / CURATED
         if self._had_curated and not curated.exists():  # while it is being saved, or moved away by mistake
@@ -129,11 +141,13 @@ class Roster:
         return self._look(self.registry, ask=True)
 
     def _look(self, registry: Registry, *, ask: bool) -> Sighting:
-        reasons = {entry.name: self._why_unavailable(entry, ask=ask) for entry in registry.entries}
-        catalog = Catalog(registry.entries, {name: reason for name, reason in reasons.items() if reason is not None})
-        installed = [entry for entry in registry.entries if entry.name not in catalog.unavailable]
+        config = self.api_config.config
+        entries = self._effective.of(registry.entries, config)
+        reasons = {entry.name: self._why_unavailable(entry, ask=ask) for entry in entries}
+        catalog = Catalog(entries, {name: reason for name, reason in reasons.items() if reason is not None})
+        installed = [entry for entry in entries if entry.name not in catalog.unavailable]
         traits = {entry.name: self._reader.of(entry, self.backend(entry)) for entry in installed}
-        return Sighting(registry, catalog, self._sighted(registry, catalog), traits)
+        return Sighting(registry, config, catalog, self._sighted(registry, catalog), traits)
 
     def _why_unavailable(self, entry: ModelEntry, *, ask: bool) -> str | None:
         backend = self.backend(entry)
@@ -143,8 +157,8 @@ class Roster:
         return reason
 
     def accept(self, seen: Sighting) -> bool:
-        """Act on what was seen, unless the registry has been read anew meanwhile; whether that changed anything."""
-        if seen.registry is not self.registry:
+        """Act on what was seen, unless more has changed meanwhile; whether that changed anything."""
+        if seen.registry is not self.registry or seen.config is not self.api_config.config:
             return False
         self._traits = seen.traits
         if seen.specs == self._specs:
@@ -187,8 +201,8 @@ class Roster:
         """Return how its model wants to be spoken to, as its files said at the last look; it waits for nothing."""
         return self._traits.get(entry.name, NOTHING_KNOWN)
 
-    def configured(self) -> Configured:
-        """Return all of it as the scheduler takes it in."""
+    def configured(self, *, at_idle: bool = False) -> Configured:
+        """Return all of it as the scheduler takes it in; ``at_idle`` lets answers go on by what held before."""
         groups, _ = self._groups(self.registry)
         return Configured(
             self._specs,
@@ -200,6 +214,7 @@ class Roster:
             self._sleep_mb(),
             {name: self.rules(name) for name in self.profiles},
             self._host_mb(),
+            at_idle,
         )
 
     def rules(self, profile: str | None = None) -> Rules:
@@ -257,7 +272,7 @@ class Roster:
         return max(0, (psutil.virtual_memory().total >> 20) - RESERVE_MB - self._sleep_mb())
 
     def _sighted(self, registry: Registry, catalog: Catalog) -> tuple[Spec, ...]:
-        specs = {entry.name: self._spec(entry, catalog) for entry in registry.entries}
+        specs = {entry.name: self._spec(entry, catalog) for entry in catalog.entries}
         for group in self._groups(registry)[0]:
             specs.update((name, replace(specs[name], footprint_mb=mb)) for name, mb in self._shares(group, specs))
         return tuple(specs.values())
@@ -306,10 +321,13 @@ class Roster:
             cpu_mb=self._cpu_mb(entry, backend) if is_installed else None,
         )
 
+    def _own_context(self, entry: ModelEntry) -> int | None:
+        return self.footprints.context_tokens(entry)
+
     def _smaller(self, entry: ModelEntry, backend: Backend) -> tuple[int, ...]:
         if not backend.reducible(entry).context:
             return ()
-        return smaller_contexts(entry.context_tokens or self.footprints.context_tokens(entry))
+        return smaller_contexts(entry.context_tokens or self._own_context(entry))
 
     def _cpu_mb(self, entry: ModelEntry, backend: Backend) -> int | None:
         """Return what the model takes of host RAM if it may run there although there are GPUs."""

@@ -54,7 +54,8 @@ class Supervisor(Lives):
         self._entries = {spec.name: spec.entry for spec in configured.specs}
         self._post(configured)
         for name, engine in self._engines.items():
-            if self.scheduler.state(name) is not State.STOPPING and name in self._entries:
+            goes = self.scheduler.state(name) is State.STOPPING or self.scheduler.is_outdated(name)
+            if not goes and name in self._entries:
                 engine.take_over(self._entries[name])  # what changed does not concern the process
 
     # -- requests
