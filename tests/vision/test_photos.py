@@ -8,6 +8,8 @@ import hashlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -223,6 +225,18 @@ def test_heic() -> None:
     assert (photo.source_type, photo.source_size) == ("image/heic", (64, 32))
     assert is_near(pixels(photo).getpixel((8, 4)), RED, 40)
     assert refusal(out.getvalue()[:200]).startswith("it ")
+
+
+def test_heic_without_its_library() -> None:
+    """Where the library is missing, the reason names what to install."""
+    code = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from rolecall.vision.photos import PhotoError, prepare\n"
+        "try: prepare(b'\\0\\0\\0\\x18ftypheic' + bytes(64))\n"
+        "except PhotoError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=True).stdout
+    assert said == "it is a HEIC picture, which needs a library more: pip install 'rolecall[heic]'\n"
 
 
 # -- what is refused
