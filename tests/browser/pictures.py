@@ -35,7 +35,7 @@ def draw(page: Page, server: Rolecall, photos: Path, folder: Path) -> None:
     page.open(f"{server.base_url}/ui/datasets")
     page.until_pictures(60)
     page.click("#tag")
-    page.wait(lambda: any(f"{number}/{COUNT}" in page.text("#job-words") for number in range(12, 40)))
+    page.wait(lambda: any(f"{number}/{COUNT}" in page.text("#tag") for number in range(12, 40)))
     page.wait(lambda: len(page.all("#grid .tags > li")) > 20)
     save("running")
     assert list(states(server, id_))[-1]["status"] == "complete"

@@ -53,8 +53,9 @@ def test_from_a_folder_to_tagged_pictures(page: Page, tmp_path: Path) -> None:
         assert page.texts("#list li") == ["Summer\n40"]
         assert page.text("#counts") == "40 pictures · 0 tagged"
         page.click("#tag")
-        running = page.wait(lambda: words if "/40" in (words := page.text("#job-words")) else "")
+        running = page.wait(lambda: words if "/40" in (words := page.text("#tag")) else "")
         assert running.startswith("Tagging... ")
+        assert page.text("#job-words").endswith("of 40 pictures")
         assert not page.find("#tag").is_enabled()
         assert page.is_shown("#bar")
         assert page.until("#job-words", DONE) == "Tagged 40 samples."
@@ -94,7 +95,7 @@ def test_a_job_is_shown_to_whoever_comes_later(page: Page, server: Rolecall, tmp
     start(server, id_)
     await_processed(server, id_, 3)
     page.open(f"{server.base_url}/ui/datasets#{id_}")
-    page.until("#job-words", "/150")
+    page.until("#tag", "/150")
     page.click("#cancel")
     page.until("#job-words", "Cancelled: ")
     assert not page.is_shown("#cancel")
@@ -411,7 +412,7 @@ def test_a_server_that_goes_and_comes_back(page: Page, tmp_path: Path) -> None:
     with first as server:
         id_ = open_dataset(page, server, "away", folder)
         page.click("#tag")
-        page.until("#job-words", "/60")
+        page.until("#tag", "/60")
         await_processed(server, id_, 4)
         port = server.port
         assert server.stop() == 0

@@ -12,7 +12,7 @@ import pytest
 
 from harness import eventually
 from rolecall.errors import Conflict, DatasetsUnavailable, DiskFull, NotFound
-from rolecall.vision.datasets_records import Dataset, FileFacts, Wish
+from rolecall.vision.datasets_records import Dataset, FileFacts, Result, Wish
 from rolecall.vision.datasets_store import DatasetStore
 from rolecall.vision.datasets_thread import StoreThread
 
@@ -95,7 +95,7 @@ def test_a_rescan(store: DatasetStore, dataset: Dataset) -> None:
     store.edit_tags(dataset.id, names["a.jpg"], lambda tags: tags.edited(["mine"]))
     job = store.start_job(dataset.id, WISH)
     for id_ in names.values():
-        store.record(job, id_, ["dark"], "m")
+        store.record(job, [Result(id_, ("dark",), "m")])
     found = store.rescanned(dataset.id, [*files("b.jpg"), *files("c.jpg", size=5), *files("d.jpg")], 0)
     assert (found.samples, found.missing, found.skipped) == (3, 1, 0)
     assert [s.file.name for s in store.samples(dataset.id)[0]] == ["b.jpg", "c.jpg", "d.jpg"]
@@ -119,13 +119,13 @@ def test_a_job_knows_what_is_missing(tmp_path: Path, store: DatasetStore, datase
     """After the file was opened again, a job has left what it has neither tagged nor failed at."""
     names = ids(store, dataset)
     job = store.start_job(dataset.id, WISH)
-    store.record(job, names["a.jpg"], ["dark", "sharp"], "m")
-    store.record_failure(job, names["c.jpg"], "it is empty")
+    store.record(job, [Result(names["a.jpg"], ("dark", "sharp"), "m")])
+    store.record(job, [Result(names["c.jpg"], problem="it is empty")])
     store.close()
     again = DatasetStore(tmp_path / "datasets.duckdb")
     (found,) = again.running_jobs()
     assert (found.wish, found.total, found.processed, found.failed) == (WISH, 3, 2, 1)
-    assert again.to_do(found) == [names["b.jpg"]]
+    assert [sample.id for sample in again.to_do(found)] == [names["b.jpg"]]
     again.close()
 
 
@@ -133,10 +133,10 @@ def test_a_job_tags_what_has_no_tags_of_its_task(store: DatasetStore, dataset: D
     """Another job of the same task does only what failed; one of a newer version, or one that says so, does all."""
     names = ids(store, dataset)
     job = store.start_job(dataset.id, WISH)
-    store.record(job, names["a.jpg"], ["dark"], "m")
-    store.record(job, names["b.jpg"], [], "m")
-    store.record_failure(job, names["c.jpg"], "it is empty")
-    assert store.to_do(store.start_job(dataset.id, WISH)) == [names["c.jpg"]]
+    store.record(job, [Result(names["a.jpg"], ("dark",), "m")])
+    store.record(job, [Result(names["b.jpg"], (), "m")])
+    store.record(job, [Result(names["c.jpg"], problem="it is empty")])
+    assert [sample.id for sample in store.to_do(store.start_job(dataset.id, WISH))] == [names["c.jpg"]]
     assert store.start_job(dataset.id, Wish("tags@2")).total == 3
     assert store.start_job(dataset.id, Wish("tags@1", again=True)).total == 3
     assert [s.file.name for s in store.samples(dataset.id, failed=True)[0]] == ["c.jpg"]
@@ -145,9 +145,9 @@ def test_a_job_tags_what_has_no_tags_of_its_task(store: DatasetStore, dataset: D
 def test_tags_of_two_tasks_are_kept_beside_each_other(store: DatasetStore, dataset: Dataset) -> None:
     """Those of the same task, in whichever version, give way to its new ones."""
     id_ = ids(store, dataset)["a.jpg"]
-    for task, tags in (("tags@1", ["dark"]), ("keywords@1", ["boat"]), ("keywords@2", ["ship"])):
+    for task, tags in (("tags@1", ("dark",)), ("keywords@1", ("boat",)), ("keywords@2", ("ship",))):
         job = store.start_job(dataset.id, Wish(task))
-        store.record(job, id_, tags, "m")
+        store.record(job, [Result(id_, tags, "m")])
     sample = store.sample(dataset.id, id_)
     assert "ship" in sample.tags.shown
     assert "boat" not in sample.tags.shown
@@ -232,7 +232,7 @@ FILLER = """
 import resource, sys
 from pathlib import Path
 from rolecall.errors import DiskFull
-from rolecall.vision.datasets_records import FileFacts, Wish
+from rolecall.vision.datasets_records import FileFacts, Result, Wish
 from rolecall.vision.datasets_store import DatasetStore
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -246,8 +246,8 @@ job = store.start_job(dataset.id, Wish("tags@1"))
 written = 0
 try:
     for round in range(200):
-        for id_ in store.to_do(job):
-            store.record(job, id_, [f"tag number {written} " + "x" * 80 for _ in range(5)], "m")
+        for sample in store.to_do(job):
+            store.record(job, [Result(sample.id, tuple([f"tag number {written} " + "x" * 80 for _ in range(5)]), "m")])
             written += 1
 except DiskFull as error:
     print(written, error.message, flush=True)
@@ -270,8 +270,8 @@ def test_a_full_disk_corrupts_nothing(tmp_path: Path) -> None:
     assert dataset.samples == 400
     assert dataset.tagged == int(count)
     (job,) = store.running_jobs()
-    for id_ in store.to_do(job):
-        store.record(job, id_, ["dark"], "m")
+    for sample in store.to_do(job):
+        store.record(job, [Result(sample.id, ("dark",), "m")])
     assert store.dataset(dataset.id).tagged == 400
     store.close()
 

@@ -68,6 +68,17 @@ async def test_every_sample_is_tagged(tmp_path: Path) -> None:
         assert not (tmp_path / "running").exists()
 
 
+async def test_a_large_dataset_is_read_in_parts(tmp_path: Path) -> None:
+    """Each sample is asked for once all the same, in the order of the names as far as some at a time have one."""
+    tagger = FakeTagger()
+    async with bench(tmp_path, tagger) as (jobs, store):
+        one = await dataset(store, 350)
+        await jobs.start(one.id, Wish("tags@1", again=True))
+        assert (await watched(jobs, one.id))[-1].processed == 350
+        assert sorted(tagger.asked) == [f"{number:03}.jpg" for number in range(350)]
+        assert all(abs(int(name[:3]) - place) < SAMPLES_AT_A_TIME for place, name in enumerate(tagger.asked))
+
+
 async def test_only_some_are_worked_on_at_a_time(tmp_path: Path) -> None:
     """Over all jobs, and fewer of them ask a model."""
     tagger = FakeTagger()
@@ -244,6 +255,8 @@ async def test_results_that_cannot_be_written_end_the_job(tmp_path: Path) -> Non
     assert last.status == "error"
     assert last.message.endswith("There is no room.")
     store.is_full = False
+    assert await jobs.progress(one.id) == Progress("error", 0, 20, "Interrupted; start it again to go on.")
+    assert (tmp_path / "running").exists()
     kept = await store.run(lambda opened: opened.dataset(one.id))
     assert last.processed <= kept.tagged < 20
     await jobs.start(one.id, WISH)

@@ -79,11 +79,14 @@ class LazyDatasets:
 
     async def resume(self) -> None:
         """Go on with what an earlier process has begun, if there is any; again and again while that cannot be read."""
+        told = ""
         while not self._is_resumed and (self._folder / _MARKER).exists():
             try:
                 await self.get()
             except RolecallError as error:
-                log.warning("the tagging that was interrupted cannot go on yet: %s", error)
+                if error.message != told:
+                    log.warning("the tagging that was interrupted cannot go on yet: %s", error)
+                told = error.message
                 await asyncio.sleep(RETRY_S)
 
     def stop(self) -> None:

@@ -129,6 +129,16 @@ class Job:
     message: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of one sample: the tags that ``model`` gave, or the ``problem`` for which there are none."""
+
+    sample_id: int
+    tags: tuple[str, ...] = ()
+    model: str | None = None
+    problem: str | None = None
+
+
 def clean_tags(tags: Iterable[str], field: str = "tags") -> tuple[str, ...]:
     """Return what a person wrote as tags: trimmed, without repetitions; raises ``BadRequest`` for what is none."""
     found = _distinct(clean_text(tag, field, MAX_TAG_CHARACTERS) for tag in tags)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import Conflict, DatasetsUnavailable, DiskFull, NotFound
-from rolecall.vision.datasets_records import Dataset, FileFacts, Job, Sample, Tags, Wish
+from rolecall.vision.datasets_records import Dataset, FileFacts, Job, Result, Sample, Tags, Wish
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -208,12 +208,11 @@ class DatasetStore:
             self._write_tags(sample_id, change(self.sample(dataset_id, sample_id).tags))
         return self.sample(dataset_id, sample_id)
 
-    def _write_tags(self, sample_id: int, tags: Tags) -> None:
-        self._do(
-            "UPDATE samples SET tags = ?, own_tags = ?, given_tags = ?, refused_tags = ? WHERE id = ?",
-            *(list(each) for each in (tags.shown, tags.own, tags.given, tags.refused)),
-            sample_id,
-        )
+    def _write_tags(self, sample_id: int, tags: Tags, **more: object) -> None:
+        columns = {"tags": tags.shown, "own_tags": tags.own, "given_tags": tags.given, "refused_tags": tags.refused}
+        values = {name: list(value) for name, value in columns.items()} | more
+        names = ", ".join(f"{name} = ?" for name in values)
+        self._do(f"UPDATE samples SET {names} WHERE id = ?", *values.values(), sample_id)  # noqa: S608 - from here
 
     # -- jobs
 
@@ -222,13 +221,7 @@ class DatasetStore:
         with self._transaction():
             self.dataset(dataset_id)
             ((id_,),) = self._rows("SELECT nextval('ids')")
-            ((total,),) = self._rows(
-                f"SELECT count(*) FROM samples WHERE {_TO_DO}",  # noqa: S608
-                dataset_id,
-                id_,
-                wish.again,
-                wish.task,
-            )
+            total = self._count_to_do(dataset_id, id_, wish)
             self._do("DELETE FROM jobs WHERE dataset_id = ?", dataset_id)
             self._do(
                 "INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, 'running', ?, 0, 0, '', ?, NULL)",
@@ -243,6 +236,11 @@ class DatasetStore:
             )
         return Job(id_, dataset_id, wish, "running", total)
 
+    def _count_to_do(self, dataset_id: int, job_id: int, wish: Wish) -> int:
+        sql = f"SELECT count(*) FROM samples WHERE {_TO_DO}"  # noqa: S608
+        ((count,),) = self._rows(sql, dataset_id, job_id, wish.again, wish.task)
+        return int(count)
+
     def running_jobs(self) -> list[Job]:
         """Return the jobs that have not come to their end, with what they have done; ``total`` is counted anew."""
         rows = self._rows(f"SELECT {_JOB} FROM jobs WHERE status = 'running' ORDER BY id")  # noqa: S608
@@ -252,7 +250,7 @@ class DatasetStore:
         ((done, failed),) = self._rows(
             "SELECT count(*), count(problem) FROM samples WHERE dataset_id = ? AND job_id = ?", job.dataset_id, job.id
         )
-        total = done + len(self.to_do(job))
+        total = done + self._count_to_do(job.dataset_id, job.id, job.wish)
         return replace(job, total=total, processed=done, failed=failed, message="")
 
     def last_job(self, dataset_id: int) -> Job | None:
@@ -263,37 +261,40 @@ class DatasetStore:
         )
         return _job(rows[0]) if rows else None
 
-    def to_do(self, job: Job) -> list[int]:
-        """Return the samples that a job has still to tag, by file name."""
+    def to_do(self, job: Job, after: str = "", limit: int | None = None) -> list[Sample]:
+        """Return samples that a job has still to tag, by file name: those whose name comes ``after`` one."""
         rows = self._rows(
-            f"SELECT id FROM samples WHERE {_TO_DO} ORDER BY file_name",  # noqa: S608
+            f"SELECT {_SAMPLE} FROM samples WHERE {_TO_DO} AND file_name > ? ORDER BY file_name LIMIT ?",  # noqa: S608
             job.dataset_id,
             job.id,
             job.wish.again,
             job.wish.task,
+            after,
+            limit,
         )
-        return [id_ for (id_,) in rows]
+        return [_sample(row) for row in rows]
 
-    def record(self, job: Job, sample_id: int, tags: Sequence[str], model: str | None) -> None:
-        """Merge a model's tags into a sample's. Nothing is done for one that is gone meanwhile."""
+    def record(self, job: Job, results: Iterable[Result]) -> None:
+        """Merge tags that a model gave into samples, and keep why others have none, whose tags stay as they are.
+
+        Nothing is done for samples that are gone meanwhile.
+        """
         with self._transaction():
-            rows = self._rows(f"SELECT {_SAMPLE} FROM samples WHERE id = ?", sample_id)  # noqa: S608
-            if not rows:
-                return
-            sample = _sample(rows[0])
-            before = (sample.task or "").partition("@")[0]
-            self._write_tags(sample_id, sample.tags.merged(tags, instead=before == job.wish.task_id))
-            self._do(
-                "UPDATE samples SET task = ?, model = ?, problem = NULL, job_id = ? WHERE id = ?",
-                job.wish.task,
-                model,
-                job.id,
-                sample_id,
-            )
+            for result in results:
+                if result.problem is not None:
+                    sql = "UPDATE samples SET problem = ?, job_id = ? WHERE id = ?"
+                    self._do(sql, result.problem, job.id, result.sample_id)
+                else:
+                    self._merge(job, result)
 
-    def record_failure(self, job: Job, sample_id: int, problem: str) -> None:
-        """Write down why a sample could not be tagged; its tags stay as they are."""
-        self._do("UPDATE samples SET problem = ?, job_id = ? WHERE id = ?", problem, job.id, sample_id)
+    def _merge(self, job: Job, result: Result) -> None:
+        rows = self._rows(f"SELECT {_SAMPLE} FROM samples WHERE id = ?", result.sample_id)  # noqa: S608
+        for row in rows:
+            sample = _sample(row)
+            before = (sample.task or "").partition("@")[0]
+            tags = sample.tags.merged(result.tags, instead=before == job.wish.task_id)
+            more = {"task": job.wish.task, "model": result.model, "problem": None, "job_id": job.id}
+            self._write_tags(sample.id, tags, **more)
 
     def end_job(self, job: Job) -> None:
         """Write down how a job ended."""

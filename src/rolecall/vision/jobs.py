@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from rolecall.errors import DatasetsUnavailable, DiskFull, JobRunning, NotFound, RolecallError
-from rolecall.vision.datasets_records import Dataset, Job, Sample, Status, Wish
+from rolecall.errors import DatasetsUnavailable, DiskFull, JobRunning, RolecallError
+from rolecall.vision.datasets_records import Dataset, Job, Result, Sample, Status, Wish
 from rolecall.vision.datasets_thread import StoreThread
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ SAMPLES_AT_A_TIME = 6
 QUESTIONS_AT_A_TIME = 4
 MOST_FAILURES_IN_A_ROW = 8
 """Of engines, each after its retries; then the next samples would fail as well."""
+_READ_AT_A_TIME = 100
 EVENT_EVERY_S = 0.2
 SIGN_OF_LIFE_S = 15.0
 
@@ -194,6 +195,29 @@ class _Bench:
     questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUESTIONS_AT_A_TIME))
 
 
+class _Results:
+    """Writes results down as they come; those that come while others are being written go together."""
+
+    def __init__(self, store: StoreThread, job: Job) -> None:
+        self._store = store
+        self._job = job
+        self._waiting: list[Result] = []
+        self._turn = asyncio.Lock()
+
+    async def add(self, result: Result) -> None:
+        """Return once the result is written; raises ``DatasetsUnavailable`` and ``DiskFull``."""
+        self._waiting.append(result)
+        async with self._turn:
+            if result not in self._waiting:  # gone with another
+                return
+            some, self._waiting = self._waiting, []
+            try:
+                await self._store.run(lambda store: store.record(self._job, some))
+            except RolecallError:
+                self._waiting = some + self._waiting  # whoever waits for one of them is told, too
+                raise
+
+
 class _Run:
     """One running job."""
 
@@ -204,6 +228,7 @@ class _Run:
         self._job = job
         self._store = bench.store
         self._bench = bench
+        self._results = _Results(bench.store, job)
         self._failures_in_a_row = 0
         self._is_cancelled = self._is_interrupted = False
         self._changed = asyncio.Event()
@@ -264,8 +289,9 @@ class _Run:
         return f"Tagged {job.total} samples." if job.total != 1 else "Tagged one sample."
 
     async def _tag_all(self) -> None:
-        ids = iter(await self._store.run(lambda store: store.to_do(self._job)))
-        workers = [asyncio.ensure_future(self._work(ids)) for _ in range(SAMPLES_AT_A_TIME)]
+        samples = self._all_samples()
+        turn = asyncio.Lock()
+        workers = [asyncio.ensure_future(self._work(samples, turn)) for _ in range(SAMPLES_AT_A_TIME)]
         try:
             done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
             for worker in done:
@@ -275,29 +301,34 @@ class _Run:
                 worker.cancel()
             await asyncio.wait(workers)
 
-    async def _work(self, ids: Iterator[int]) -> None:
+    async def _all_samples(self) -> AsyncIterator[Sample]:
+        """Yield what is to be tagged; some are read at a time, so that no dataset is held as a whole."""
+        after = ""
+        while some := await self._store.run(lambda store, name=after: store.to_do(self._job, name, _READ_AT_A_TIME)):  # type: ignore[misc]
+            for sample in some:
+                yield sample
+            after = some[-1].file.name
+
+    async def _work(self, samples: AsyncIterator[Sample], turn: asyncio.Lock) -> None:
         while True:
             async with self._bench.samples:
-                id_ = next(ids, None)
-                if id_ is None:
+                async with turn:
+                    sample = await anext(samples, None)
+                if sample is None:
                     return
-                await self._one(id_)
+                await self._one(sample)
 
-    async def _one(self, sample_id: int) -> None:
-        job = self._job
+    async def _one(self, sample: Sample) -> None:
         try:
-            sample = await self._store.run(lambda store: store.sample(self.dataset.id, sample_id))
-        except NotFound:  # taken away meanwhile
-            return
-        try:
-            tagged = await self._bench.tagger.tag(job.wish, Path(self.dataset.folder), sample, self._bench.questions)
+            tagged = await self._bench.tagger.tag(
+                self._job.wish, Path(self.dataset.folder), sample, self._bench.questions
+            )
         except SampleFailed as error:
-            problem = str(error)
-            await self._store.run(lambda store: store.record_failure(job, sample_id, problem))
+            await self._results.add(Result(sample.id, problem=str(error)))
             self._count(failed=1)
             self._check_failures(error)
             return
-        await self._store.run(lambda store: store.record(job, sample_id, tagged.tags, tagged.model))
+        await self._results.add(Result(sample.id, tagged.tags, tagged.model))
         self._failures_in_a_row = 0
         self._count()
 

@@ -1,9 +1,11 @@
 // The tagging of a dataset: started, watched over server-sent events, cancelled.
 
-import { Refusal, ask, at, events, say } from "./shared.js";
+import { Refusal, ask, at, events, plural, say } from "./shared.js";
 
 const AGAIN_MS = 2000;
 const REFRESH_MS = 1500;
+const LEAST_SECONDS = 3;
+const LEAST_DONE = 5;
 const SPOKEN_PARTS = 4; // a screen reader hears every quarter
 
 export class Job {
@@ -14,6 +16,7 @@ export class Job {
     this.watching = null;
     this.isRunning = false;
     this.id = null;
+    this.began = null; // when it was first seen, and how far it was
   }
 
   async start(id, wish) {
@@ -43,6 +46,7 @@ export class Job {
   watch(id, progress) {
     this.leave();
     this.id = id;
+    this.began = null;
     this.draw(progress);
     if (progress.status === "running") {
       this.watching = new AbortController();
@@ -96,12 +100,27 @@ export class Job {
     }
   }
 
+  /** What is left of the time, in words, once it can be told by what was seen so far. */
+  left(processed, total) {
+    const now = performance.now();
+    this.began ??= { now, processed };
+    const [seconds, done] = [(now - this.began.now) / 1000, processed - this.began.processed];
+    if (seconds < LEAST_SECONDS || done < LEAST_DONE) {
+      return "";
+    }
+    const left = ((total - processed) * seconds) / done;
+    if (left < 60) {
+      return " · less than a minute left";
+    }
+    return ` · about ${left < 5400 ? plural(Math.round(left / 60), "minute") : plural(Math.round(left / 3600), "hour")} left`;
+  }
+
   draw({ status, processed, total, message }) {
     this.isRunning = status === "running";
     const [bar, words, button] = [at("bar"), at("job-words"), at("tag")];
     at("job").hidden = status === "idle" && !total;
     at("cancel").hidden = !this.isRunning;
-    button.textContent = this.isRunning ? "Tagging..." : "Auto-tag";
+    button.textContent = this.isRunning ? `Tagging... ${total ? `${processed}/${total}` : ""}` : "Auto-tag";
     button.disabled = this.isRunning || button.dataset.empty === "true";
     bar.hidden = !this.isRunning;
     if (total) {
@@ -112,7 +131,7 @@ export class Job {
     }
     if (this.isRunning) {
       words.className = "soft";
-      words.textContent = message;
+      words.textContent = total ? `${processed} of ${plural(total, "picture")}${this.left(processed, total)}` : message;
     } else {
       say(words, message, { complete: "good", error: "bad" }[status] ?? "plain");
     }
