@@ -4,11 +4,11 @@
     python benchmarks/vision_batch.py [--pictures 300] [--rounds 3] [--layers 1] [--json]
 
 First the command tags the photographs (1600 × 1200 pixels, with EXIF), is killed with SIGKILL after a third, and goes
-on with --resume; each has to have one record with tags. Then, each round with new photographs: the same requests, prepared
-beforehand, are sent straight to the engine that rolecall has started, as many at a time; and the command is run, from
-its start as a process to its end, pictures read, scaled and written down. The ratio is the command's requests a second
-to the engine's own, the best of the rounds each. ``--layers`` makes the model slower: the demo model answers in a
-fraction of the time that a real one takes. Exit code 1 if a picture is missing or the ratio is below 0.9.
+on with --resume; each has to have one record with tags. Then, each round with new photographs: the same requests,
+prepared beforehand, are sent straight to the engine that rolecall has started, as many at a time; and the command is
+run, from its start as a process to its end, pictures read, scaled and written down. The ratio is the command's requests
+a second to the engine's own, the best of the rounds each. ``--layers`` makes the model slower: the demo model answers
+in a fraction of the time that a real one takes. Exit code 1 if a picture is missing or the ratio is below 0.9.
 """
 
 from __future__ import annotations

@@ -314,7 +314,7 @@ def test_sidecars_get_keywords_tags_and_the_first_text(here: tuple[str, ...], tm
     options: tuple[str | Path, ...] = ("--out", out, "--write-sidecar", "xmp", *here)
     result = call("run", "sentence", "story", "words", "sorted", pictures, *options)
     assert result.exit_code == 1
-    assert "3 of them not written" in result.stderr
+    assert "3 sidecars not written" in result.stderr
     text = (pictures / "IMG_0000.jpg.xmp").read_text()
     assert re.findall(r"<rdf:li>(.*?)<", text) == ["mine", "SEA", "boat", "sky", "bright"]
     assert "My words." in text
@@ -398,9 +398,9 @@ def test_jobs_bound_what_is_asked_at_a_time(server: Rolecall, here: tuple[str, .
         (["sentence"], "no path was given"),
         (["sentence", "nowhere"], "nowhere: there is no such file or folder"),
         (["sentence", "empty"], "no picture in empty: looked for files that end in avif, bmp, gif, "),
-        (["sentence", "a.jpg", "--set", "colour=red"], "no task here has a variable 'colour': they have adjective"),
+        (["sentence", "a.jpg", "--set", "colour=red"], "has no variable 'colour'; there is adjective"),
         (["sentence", "a.jpg", "--set", "red"], "--set takes NAME=TEXT"),
-        (["sentence", "a.jpg", "--language", "ja"], "no task here has a variable 'language'"),
+        (["sentence", "a.jpg", "--language", "ja"], "the task sentence has no variable 'language'"),
         (["mono_interpretation", "a.jpg"], "needs the variable 'check'"),
         (["sentence", "a.jpg", "--out", "o.txt"], "ends in .jsonl, .csv or .duckdb"),
         (["sentence", "a.jpg", "--jobs", "0"], "greater than or equal to 1"),

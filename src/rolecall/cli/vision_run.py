@@ -94,8 +94,9 @@ def _variables(tasks: Sequence[Task], given: Mapping[str, str]) -> dict[str, dic
     """Return the variables of each task; each that is given must be one of some task."""
     known = {name for task in tasks for name in task.variables}
     if unknown := [name for name in given if name not in known]:
-        has = f"they have {', '.join(sorted(known))}" if known else "they have none"
-        raise WrongVariable(f"no task here has a variable {unknown[0]!r}: {has}")
+        who = f"the task {tasks[0].id} has no" if len(tasks) == 1 else "none of the tasks has a"
+        there = f"there is {', '.join(sorted(known))}" if known else "there is none"
+        raise WrongVariable(f"{who} variable {unknown[0]!r}; {there}")
     own = {task.id: {name: text for name, text in given.items() if name in task.variables} for task in tasks}
     return {task.id: variables_of(task, own[task.id]) for task in tasks}
 
@@ -255,10 +256,10 @@ class _Job:
             parts.append(f"{tally.failed} failed")
         if tally.discarded:
             parts.append(f"{_count(tally.discarded, 'part')} of them not used")
-        if self.options.sidecars:
+        if tally.sidecars:
             parts.append(_count(tally.sidecars, "sidecar"))
         if tally.sidecar_errors:
-            parts.append(f"{tally.sidecar_errors} of them not written")
+            parts.append(f"{_count(tally.sidecar_errors, 'sidecar')} not written")
         models = ", ".join(f"{name} {count}" for name, count in tally.models.most_common())
         return ", ".join(parts) + (f" ({models})" if models else "")
 
