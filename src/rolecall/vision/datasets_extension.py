@@ -49,9 +49,10 @@ async def datasets(gateway: Gateway) -> AsyncIterator[Addition]:
 class LazyDatasets:
     """Makes the datasets when they are asked for; ``make`` does that in a thread."""
 
-    def __init__(self, folder: Path, make: Callable[[], Datasets]) -> None:
+    def __init__(self, folder: Path, make: Callable[[], Datasets], retry_s: float = RETRY_S) -> None:
         self._folder = folder
         self._make = make
+        self._retry_s = retry_s
         self._made: Datasets | None = None
         self._is_resumed = False
         self._lock = asyncio.Lock()
@@ -87,7 +88,7 @@ class LazyDatasets:
                 if error.message != told:
                     log.warning("the tagging that was interrupted cannot go on yet: %s", error)
                 told = error.message
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(self._retry_s)
 
     def stop(self) -> None:
         """Interrupt the jobs, which ends the streams that watch them."""
