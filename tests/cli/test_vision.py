@@ -518,6 +518,32 @@ def test_a_server_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
     assert len(records(out)) == 12
 
 
+def test_a_server_with_keys(tmp_path: Path) -> None:
+    """A key for inference will do, though it is not told what fits together; without one the reason is told at once."""
+    sees = {"capabilities": ["text", "vision"]}
+    entries = [
+        fake_entry("seer", "--mmproj", "x", role_priority={"caption": 1}, **sees),
+        fake_entry("other", "--mmproj", "x", role_priority={"keywords": 1}, **sees),
+    ]
+    running = Rolecall(tmp_path / "rolecall", entries, settings={"api_keys_file": "keys.json"})
+    own_tasks(running.config_dir)
+    config = ("--config-dir", running.config_dir)
+    key = {"ROLECALL_API_KEY": answer("keys", "add", "photos", *config)["key"]}
+    pictures, out = folder(tmp_path / "p", 2), tmp_path / "out.jsonl"
+    with running:
+        words = ("run", "sentence", "words", pictures, "--out", out, "--url", running.base_url, *config)
+        refused = call(*words)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "ROLECALL_API_KEY is where the commands look for a key" in refused.stderr
+        assert not out.exists()
+        done = call(*words, env=key)
+        assert {line["key"] for line in running.log_lines(4)} == {"photos"}
+    assert done.exit_code == 0, done.output
+    assert "stage by stage: the server does not tell whether seer and other fit into memory together" in done.stderr
+    assert key["ROLECALL_API_KEY"] not in done.output
+    assert len(records(out)) == 4
+
+
 # --- how it is shown --------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,13 @@ class Client:
         """Return the profile in force and the GPUs."""
         return self._ask("GET", "/v1/config/profile")
 
+    def admit(self) -> None:
+        """Fail unless our key, whatever its scope, or the lack of one is right."""
+        try:
+            self._ask("GET", "/v1/models")
+        except CommandError as error:
+            raise KeyNeeded(f"{error}\n{KEY_VARIABLE} is where the commands look for a key") from None
+
     def card(self, name: str) -> dict[str, Any]:
         """Return what is listed of a model."""
         return self._ask("GET", f"/v1/models/{quote(name, safe='')}")

@@ -31,6 +31,7 @@ def look(client: Client, roles: Sequence[str], model: str | None) -> Machine:
     try:
         health: Mapping[str, Any] | None = client.health()
     except KeyNeeded:
+        client.admit()
         health = None
     rows: dict[str, Any] = {}
     if health is not None:

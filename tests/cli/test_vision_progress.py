@@ -1,0 +1,78 @@
+"""How a run over many pictures is shown: rate, what is left, and how many problems are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rolecall.cli.vision_progress import Pace, Shown, duration
+from rolecall.vision.batch_record import Record
+
+
+class Clock:
+    """A time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def record(number: int, **fields: object) -> Record:
+    """Return a record of a picture."""
+    return Record(f"/p/{number}.jpg", "00", "caption", "1", **fields)  # type: ignore[arg-type] # what a test sets
+
+
+def test_the_rate_is_that_of_the_last_minute() -> None:
+    """A model that took long to load does not slow down what is said of the rest."""
+    clock = Clock()
+    pace = Pace(clock)
+    assert (pace.per_s, pace.left_s(10)) == (0, None)
+    clock.now += 90
+    pace.step()
+    for _ in range(200):
+        clock.now += 0.5
+        pace.step()
+    assert pace.per_s == pytest.approx(2, rel=0.05)
+    assert pace.left_s(60) == pytest.approx(30, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1s"), (59.5, "1m00s"), (185, "3m05s"), (3599.5, "1h00m"), (7620, "2h07m")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    """Rounded up, in two units at most."""
+    assert duration(seconds) == text
+
+
+def test_what_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Answers of an earlier run are no part of the total; sums go over all records."""
+    seen: list[Record] = []
+    shown = Shown(5, seen.append, None)
+    shown.earlier(record(0).key)
+    shown.finished(record(1, model="m", prompt_tokens=7, completion_tokens=2, discarded=1, sidecar="/p/1.jpg.xmp"))
+    shown.finished(record(2, model="m", status="failed", error="it is\x1b[2J empty"))
+    shown.finished(record(3, model="n", sidecar_error="it is no XML"))
+    tally = shown.tally
+    assert (tally.ok, tally.failed, tally.earlier, tally.sidecars, tally.sidecar_errors) == (2, 1, 1, 1, 1)
+    assert (tally.prompt_tokens, tally.completion_tokens, tally.discarded) == (7, 2, 1)
+    assert tally.models == {"m": 2, "n": 1}
+    assert len(seen) == 3
+    assert shown.line().startswith("3 of 4 answers, 1 failed, ")
+    assert capsys.readouterr().err.splitlines() == [
+        "rolecall: /p/2.jpg: caption: it is\N{REPLACEMENT CHARACTER}[2J empty",
+        "rolecall: /p/3.jpg: caption: it is no XML",
+    ]
+
+
+def test_problems_that_are_written_down_are_told_a_few_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """A thousand of them do not fill the terminal; without an output each is told."""
+    for kept, lines in ((Path("out.jsonl"), 21), (None, 30)):
+        shown = Shown(30, lambda _: None, kept)
+        for number in range(30):
+            shown.finished(record(number, status="failed", error="it is empty"))
+        told = capsys.readouterr().err.splitlines()
+        assert len(told) == lines
+    assert told[-1] == "rolecall: /p/29.jpg: caption: it is empty"
