@@ -7,15 +7,15 @@ and log apply to them like to all others.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
+from starlette.types import ASGIApp
 
 from rolecall.errors import BadRequest
 from rolecall.gateway.caller import Caller
-from rolecall.gateway.inference import Inference
 from rolecall.vision.ask import Asker, AskError
 from rolecall.vision.datasets_files import opened
 from rolecall.vision.datasets_records import Sample, Wish
@@ -29,7 +29,7 @@ from rolecall.vision.tasks import Tasks, UnknownTask
 PAUSES_S = (1.0, 4.0)
 """Before a question that failed by an engine is asked again: it may have been killed, and starts anew."""
 _TAGGING = frozenset({"tags", "keywords"})
-_MOST_BYTES_SAID = 300
+_MOST_CHARACTERS_SAID = 300
 
 Callers = Callable[[str | None], Caller | None]
 """Finds who asks, by the name of a key; None if that key is not in force any more."""
@@ -39,7 +39,7 @@ class ModelTagger:
     """Tags pictures by tasks whose answers are words: tags of a vocabulary, or keywords."""
 
     def __init__(
-        self, inference: Inference, tasks: Tasks, callers: Callers, pauses_s: tuple[float, ...] = PAUSES_S
+        self, inference: ASGIApp, tasks: Tasks, callers: Callers, pauses_s: tuple[float, ...] = PAUSES_S
     ) -> None:
         self._inference = inference
         self._tasks = tasks
@@ -89,14 +89,14 @@ class ModelTagger:
         except PhotoError as error:
             raise SampleFailed(str(error)) from None
 
-    async def _asked(self, ask: Callable[[], object]) -> Outcome:
+    async def _asked(self, ask: Callable[[], Awaitable[Outcome]]) -> Outcome:
         for pause_s in (*self._pauses_s, None):
             try:
-                return await ask()  # type: ignore[misc,no-any-return]
+                return await ask()
             except AskError as error:
                 _check(error)
-                if pause_s is None or error.status < 500:
-                    raise SampleFailed(error.message[:_MOST_BYTES_SAID], by_engine=True) from None
+                if pause_s is None or 0 < error.status < 500:  # 0: the answer broke off
+                    raise SampleFailed(error.message[:_MOST_CHARACTERS_SAID], by_engine=True) from None
                 await asyncio.sleep(pause_s)
         raise AssertionError("the last pause is None")
 
@@ -111,7 +111,7 @@ def _check(error: AskError) -> None:
 
 def _tagged(outcome: Outcome) -> Tagged:
     if outcome.value is None:
-        raise SampleFailed(f"{outcome.model}: {outcome.problem}"[:_MOST_BYTES_SAID])
+        raise SampleFailed(f"{outcome.model}: {outcome.problem}"[:_MOST_CHARACTERS_SAID])
     words = outcome.tags
     if not words and isinstance(outcome.value, list):
         words = tuple(word for word in outcome.value if isinstance(word, str))
