@@ -262,3 +262,15 @@ def test_numbers_that_come_last_are_for_llama_cpp() -> None:
     """No other engine gets them, nor the field."""
     assert adapted(chat(**STAND_IN), backend="openai") == chat(model="served")
     assert adapted(chat(**STAND_IN), EMBEDDINGS) == chat(model="served")
+
+
+SEEN = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}
+
+
+def test_pictures_take_any_slot() -> None:
+    """Of llama.cpp they never take the one that an entry keeps for its conversations; nor the one a client names."""
+    own = {"id_slot": 3}
+    assert adapted(chat(SEEN, id_slot=2), generation_defaults=own)["id_slot"] == -1
+    assert adapted(chat(), generation_defaults=own)["id_slot"] == 3
+    assert adapted(chat(SEEN), request={"set": {"id_slot": 1}})["id_slot"] == 1
+    assert "id_slot" not in adapted(chat(SEEN), backend="openai")

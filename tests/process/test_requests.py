@@ -458,12 +458,12 @@ def test_expect_100_continue_is_answered(server: Rolecall) -> None:
 
 
 def test_an_image_reaches_a_model_that_sees(server: Rolecall) -> None:
-    """A request with a picture goes to a vision model unchanged and is counted in the log."""
+    """A request with a picture goes to a vision model, to any slot of its, else unchanged, and counts in the log."""
     content = [{"type": "text", "text": "what?"}, picture(4000)]
     body = {"model": "eyes", "messages": [{"role": "user", "content": content}]}
     answer = server.http.post(CHAT, json=body)
     assert answer.status_code == 200
-    assert seen(server, "eyes")["body"] == body
+    assert seen(server, "eyes")["body"] == {**body, "id_slot": -1}
     assert server.line_of(answer)["images"] == 1
 
 

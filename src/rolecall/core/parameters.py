@@ -20,6 +20,9 @@ STAND_INS = "rolecall_defaults"
 """A field of ours, which no engine gets: numbers by name that come last, after request and entry, for llama.cpp."""
 _STANDING_IN = frozenset({"temperature", "top_p", "top_k", "presence_penalty", "mirostat"})
 _MOST = 2**20
+_ANY_SLOT = -1
+"""llama.cpp takes the slot whose prompt begins most alike, else the one left alone for longest: questions about one
+picture find it in the cache, and pictures throw nothing out of a slot that an entry keeps for something else."""
 
 _NEWER, _OLDER = "max_completion_tokens", "max_tokens"
 _LIMITS = (_NEWER, _OLDER, "max_output_tokens", "n_predict", "num_predict")
@@ -63,6 +66,8 @@ def adapt(
     adapted = _for_clients(body)
     adapted["model"] = served_id
     stand_ins = adapted.pop(STAND_INS, None)
+    if facts.images and facts.endpoint == CHAT and entry.backend == "llama_cpp":
+        adapted["id_slot"] = _ANY_SLOT
     if facts.endpoint in _WITH_DEFAULTS:
         _fill(adapted, entry, facts.endpoint)
         if stand_ins is not None and entry.backend == "llama_cpp":
