@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 from starlette.types import ASGIApp
 
@@ -28,6 +29,8 @@ from rolecall.vision.tasks import Tasks, UnknownTask
 
 PAUSES_S = (1.0, 4.0)
 """Before a question that failed by an engine is asked again: it may have been killed, and starts anew."""
+_DECODED_AT_A_TIME = 2
+"""Pictures: each takes a processor, and up to 400 MB."""
 _TAGGING = frozenset({"tags", "keywords"})
 _MOST_CHARACTERS_SAID = 300
 
@@ -45,6 +48,7 @@ class ModelTagger:
         self._tasks = tasks
         self._callers = callers
         self._pauses_s = pauses_s
+        self._decoding: anyio.CapacityLimiter | None = None  # belongs to a running loop
 
     def wish(self, task_id: str, *, model: str | None, again: bool, key: str | None) -> Wish:
         """Return what a job is to do; raises ``BadRequest`` for a task that there is not, or that gives no tags."""
@@ -84,8 +88,9 @@ class ModelTagger:
             with opened(folder, sample.file.name) as path:
                 return prepare(path, max_side=max_side)
 
+        self._decoding = self._decoding or anyio.CapacityLimiter(_DECODED_AT_A_TIME)
         try:
-            return await anyio.to_thread.run_sync(read)
+            return await anyio.to_thread.run_sync(read, limiter=self._decoding)
         except PhotoError as error:
             raise SampleFailed(str(error)) from None
 
