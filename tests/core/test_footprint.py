@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from rolecall.core.footprint import CUDA_CONTEXT_MB, MB, Demands
 from rolecall.core.gguf_footprint import (
     HOST_PROCESS_MB,
+    NODE_BYTES,
     GgufFacts,
     Layer,
     ProjectorFacts,
     cache_bytes,
     compute_bytes,
     gguf_estimate,
+    host_bytes,
     projector_bytes,
     weights_bytes,
 )
@@ -164,6 +166,26 @@ def test_compute_buffers_are_those_that_llama_cpp_prints(facts: GgufFacts, deman
     assert 0.995 * printed_mb < computed_mb < 1.03 * printed_mb
 
 
+def test_an_ungated_layer_works_in_its_own_place() -> None:
+    """A BERT 16 times as wide inside: 5 embeddings and one row for each of 512 tokens, and a mask (printed)."""
+    encoder = llama_8b(
+        layers=(Layer(1),), embedding_width=384, query_width=384, vocabulary=0, feed_forward_width=6144, is_gated=False
+    )
+    asked = Demands(context_tokens=512, scores_all=True)
+    assert compute_bytes(encoder, asked) / MB == pytest.approx(16.26 - 0.5, abs=0.05)
+    assert compute_bytes(replace(encoder, is_gated=True), asked) > 2 * compute_bytes(encoder, asked)
+
+
+def test_host_ram_holds_outputs_and_graphs() -> None:
+    """A row of logits for each output, which are all tokens of texts that are embedded; nodes by tensors or tokens."""
+    facts = llama_8b(words=128256, tensors=291)
+    nodes = NODE_BYTES * 8 * 291
+    assert host_bytes(facts, SERVER) == 4 * 4 * 128256 + nodes
+    assert host_bytes(facts, replace(SERVER, scores_all=True)) == 4 * 512 * (128256 + 4096) + nodes
+    assert host_bytes(replace(facts, words=0, nodes_per_token=40), SERVER) == NODE_BYTES * 40 * 512
+    assert host_bytes(replace(facts, words=0, tensors=1), SERVER) == NODE_BYTES * 1024
+
+
 def test_a_quantized_cache_is_unpacked_for_the_gpu() -> None:
     """One layer at a time, to 16 bits: 8192 tokens of 2 x 1024 elements are 32 MB."""
     quantized = replace(SERVER, cache_type_k="q8_0", cache_type_v="q8_0")
@@ -193,6 +215,7 @@ def test_an_estimate_has_parts() -> None:
     assert parts == (4570, 1024, 132, 600, CUDA_CONTEXT_MB)
     assert estimate.mb == estimate.least_mb == sum(parts)
     assert estimate.why == "GGUF llama, 8192 tokens of f16 KV cache"
+    assert gguf_estimate(llama_8b(caveat="a guess"), SERVER).caveat == "a guess"
 
 
 def test_without_gpus_host_ram_is_counted() -> None:
@@ -203,7 +226,7 @@ def test_without_gpus_host_ram_is_counted() -> None:
         4850,
         1024,
         600,
-        HOST_PROCESS_MB,
+        HOST_PROCESS_MB + 2,
     )
 
 

@@ -21,7 +21,8 @@ of multiprocessors (measured in llama.cpp's pull requests 20595 and 23604)."""
 class Estimate:
     """What a model needs over all its GPUs, in MB and by part; ``why`` says from what that was computed.
 
-    ``least_mb`` is the least with which it can start: one full context in vLLM, a fitted one in llama.cpp.
+    ``least_mb`` is the least with which it can start: one full context in vLLM, a fitted one in llama.cpp. ``caveat``
+    says what of it is a guess, for files of which not all is known here.
     """
 
     weights_mb: int
@@ -31,6 +32,7 @@ class Estimate:
     fixed_mb: int
     least_mb: int
     why: str
+    caveat: str = ""
 
     @property
     def mb(self) -> int:

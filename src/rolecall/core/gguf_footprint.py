@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 
 from rolecall.core.footprint import CUDA_CONTEXT_MB, Demands, Estimate, whole_mb
 
-HOST_PROCESS_MB = 64
-"""What a llama-server is without a model, where host RAM stands for the GPU."""
+HOST_PROCESS_MB = 26
+"""What an engine is without a model, where host RAM stands for the GPU: measured, see docs/memory.md."""
+
+NODE_BYTES = 1360
+"""What llama.cpp keeps in host RAM for each node that a graph may have, over all that it prepares: measured as well."""
 
 FITTED_CONTEXT_TOKENS = 4096
 """llama-server without a context size takes less than the model's own if it must, down to this (``--fit-ctx``)."""
@@ -50,7 +53,9 @@ class GgufFacts:
     """What a GGUF says of its memory. Widths are in elements, ``context_tokens`` is the model's own.
 
     ``input_bytes`` are the tensors that stay in host RAM, ``output_bytes`` those after the last block;
-    ``expert_width`` is over the experts that one token uses, ``experts_used`` how many these are.
+    ``expert_width`` is over the experts that one token uses, ``experts_used`` how many these are. ``words`` is the size
+    of the vocabulary, ``vocabulary`` that of the output layer, which encoders have not. ``caveat`` says what of it is
+    a guess.
     """
 
     architecture: str
@@ -69,6 +74,12 @@ class GgufFacts:
     experts_used: int = 0
     window_tokens: int = 0
     recurrent_width: int = 0
+    is_gated: bool = True
+    """Whether feed-forward layers multiply two rows; where they do not, each works in its own place."""
+    words: int = 0
+    tensors: int = 0
+    nodes_per_token: int = 0
+    caveat: str = ""
 
     @property
     def tensor_bytes(self) -> int:
@@ -104,7 +115,8 @@ def gguf_estimate(facts: GgufFacts, demands: Demands, projector: ProjectorFacts 
     cache, compute = whole_mb(cache_bytes(facts, demands)), whole_mb(compute_bytes(facts, demands)) * demands.gpus
     has_picture = projector and (demands.projector_on_gpu or not demands.on_gpu)
     picture = whole_mb(projector_bytes(projector)) if projector and has_picture else 0
-    fixed = CUDA_CONTEXT_MB * demands.gpus if demands.on_gpu else HOST_PROCESS_MB
+    host = HOST_PROCESS_MB + whole_mb(host_bytes(facts, demands))
+    fixed = CUDA_CONTEXT_MB * demands.gpus if demands.on_gpu else host
     total = weights + cache + compute + picture + fixed
     if demands.context_tokens is None and demands.may_fit and facts.context_tokens > FITTED_CONTEXT_TOKENS:
         fitted = replace(demands, context_tokens=FITTED_CONTEXT_TOKENS)
@@ -113,7 +125,7 @@ def gguf_estimate(facts: GgufFacts, demands: Demands, projector: ProjectorFacts 
         least = total
     cells = _cells(facts, demands)
     why = f"GGUF {facts.architecture}, {cells.streams * cells.each} tokens of {demands.cache_type_k} KV cache"
-    return Estimate(weights, cache, compute, picture, fixed, min(least, total), why)
+    return Estimate(weights, cache, compute, picture, fixed, min(least, total), why, facts.caveat)
 
 
 def weights_bytes(facts: GgufFacts, demands: Demands) -> int:
@@ -158,15 +170,14 @@ def compute_bytes(facts: GgufFacts, demands: Demands) -> int:
 
     llama.cpp finds it by laying out its worst graph (`llama-context.cpp`, `sched_reserve`), which has one micro-batch,
     the whole cache, and as many outputs as there are slots (for embeddings: as tokens). The terms, fitted to what it
-    printed for twelve models from 1B to 80B: 5 embeddings and 3 feed-forward rows of 32-bit numbers per token; with
-    experts, the rows of all that are used, and their outputs where these do not fit into freed rows; the logits; the
-    attention's queries and keys; without flash attention the scores, heads by tokens by cache. The mask has 16 bits per
-    token and cell, 32 without flash attention. A quantized cache is unpacked to 16 bits for the CUDA kernels, one layer
-    at a time (`ggml-cuda/fattn-common.cuh`).
+    printed for twelve models from 1B to 80B: 5 embeddings and 3 feed-forward rows of 32-bit numbers per token, one row
+    where nothing is gated; with experts, the rows of all that are used, and their outputs where these do not fit into
+    freed rows; the logits; the attention's queries and keys; without flash attention the scores, heads by tokens by
+    cache. The mask has 16 bits per token and cell, 32 without flash attention. A quantized cache is unpacked to 16 bits
+    for the CUDA kernels, one layer at a time (`ggml-cuda/fattn-common.cuh`).
     """
     cells = _cells(facts, demands)
-    tokens = max(1, min(demands.ubatch_tokens, demands.batch_tokens, cells.streams * cells.each))
-    outputs = tokens if demands.scores_all else min(tokens, max(1, demands.parallel))
+    tokens, outputs = _step(demands, cells)
     base = 5 * facts.embedding_width
     key_width = max((layer.key_width for layer in facts.layers), default=0)
     attention = base + 2 * facts.query_width + 2 * key_width
@@ -183,10 +194,32 @@ def compute_bytes(facts: GgufFacts, demands: Demands) -> int:
     return math.ceil(4 * tokens * rows + states + mask + _unpacked_bytes(facts, demands, cells))
 
 
+def host_bytes(facts: GgufFacts, demands: Demands) -> int:
+    """Return what an engine keeps in host RAM beside the buffers above, wherever those are.
+
+    A row of logits and an embedding for each output (`llama-context.cpp`, `output_reserve`): for texts that are
+    embedded that is each token of a micro-batch, although nobody asks for its logits. And the nodes of its graphs:
+    eight for each tensor and no less than 1024, in some architectures 40 for each token (`graph_max_nodes`).
+    """
+    _, outputs = _step(demands, _cells(facts, demands))
+    embedded = facts.embedding_width if demands.scores_all else 0
+    if facts.nodes_per_token:
+        nodes = max(facts.nodes_per_token * demands.ubatch_tokens, 32 * facts.tensors)
+    else:
+        nodes = max(1024, 8 * facts.tensors)
+    return 4 * outputs * (facts.words + embedded) + NODE_BYTES * nodes
+
+
+def _step(demands: Demands, cells: _Cells) -> tuple[int, int]:
+    """Return the tokens of one micro-batch, and how many of them have an output."""
+    tokens = max(1, min(demands.ubatch_tokens, demands.batch_tokens, cells.streams * cells.each))
+    return tokens, tokens if demands.scores_all else min(tokens, max(1, demands.parallel))
+
+
 def _feed_forward_rows(facts: GgufFacts) -> int:
     outputs = facts.experts_used * facts.embedding_width
     experts = 3 * facts.expert_width + (outputs if outputs > 2 * facts.expert_width else 0)
-    return max(3 * facts.feed_forward_width, experts)
+    return max((3 if facts.is_gated else 1) * facts.feed_forward_width, experts)
 
 
 def _mask_bytes(facts: GgufFacts, demands: Demands, cells: _Cells, tokens: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from rolecall.core.gguf_footprint import GgufFacts, Layer, ProjectorFacts
 from rolecall.runtime.fields import MOST, Fields, checked, ratio
+from rolecall.runtime.gguf_architectures import NODES_PER_TOKEN, caveat
 from rolecall.runtime.gguf_header import GgufHeader
 
 _ENCODERS = frozenset(
@@ -24,6 +25,8 @@ _INTERVALS = frozenset({"qwen3next", "qwen35", "qwen35moe", "qwen4exp", "minimax
 """Where every fourth layer has attention and the others are recurrent, if the file says nothing else."""
 _INPUTS = frozenset({"token_embd.weight", "position_embd.weight", "token_types.weight", "per_layer_token_embd.weight"})
 _EXPERTS = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
+_FAR = 16
+"""So many times may metadata and tensors differ: llama.cpp is stricter, and says so itself."""
 _DEFAULT_WINDOWS = {"gemma2": 4096, "llama4": 8192}
 _DENSE_FIRST = frozenset({"cohere2moe", "laguna", "smallthinker"})
 _PERIODS = {
@@ -41,6 +44,7 @@ _PERIODS = {
 def gguf_facts(header: GgufHeader) -> GgufFacts:
     """Return what llama.cpp reads from the metadata to lay out its memory; raises ``ValueError`` for nonsense.
 
+    Nonsense is also what its own tensors belie: layers of which there is nothing, attention without heads, other sizes.
     Source: ``load_hparams`` and ``create_memory`` in llama.cpp's `llama-model.cpp`, ``load_arch_hparams`` in
     `models/*.cpp`, and the sizes in `llama-hparams.cpp`.
     """
@@ -51,10 +55,11 @@ def gguf_facts(header: GgufHeader) -> GgufFacts:
     blocks, input_bytes, output_bytes = _tensor_bytes(header, model.layers)
     has_dense = any(name.endswith(".ffn_down.weight") for name in header.tensors)
     feed_forward, used = model.most("feed_forward_length"), model.most("expert_used_count")
-    recurrent = model.number("ssm.inner_size") + model.number("ssm.group_count") * model.number("ssm.state_size")
+    layers = tuple(_layers(model, blocks))
+    _check(header, model, layers)
     return GgufFacts(
         architecture=model.name,
-        layers=tuple(_layers(model, blocks)),
+        layers=layers,
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         tied_bytes=embedding_bytes if is_tied else 0,
@@ -67,8 +72,45 @@ def gguf_facts(header: GgufHeader) -> GgufFacts:
         expert_width=used * (model.most("expert_feed_forward_length") or ratio(feed_forward, used)),
         experts_used=used,
         window_tokens=model.window,
-        recurrent_width=2 * recurrent,
+        recurrent_width=_recurrent_width(model),
+        is_gated=_is_gated(header, feed_forward),
+        words=min(shape[-1], MOST) if shape else 0,
+        tensors=len(header.tensors),
+        nodes_per_token=NODES_PER_TOKEN.get(model.name, 0),
+        caveat=caveat(model.name),
     )
+
+
+def _check(header: GgufHeader, model: _Architecture, layers: Sequence[Layer]) -> None:
+    """Raise ``ValueError`` where the tensors belie the metadata."""
+    there = sum(layer.tensor_bytes > 0 for layer in layers)
+    if there < model.layers - model.number("nextn_predict_layers"):
+        raise ValueError(f"it claims {model.layers} layers, and has tensors of {there}")
+    _compare(header, "token_embd.weight", 0, "embedding_length", model.width)
+    for index, layer in enumerate(layers[: _caching(model)]):
+        if not layer.state_bytes:
+            _compare(header, f"blk.{index}.attn_k.weight", -1, "attention.head_count_kv", layer.key_width)
+
+
+def _compare(header: GgufHeader, name: str, axis: int, key: str, claimed: int) -> None:
+    shape, _ = header.tensors.get(name, ((), 0))
+    if shape and not shape[axis] <= _FAR * claimed <= _FAR * _FAR * shape[axis]:
+        raise ValueError(f"{key} and others mean {claimed} elements, its tensor {name} has {shape[axis]}")
+
+
+def _is_gated(header: GgufHeader, feed_forward: int) -> bool:
+    """Whether some feed-forward layer has a gate, be it in one tensor with the rows that it gates."""
+    names = header.tensors
+    if any(".ffn_gate." in name or ".ffn_gate_exps." in name or ".ffn_gate_up_exps." in name for name in names):
+        return True
+    return any(shape[-1] > feed_forward for name, (shape, _) in names.items() if shape and ".ffn_up." in name)
+
+
+def _recurrent_width(model: _Architecture) -> int:
+    """Elements per token that a recurrent layer has beside the embeddings; RWKV mixes six times the embedding."""
+    if model.number("wkv.head_size"):
+        return 6 * model.width
+    return 2 * (model.number("ssm.inner_size") + model.number("ssm.group_count") * model.number("ssm.state_size"))
 
 
 def projector_facts(header: GgufHeader) -> ProjectorFacts:
