@@ -233,6 +233,34 @@ def test_resume_asks_only_for_what_is_missing(server: Rolecall, here: tuple[str,
     assert "6 there already" in result.stderr
 
 
+def test_an_answer_is_not_lost_for_a_file_that_cannot_be_read(here: tuple[str, ...], tmp_path: Path) -> None:
+    """It is told as failed, and the answer to what it was stays until it can be read again."""
+    pictures, out = folder(tmp_path / "p", 2), tmp_path / "out.jsonl"
+    ok(call("run", "sentence", pictures, "--out", out, *here))
+    before = records(out)
+    whole = (pictures / "IMG_0000.jpg").read_bytes()
+    (pictures / "IMG_0000.jpg").write_bytes(b"")
+    result = call("run", "sentence", pictures, "--out", out, "--resume", *here)
+    assert (result.exit_code, "it is empty" in result.stderr) == (1, True)
+    assert records(out) == before
+    (pictures / "IMG_0000.jpg").write_bytes(whole)
+    assert "2 there already" in ok(call("run", "sentence", pictures, "--out", out, "--resume", *here)).stderr
+
+
+def test_nobody_reads_the_answers(here: tuple[str, ...], tmp_path: Path) -> None:
+    """As with `| head -1`: it ends without a traceback, and asks for no more."""
+    pictures = folder(tmp_path / "p", 12)
+    with start("run", "slowly", pictures, *here) as process:
+        assert process.stdout is not None
+        assert "A snail." in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert process.returncode == 1
+    assert "Traceback" not in said
+    assert "BrokenPipe" not in said
+
+
 def test_an_output_that_is_there_needs_a_word(here: tuple[str, ...], tmp_path: Path) -> None:
     """Exit code 2 and a reason; nothing was asked and nothing changed."""
     pictures, out = folder(tmp_path / "p", 1), tmp_path / "out.jsonl"
@@ -555,4 +583,4 @@ def test_a_terminal_has_a_bar(here: tuple[str, ...], tmp_path: Path) -> None:
     assert re.search(r"slowly.*5/5.*\d/s", fancy)
     plain = "\n".join(in_terminal(*arguments, tmp_path / "b.jsonl", *here, columns=100))
     assert "\x1b" not in plain
-    assert re.search(r"^rolecall: 5 answers in \ds", plain, re.MULTILINE)
+    assert re.search(r"^rolecall: 5 answers in \d+s", plain, re.MULTILINE)

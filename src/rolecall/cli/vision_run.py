@@ -18,7 +18,7 @@ from rich.text import Text
 from rolecall import __version__
 from rolecall.cli.client import connect, key_header
 from rolecall.cli.common import CommandError, fail, print_json
-from rolecall.cli.table import NOTHING, Column, Row, printable, show, table
+from rolecall.cli.table import NOTHING, Column, Row, console_for, printable, show, table
 from rolecall.cli.vision_machine import Machine, look
 from rolecall.cli.vision_progress import Shown, duration
 from rolecall.settings import load_settings
@@ -179,6 +179,7 @@ class _Job:
 
     def carry_out(self) -> None:
         """Ask for all that is missing, write it down, and say what came of it."""
+        console_for()  # so that a stdout that is not UTF-8 fails at no answer
         output = _opened(self.options.out, resume=self.options.resume)
         shown = Shown(self._total(), self._show, self.options.out)
         began = time.monotonic()
@@ -186,13 +187,16 @@ class _Job:
             shown.say(line)
         shown.say(f"{self.plan.words}; {_at_a_time(max(stage.jobs for stage in self.plan.stages))}")
         problem, stopped = None, False
-        with shown.open():
-            try:
+        try:
+            with shown.open():
                 stopped = asyncio.run(self._ask_all(output, shown))
-            except (BatchError, OutputError) as error:
-                problem = str(error)
-            except KeyboardInterrupt:
-                stopped = True
+        except (BatchError, OutputError) as error:
+            problem = str(error)
+        except KeyboardInterrupt:
+            stopped = True
+        except BaseException:  # such as that nobody reads stdout any more
+            output.close()
+            raise
         try:
             output.close()
         except OutputError as error:
@@ -222,7 +226,7 @@ class _Job:
         else:
             what = f"{record.task}: " if len(self.tasks) > 1 else ""
             text = ", ".join(record.tags) if record.tags else value_text(record.value)
-            typer.echo(f"{_short(record.file)}: {what}{printable(text)}")
+            typer.echo(printable(f"{_short(record.file)}: {what}{text}"))
 
     def _conclude(self, shown: Shown, seconds: float, problem: str | None, *, stopped: bool) -> None:
         for each in self.found.unreadable:

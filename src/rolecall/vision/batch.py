@@ -129,7 +129,7 @@ class Batch:
         self._describes = next((task.id for task in tasks.values() if task.goes_to == "description"), None)
         self._writing = anyio.Lock()
         self._scope = anyio.CancelScope()
-        self._failure: BatchError | OutputError | None = None
+        self._failure: Exception | None = None
         self._in_a_row = 0
         self.stopped = False
 
@@ -139,7 +139,7 @@ class Batch:
         self._scope.cancel()
 
     async def run(self, pictures: Sequence[Path]) -> None:
-        """Do all of it; raises ``BatchError`` or ``OutputError`` if it cannot go on."""
+        """Do all of it; raises ``BatchError``, ``OutputError`` or what ``watch`` raises if it cannot go on."""
         with self._scope:
             for stage in self._plan.stages:
                 self._watch.begin(stage)
@@ -147,7 +147,7 @@ class Batch:
         if self._failure is not None:
             raise self._failure
 
-    def _fail(self, error: BatchError | OutputError) -> None:
+    def _fail(self, error: Exception) -> None:
         self._failure = self._failure or error
         self._scope.cancel()
 
@@ -258,12 +258,16 @@ class Batch:
         if self._wishes.sidecars and record.status == "ok":
             record = await anyio.to_thread.run_sync(self._with_sidecar, path, task, record)
         try:
-            async with self._writing:
-                await anyio.to_thread.run_sync(self._output.add, record)
-        except OutputError as error:
-            self._fail(error)
-        else:
+            if not self._would_lose(record):
+                async with self._writing:
+                    await anyio.to_thread.run_sync(self._output.add, record)
             self._watch.finished(record)
+        except (OutputError, OSError) as error:
+            self._fail(error)
+
+    def _would_lose(self, record: Record) -> bool:
+        """Whether it would take the place of an answer although nobody knows whether the picture is another one."""
+        return record.status == "failed" and not record.sha256 and record.key in self._earlier
 
     def _with_sidecar(self, path: Path, task: Task, record: Record) -> Record:
         goes_to = self._goes_to(task)

@@ -86,8 +86,10 @@ class _Lines:
     def _begin(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise OutputError(f"{self._path}: another run is writing it") from None
+        except OSError:  # a file system without locks
+            pass
         self._seen: set[Key] = set()
         self._superseded = False
         self._size = self._end_of_whole_lines()
