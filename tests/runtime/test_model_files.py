@@ -96,6 +96,30 @@ def test_a_large_vocabulary_takes_milliseconds(tmp_path: Path) -> None:
     assert time.process_time() - start < 0.3
 
 
+@pytest.mark.parametrize("after", ["tokenizer.ggml.merges", "vendor.note", "general.file_type"])
+def test_a_leap_over_a_vocabulary_misses_nothing(tmp_path: Path, after: str) -> None:
+    """Whichever key follows a vocabulary, all entries and tensors are found."""
+    words = [f"token {number}" for number in range(5000)]
+    metadata, tensors = transformer(words=300)
+    metadata["tokenizer.ggml.tokens"] = words
+    at = list(metadata).index("tokenizer.ggml.tokens") + 1
+    pairs = list(metadata.items())
+    metadata = dict([*pairs[:at], (after, words if after.endswith("merges") else 7), *pairs[at:]])
+    found = read_gguf(write_gguf(tmp_path / "m.gguf", metadata, tensors))
+    assert found.metadata.keys() == metadata.keys()
+    assert found.metadata["tokenizer.ggml.bos_token_id"] == 1
+    assert len(found.tensors) == len(tensors)
+
+
+def test_the_last_tensor_must_be_whole(tmp_path: Path) -> None:
+    """A file that is cut within its last tensor is refused, if the tensor's type is known."""
+    path = write_gguf(tmp_path / "m.gguf", {"a.b": 1}, [("one", (256, 8), Q4_K)])
+    read_gguf(path)
+    os.truncate(path, path.stat().st_size - 32)
+    with pytest.raises(ValueError, match="cut short: it should go on"):
+        read_gguf(path)
+
+
 def test_the_parts_of_a_split_model_are_one(tmp_path: Path) -> None:
     """The first part stands for all; one that is missing is no model."""
     metadata, tensors = transformer()

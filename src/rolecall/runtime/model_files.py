@@ -21,7 +21,7 @@ from rolecall.core.vllm_footprint import SafetensorsFacts, vllm_estimate
 from rolecall.runtime.fields import MOST, MOST_LAYERS
 from rolecall.runtime.file_memory import FileMemory
 from rolecall.runtime.gguf_facts import gguf_facts, projector_facts
-from rolecall.runtime.gguf_header import gguf_parts, read_gguf
+from rolecall.runtime.gguf_header import gguf_parts, is_gguf_name, read_gguf
 from rolecall.runtime.safetensors import safetensors_facts
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _read(files: Sequence[Path], dtype: str | None) -> _Facts | None:
     try:
         if model.is_dir():
             return safetensors_facts(model, dtype)
-        if model.suffix != ".gguf":
+        if not is_gguf_name(model):
             return None
         projector = projector_facts(read_gguf(files[1])) if len(files) > 1 else None
         return _Gguf(gguf_facts(read_gguf(model)), projector)

@@ -12,7 +12,7 @@ from rolecall.backends.base import Backend
 from rolecall.core.models import ModelEntry, dashed, flag_value
 from rolecall.core.traits import Traits, traits_of
 from rolecall.runtime.file_memory import FileMemory
-from rolecall.runtime.gguf_header import read_gguf
+from rolecall.runtime.gguf_header import is_gguf_name, read_gguf
 
 MOST_BYTES = 32 * 2**20
 """A tokenizer_config.json that lists a large vocabulary has some MB, a template some kB."""
@@ -64,7 +64,7 @@ def _files(entry: ModelEntry, backend: Backend) -> Iterator[Path]:
     for path in backend.files(entry)[:1]:
         if path.is_dir():
             yield from (file for name in _IN_FOLDER for file in sorted(path.glob(name)) if file.is_file())
-        elif path.suffix == ".gguf":
+        elif is_gguf_name(path):
             yield path
 
 
@@ -77,7 +77,7 @@ def _read(files: Sequence[Path]) -> tuple[str, ...]:
 
 
 def _templates_in(file: Path) -> Iterable[str]:
-    if file.suffix == ".gguf":
+    if is_gguf_name(file):
         metadata = read_gguf(file).metadata
         return [text for key, text in metadata.items() if key.startswith(_GGUF_KEY) and isinstance(text, str)]
     if file.stat().st_size > MOST_BYTES:
