@@ -23,11 +23,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backends": {"errors", "core"},
     "demo": {"errors", "core", "backends"},
     "runtime": BELOW_GATEWAY - {"runtime"},
+    "discovery": BELOW_GATEWAY,
     "gateway": BELOW_GATEWAY,
     "vision": BELOW_GATEWAY | {"gateway"},
     "prompts": BELOW_GATEWAY | {"gateway"},
     "insight": BELOW_GATEWAY | {"gateway"},
-    "cli": BELOW_GATEWAY | {"gateway", "demo", "vision", "prompts", "insight", "simulation"},
+    "cli": BELOW_GATEWAY | {"gateway", "demo", "discovery", "vision", "prompts", "insight", "simulation"},
     "__main__": {"cli"},
 }
 """Room of ``rolecall`` to the other rooms it may import; each may import itself and the package's version."""

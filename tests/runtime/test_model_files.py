@@ -25,6 +25,7 @@ from fakes import FakeBackend
 from gguf_shapes import (
     F16,
     F32,
+    Q4_K,
     Q8_0,
     deepseek2,
     falcon_h1,

@@ -13,6 +13,7 @@ from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print
 from rolecall.cli.model_card import card, card_lines
 from rolecall.cli.model_edits import disable, enable, set_fields
 from rolecall.cli.offline import open_roster
+from rolecall.cli.scan import command as scan_models
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.core.selection import Candidate
@@ -20,7 +21,8 @@ from rolecall.runtime.registry import CURATED, load_registry, missing, read_list
 from rolecall.runtime.roster import Roster, choose
 from rolecall.settings import load_settings, prepare_config_dir
 
-app = typer.Typer(no_args_is_help=True, help="List, show, check and change the models of the registry.")
+app = typer.Typer(no_args_is_help=True, help="Find, list, show, check and change the models of the registry.")
+app.command("scan")(scan_models)
 
 _COLUMNS = (
     Column("model"),

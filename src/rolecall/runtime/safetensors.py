@@ -10,7 +10,7 @@ from rolecall.core.vllm_footprint import SafetensorsFacts
 from rolecall.runtime.fields import MOST_HEADER_BYTES, Fields, ratio
 from rolecall.runtime.json_file import parse_object, read_object
 
-_TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config")
 _ARGUMENT_DTYPES = {"half": 2, "float16": 2, "bfloat16": 2, "float": 4, "float32": 4}
 
 
@@ -21,7 +21,7 @@ def safetensors_facts(folder: Path, dtype: str | None = None) -> SafetensorsFact
     without weights or with nonsense in it, ``OSError`` for one that cannot be read.
     """
     outer = read_object(folder / "config.json", MOST_HEADER_BYTES)
-    config = next((outer[key] for key in _TEXT_CONFIGS if isinstance(outer.get(key), dict)), outer)
+    config = next((outer[key] for key in TEXT_CONFIGS if isinstance(outer.get(key), dict)), outer)
     fields = Fields({**outer, **config})
     dtype_bytes = _ARGUMENT_DTYPES.get(dtype or "", 2)
     total, wide = _weights(folder)
@@ -114,11 +114,11 @@ def _other_weights(folder: Path) -> tuple[int, int]:
 
 
 def _total(parts: Iterable[Path]) -> tuple[int, int]:
-    sizes = sum(map(_dtype_sizes, parts), Counter[str]())
+    sizes = sum(map(dtype_sizes, parts), Counter[str]())
     return sizes.total(), sizes["F32"]
 
 
-def _dtype_sizes(path: Path) -> Counter[str]:
+def dtype_sizes(path: Path) -> Counter[str]:
     """Return the bytes of a safetensors file's tensors by dtype, from its header."""
     if not path.is_file():  # opening a pipe would wait for ever
         raise ValueError(f"{path}: is no file")

@@ -48,6 +48,15 @@ class TraitsReader:
         return ()
 
 
+def folder_templates(folder: Path) -> tuple[str, ...]:
+    """Return the chat templates in a model's folder; none if they cannot be read."""
+    return _read(tuple(_in(folder)))
+
+
+def _in(folder: Path) -> Iterator[Path]:
+    return (file for name in _IN_FOLDER for file in sorted(folder.glob(name)) if file.is_file())
+
+
 def _argument(entry: ModelEntry) -> str | None:
     config = entry.backend_config
     return flag_value(tuple(map(dashed, (*config.command, *config.extra_args))), *_ARGUMENTS)
@@ -63,7 +72,7 @@ def _files(entry: ModelEntry, backend: Backend) -> Iterator[Path]:
         return
     for path in backend.files(entry)[:1]:
         if path.is_dir():
-            yield from (file for name in _IN_FOLDER for file in sorted(path.glob(name)) if file.is_file())
+            yield from _in(path)
         elif is_gguf_name(path):
             yield path
 

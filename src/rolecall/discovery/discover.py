@@ -1,0 +1,78 @@
+"""From folders and a daemon to the registry file: what ``rolecall models scan`` does, for other commands as well."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rolecall.backends.base import Places
+from rolecall.core.models import ModelEntry
+from rolecall.core.registry import RegistryError, read_registry
+from rolecall.discovery.discovered_file import Earlier, Next, following, read_earlier, write
+from rolecall.discovery.entries import Ground, Naming, entries_of, owned_paths
+from rolecall.discovery.ollama_models import TIMEOUT_S, Daemon
+from rolecall.discovery.places import Place, known_places, ollama_address
+from rolecall.discovery.rules_file import load_rules
+from rolecall.discovery.scan import Findings, Progress, scan
+from rolecall.runtime.registry import CURATED, read_list
+from rolecall.settings import Settings
+
+
+@dataclass
+class Discovery:
+    """What was found, what is made of it, and the file as it is to stand."""
+
+    findings: Findings
+    naming: Naming
+    earlier: Earlier
+    next: Next
+
+    def write(self) -> bool:
+        """Write the file; False if it stands so already."""
+        return write(self.earlier.path, self.next.entries)
+
+
+def discover(  # noqa: PLR0913 - where to look, and how
+    settings: Settings,
+    environ: Mapping[str, str],
+    home: Path,
+    folders: Sequence[Path] = (),
+    *,
+    known: bool = True,
+    forget: bool = False,
+    progress: Progress | None = None,
+    daemon_timeout_s: float = TIMEOUT_S,
+) -> Discovery:
+    """Look at the known places and at ``folders``, and return what the discovered registry should hold.
+
+    Nothing is written. With ``known`` False only ``folders`` count, and no daemon is asked. ``forget`` leaves out
+    models whose files are gone. Raises ``ConfigurationError`` for rules or a curated registry that are broken.
+    """
+    rules = load_rules(settings.config_dir)
+    curated = read_registry(read_list(settings.config_dir / CURATED)).entries
+    earlier = read_earlier(settings.config_dir)
+    is_given = settings.origin("ollama_base_url") != "by default"
+    address = ollama_address(environ, settings.ollama_base_url, is_given=is_given)
+    daemon = Daemon(address, daemon_timeout_s) if known else None
+    places = [*(known_places(environ, home) if known else ()), *(Place("folder", folder) for folder in folders)]
+    findings = scan(places, daemon, progress)
+    ground = Ground(
+        rules,
+        (*curated, *_foreign(earlier)),
+        earlier.names(),
+        owned_paths((*curated, *_foreign(earlier)), Places(settings.config_dir, settings.state_dir).expand),
+        None if address == settings.ollama_base_url else address,
+    )
+    naming = entries_of(findings.models, ground)
+    return Discovery(findings, naming, earlier, following(earlier, naming.named, findings, forget=forget))
+
+
+def _foreign(earlier: Earlier) -> Sequence[ModelEntry]:
+    """Return the entries of the file that others wrote, which are left to them."""
+    rows: list[Any] = earlier.foreign
+    with suppress(RegistryError):
+        return read_registry([], rows).entries
+    return ()
