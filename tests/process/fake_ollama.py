@@ -44,7 +44,10 @@ class Loaded:
 
 
 class FakeOllama:
-    """The daemon. ``pulled`` are its models, with tags; the rest may be set at any time."""
+    """The daemon. ``pulled`` are its models, with tags; the rest may be set at any time.
+
+    ``listed`` are further fields of a model in ``/api/tags``, ``shown`` is what ``/api/show`` tells of it.
+    """
 
     def __init__(self, *pulled: str, embedders: tuple[str, ...] = ()) -> None:
         self.pulled = (*pulled, *embedders)
@@ -53,6 +56,8 @@ class FakeOllama:
         self.unload_s = 0.0
         self.load_error: str | None = None
         self.key: str | None = None
+        self.listed: dict[str, dict[str, Any]] = {}
+        self.shown: dict[str, dict[str, Any]] = {}
         self.size_mb, self.vram_mb = 3000, 2500
         self.keep_alive_s = DEFAULT_KEEP_ALIVE_S
         self.loads: list[str] = []
@@ -170,7 +175,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer what only looks."""
         if not self._is_shown_the_key():
             return
-        models = [{"name": tag, "model": tag, "size": self.ollama.size_mb * MB} for tag in self.ollama.pulled]
+        models: list[dict[str, Any]] = [
+            {"name": tag, "model": tag, "size": self.ollama.size_mb * MB, **self.ollama.listed.get(tag, {})}
+            for tag in self.ollama.pulled
+        ]
         known = {"/api/version": {"version": "0.40.12"}, "/api/tags": {"models": models}}
         known["/api/ps"] = {"models": self.ollama.running()}
         known["/v1/models"] = {"object": "list", "data": [{"id": tag, "object": "model"} for tag in self.ollama.pulled]}
@@ -185,6 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         tag = self.ollama.find(body["model"])
         if tag is None:
             self._refuse(f"model '{body['model']}' not found", 404)
+        elif self.path == "/api/show":
+            self._send(self.ollama.shown.get(tag, {}))
         elif self.path == "/api/generate" and not body.get("prompt") and duration_s(body.get("keep_alive", -1)) == 0:
             self.ollama.unload(tag)
             self._send({"model": tag, "response": "", "done": True, "done_reason": "unload"})

@@ -17,7 +17,7 @@ from typing import Any
 from rolecall.core.discovery import Found
 from rolecall.core.model_names import bare_name, split_label, split_part
 from rolecall.discovery.found import Model, Yield, why
-from rolecall.discovery.projectors import Projector, best_projector
+from rolecall.discovery.projectors import Pairing, Projector, best_projector
 from rolecall.discovery.walk import Folder, Walk
 from rolecall.runtime.fields import Fields
 from rolecall.runtime.gguf_header import GgufHeader, read_gguf
@@ -89,7 +89,8 @@ def gguf_models(
     models = [file for file in files if not file.is_projector and _is_model(file, out)]
     bases = {described(file)[0] for file in models}
     for file in models:
-        out.models.append(gguf_model(file, provider, projectors or above, alone=len(bases) == 1))
+        pairing = best_projector(file, described(file)[0], projectors or above, alone=len(bases) == 1)
+        out.models.append(gguf_model(file, provider, pairing))
     return projectors
 
 
@@ -152,10 +153,9 @@ def _is_model(file: GgufFile, out: Yield) -> bool:
     return reason is None
 
 
-def gguf_model(file: GgufFile, provider: str, projectors: Sequence[Projector], *, alone: bool) -> Model:
-    """Return a model with the projector that belongs to it; ``alone``: all models around it are the same one."""
+def gguf_model(file: GgufFile, provider: str, pairing: Pairing | None) -> Model:
+    """Return a model with the projector that belongs to it."""
     bare, quantization, notes = described(file)
-    pairing = best_projector(file, bare, projectors, alone=alone)
     projector = pairing.projector if pairing else None
     size_bytes = file.size_bytes + (projector.file.size_bytes if projector else 0)
     return Model(
@@ -177,13 +177,17 @@ def gguf_model(file: GgufFile, provider: str, projectors: Sequence[Projector], *
         path=file.path,
         projector=projector.file.path if projector else None,
         files=(*file.files, *(projector.file.files if projector else ())),
-        owners=(_organization(file, provider), file.path.parent.name, path_mark(file.path)),
+        owners=(_organization(file, provider), *_folders(file.path), path_mark(file.path)),
         context_tokens=file.number("context_length") or None,
         size_bytes=size_bytes,
         family=file.architecture,
         license=file.text("general.license") or None,
         notes=(*notes, *([pairing.reason] if pairing else [])),
     )
+
+
+def _folders(path: Path) -> tuple[str, str]:
+    return path.parent.name, path.parent.parent.name
 
 
 def _organization(file: GgufFile, provider: str) -> str:

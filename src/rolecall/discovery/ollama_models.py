@@ -21,7 +21,7 @@ from rolecall.core.discovery import Found
 from rolecall.core.model_names import bare_name, size_b, split_label
 from rolecall.discovery.found import Model, Yield, is_utf8, why
 from rolecall.discovery.gguf_models import GgufFile, gguf_model, read
-from rolecall.discovery.projectors import Projector
+from rolecall.discovery.projectors import Pairing, Projector
 from rolecall.runtime.gguf_header import GgufHeader
 from rolecall.runtime.json_file import parse_object, read_object
 
@@ -94,8 +94,8 @@ def disk_model(manifest: Manifest, out: Yield) -> Model | str:
         return projector
     if reason := _only_for_ollama(file, manifest):
         return reason
-    projectors = [Projector.of(projector)] if projector else []
-    model = gguf_model(file, "ollama", projectors, alone=True)
+    pairing = Pairing(Projector.of(projector), "projector: a layer of its manifest") if projector else None
+    model = gguf_model(file, "ollama", pairing)
     bare, quantization = tag_name(manifest.tag)
     return replace(
         model,
@@ -105,6 +105,7 @@ def disk_model(manifest: Manifest, out: Yield) -> Model | str:
         owners=(*_owner(manifest.tag), "ollama", *model.owners[-1:]),
         ids=(manifest.tag,),
         extra={"ollama_tag": manifest.tag},
+        notes=tuple(note for note in model.notes if not note.startswith("named")),
     )
 
 

@@ -44,7 +44,7 @@ class Walk:
         return is_new
 
     def open(self, path: Path) -> Folder | None:
-        """Return what a folder holds, sorted by name; None for one that was opened before or cannot be."""
+        """Return what a folder holds, by name, links last; None for one that was opened before or cannot be."""
         try:
             status = path.stat()
             key = status.st_dev, status.st_ino
@@ -54,7 +54,7 @@ class Walk:
             if len(self._been) > MOST_FOLDERS or str(path).startswith(_NOT_DISKS):
                 return None
             with os.scandir(path) as entries:
-                found = sorted(entries, key=lambda entry: entry.name)
+                found = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
         except OSError as error:
             self._out.skip(path, f"this folder cannot be read: {why(error)}")
             return None
