@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-MOST_REMEMBERED = 256
+MOST_REMEMBERED = 2048
+"""A large collection: with fewer than it has models, each look at them would read all of them again."""
 
 
 class FileMemory(Generic[T]):

@@ -21,9 +21,8 @@ MOST_ENTRIES = 200_000
 """Of metadata and of tensors; the largest models have some thousands."""
 MOST_KEPT = 4096
 """Longer arrays are of the vocabulary."""
-READ_BYTES = 2**18
-GROWTH = 32
-"""A header without a vocabulary has some 100 kB; most with one, of some MB, are read at the second attempt."""
+READ_BYTES, READ_ON_BYTES, LONG_BYTES = 2**18, 2**21, 2**23
+"""A header without a vocabulary has some 100 kB, one with it mostly 3 to 8 MB; what lies behind it is not wanted."""
 
 Tensor: TypeAlias = tuple[tuple[int, ...], int]
 """Its shape, innermost first, and its bytes, padding included."""
@@ -196,8 +195,9 @@ class _Header:
     def _read(self, end: int) -> bool:
         """Read at least up to ``end``, and all anew: to append to megabytes costs more. False at the file's end."""
         known = len(self._data)
+        step = known if known >= LONG_BYTES else READ_ON_BYTES if known else READ_BYTES
         self._file.seek(0)
-        self._data = self._file.read(max(end, READ_BYTES, min(GROWTH * known, MOST_HEADER_BYTES)))
+        self._data = self._file.read(max(end, min(known + step, MOST_HEADER_BYTES)))
         return len(self._data) > known
 
 
