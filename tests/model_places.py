@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gguf_files import F16, Q8_0, Tensor, text, value, write_gguf
+from gguf_shapes import F16, Q8_0, Tensor, text, value, write_gguf
 
 TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 WIDTH = 256

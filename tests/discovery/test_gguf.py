@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gguf_files import write_gguf
+from gguf_shapes import write_gguf
 from model_places import hostile_gguf, listing, model_gguf, projector_gguf, split_gguf
 from rolecall.discovery.found import Model
 from rolecall.discovery.places import Place

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from gguf_files import F16, write_gguf
+from gguf_shapes import F16, write_gguf
 from model_places import model_gguf, ollama_model, projector_gguf
 from process.fake_ollama import FakeOllama
 from rolecall.discovery.found import Model
