@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "settings": {"errors", "core"},
     "simulation": {"errors", "core"},
+    "elsewhere": {"errors", "core"},
     "backends": {"errors", "core"},
     "demo": {"errors", "core", "backends"},
     "runtime": BELOW_GATEWAY - {"runtime"},
@@ -28,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "vision": BELOW_GATEWAY | {"gateway"},
     "prompts": BELOW_GATEWAY | {"gateway"},
     "insight": BELOW_GATEWAY | {"gateway"},
-    "cli": BELOW_GATEWAY | {"gateway", "demo", "discovery", "vision", "prompts", "insight", "simulation"},
+    "cli": BELOW_GATEWAY | {"gateway", "demo", "discovery", "vision", "prompts", "insight", "simulation", "elsewhere"},
     "__main__": {"cli"},
 }
 """Room of ``rolecall`` to the other rooms it may import; each may import itself and the package's version."""

@@ -396,6 +396,13 @@ def test_placeholders_of_a_command(backend: Backend) -> None:
     )  # fmt: skip
 
 
+def test_a_command_is_asked_where_its_entry_says() -> None:
+    """``health_path`` goes before /health, which is asked where the entry says nothing."""
+    for path, asked in ((None, "/health"), ("/v1/models", "/v1/models")):
+        launch = CUSTOM.launch(entry("a", backend_config={"command": ["x", "{port}"], "health_path": path}), 1)
+        assert launch.health_path == asked
+
+
 def test_what_is_no_placeholder_stays() -> None:
     """JSON and shell text in a command pass as they are."""
     words = ('{"port": 1}', "${HOME}", "{}", "{unknown}", "$PORT", "{ port }")

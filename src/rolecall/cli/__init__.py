@@ -25,6 +25,7 @@ _COMMANDS = {
     "serve": "serve:command",
     "models": "models:app",
     "roles": "roles:app",
+    "import": "coming_from:command",
     "select": "select:command",
     "tag": "vision:tag",
     "caption": "vision:caption",

@@ -21,17 +21,25 @@ from rolecall.settings import load_settings, prepare_config_dir
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")]
 
 
-def prepared(config_dir: Path | None) -> Path:
+def prepared(config_dir: Path | None, *, dry_run: bool = False) -> Path:
     """Return the config folder, made with the shipped files if it is the user's own and not there yet."""
     settings = load_settings({"config_dir": config_dir})
-    prepare_config_dir(settings)
+    if not dry_run:
+        prepare_config_dir(settings)
     return settings.config_dir
 
 
-def change_registry(config_dir: Path, change: Callable[[RegistryText], str], *, dry_run: bool) -> RegistryEdit:
-    """Change the curated registry; what cannot be done ends the command with the reason and writes nothing."""
+def change_registry(
+    config_dir: Path,
+    change: Callable[[RegistryText], str],
+    *,
+    file: Path | None = None,
+    dry_run: bool = False,
+    backup: bool = False,
+) -> RegistryEdit:
+    """Change the curated registry, or ``file``; what cannot be done ends the command with the reason."""
     try:
-        return edit_registry(config_dir, change, dry_run=dry_run)
+        return edit_registry(config_dir, change, file=file, dry_run=dry_run, backup=backup)
     except RegistryError as error:
         raise CommandError(str(error)) from None
 

@@ -131,20 +131,28 @@ def _written(text: str, value: Any, indent: str, column: int, *, entry: bool = F
     flat = _compact(value)
     if not isinstance(value, Mapping | list) or not value or not (entry or "\n" in text.strip()):
         return flat
-    is_flat = _has_flat(text)
-    if is_flat and not entry and column + len(flat) < _WIDTH:
-        return flat
-    inner = indent + _unit(text)
+    return _spread(text, value, indent) if entry else _fitted(text, value, indent, column)
+
+
+def _fitted(text: str, value: Any, indent: str, column: int) -> str:
+    flat = _compact(value)
+    is_small = _has_flat(text) and column + len(flat) < _WIDTH
+    nested = isinstance(value, Mapping | list) and bool(value)
+    return _spread(text, value, indent) if nested and not is_small else flat
+
+
+def _spread(text: str, value: Any, indent: str) -> str:
+    """Return an object with a line for each member, or a list with one for each element or, of words, filled ones."""
+    inner, newline = indent + _unit(text), _newline(text)
     if isinstance(value, Mapping):
         opening, closing = "{}"
         keys = [json.dumps(str(key), ensure_ascii=False) + ": " for key in value]
         members = zip(keys, value.values(), strict=True)
-        lines = [key + _written(text, each, inner, len(inner) + len(key)) for key, each in members]
+        lines = [key + _fitted(text, each, inner, len(inner) + len(key)) for key, each in members]
     else:
         opening, closing = "[]"
-        lines = [_written(text, each, inner, len(inner)) for each in value]
-        lines = _filled(lines, _WIDTH - len(inner)) if is_flat else lines
-    newline = _newline(text)
+        lines = [_fitted(text, each, inner, len(inner)) for each in value]
+        lines = _filled(lines, _WIDTH - len(inner)) if _has_flat(text) else lines
     return f"{opening}{newline}{inner}{f',{newline}{inner}'.join(lines)}{newline}{indent}{closing}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,9 @@ def edit_registry(
     """
     path = config_dir / CURATED if file is None else file
     folder = path.resolve().parent
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    if not dry_run:
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder) if folder.is_dir() else nullcontext():
         data = path.read_bytes() if path.exists() else _EMPTY.encode()
         found = _parsed(path, data, read_list(config_dir / DISCOVERED) if file is None else ())
         after = change(found)
