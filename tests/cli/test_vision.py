@@ -383,12 +383,16 @@ def test_dry_run_says_what_would_be_done(server: Rolecall, here: tuple[str, ...]
     assert "picture by picture: seer serves both tasks" in text
     assert "1. sentence, words: 4 pictures at a time" in text
     ok(call("run", "sentence", pictures / "IMG_0000.jpg", "--out", out, *here))
+    with out.open("ab") as file:
+        file.write(b'{"torn')
+    before = out.read_bytes()
     facts = answer(
         "run", "sentence", "slowly", pictures, "--out", out, "--resume", "--stage-by-stage", "--dry-run", *here
     )
     assert (facts["order"], facts["earlier"], facts["pictures"]) == ("stage by stage", 1, 3)
     assert [(stage["tasks"], stage["jobs"]) for stage in facts["stages"]] == [(["sentence"], 4), (["slowly"], 2)]
     assert "fit into memory together" in facts["reason"]
+    assert out.read_bytes() == before
     assert len(server.log_lines()) == lines + 1
 
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rolecall.vision.sidecar import SidecarError, sidecar_path, write_sidecar
-from rolecall.vision.xmp import DC, RDF, XML, XmpError, merge
+from rolecall.vision.xmp import merge
+from rolecall.vision.xmp_reader import DC, RDF, XML, XmpError
 
 DARKTABLE = b"""<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="XMP Core 4.4.0-Exiv2">

@@ -11,7 +11,8 @@ import typer
 
 from rolecall.cli.client import Url
 from rolecall.cli.common import AsJson, ConfigDir, fail
-from rolecall.cli.vision_run import Options, known_tasks, run, split
+from rolecall.cli.vision_job import Options, known_tasks, split
+from rolecall.cli.vision_run import run
 from rolecall.vision.batch_files import NoPictures
 from rolecall.vision.plan import Order
 from rolecall.vision.tasks import UnknownTask

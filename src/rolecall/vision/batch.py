@@ -19,6 +19,7 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from rolecall.vision.ask import Asker, AskError
+from rolecall.vision.batch_earlier import Earlier
 from rolecall.vision.batch_files import printable, sha256_of
 from rolecall.vision.batch_patience import Patience, ends_all
 from rolecall.vision.batch_record import Key, Record, variables_text
@@ -69,37 +70,6 @@ class _Picture:
     path: Path
     sha256: str
     photos: Sequence[tuple[Task, Photo | PhotoError]]
-
-
-class Earlier:
-    """What an output holds already, as far as it spares work."""
-
-    def __init__(self, records: Iterator[Record] | Sequence[Record] = (), *, sidecars: bool = False) -> None:
-        self._digests: dict[Key, str] = {}
-        self._without_sidecar: dict[Key, Record] = {}
-        for record in records:
-            self._digests.pop(record.key, None)
-            self._without_sidecar.pop(record.key, None)
-            if record.status == "ok":
-                self._digests[record.key] = record.sha256
-                if sidecars and record.sidecar is None:
-                    self._without_sidecar[record.key] = record
-
-    def __len__(self) -> int:
-        """How many answers there are."""
-        return len(self._digests)
-
-    def __contains__(self, key: object) -> bool:
-        """Whether there is an answer, to whatever bytes."""
-        return key in self._digests
-
-    def has(self, key: Key, sha256: str) -> bool:
-        """Whether there is an answer to these bytes."""
-        return self._digests.get(key) == sha256
-
-    def without_sidecar(self, key: Key) -> Record | None:
-        """Return the record whose answer is to be put into a sidecar still."""
-        return self._without_sidecar.get(key)
 
 
 class Batch:

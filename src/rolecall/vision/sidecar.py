@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.vision.xmp import EMPTY, XmpError, merge
+from rolecall.vision.xmp import EMPTY, merge
+from rolecall.vision.xmp_reader import XmpError
 
 MAX_BYTES = 64 << 20
 """A sidecar with darktable's masks has some MB."""

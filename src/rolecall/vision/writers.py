@@ -7,19 +7,17 @@ A record that is made anew is added like any other; the one before is left out w
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
-import io
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from rolecall.vision.batch_record import COLUMNS, Key, Record, from_json, to_json
-from rolecall.vision.writers_cells import from_cells, to_cells
+from rolecall.vision.batch_record import Key, Record
+from rolecall.vision.writers_forms import Csv, Form, JsonLines
 
 
 class OutputError(Exception):
@@ -48,15 +46,34 @@ def open_output(path: Path, *, resume: bool) -> Output:
 
     Raises ``OutputError``: for another suffix, for a file that is there without ``resume``, or that cannot be used.
     """
+    form = _form(path)
+    if form is not None:
+        return Lines(path, form, resume=resume)
+    from rolecall.vision.writers_duckdb import DuckDbOutput  # noqa: PLC0415 - it takes 100 ms and 40 MB to import
+
+    return DuckDbOutput(path, resume=resume)
+
+
+def read_output(path: Path) -> list[Record]:
+    """Return the records of an output, which is not touched; raises ``OutputError``."""
+    form = _form(path)
+    if form is not None:
+        data = path.read_bytes()
+        return list(_records(path, form, data[: form.whole(data)]))
+    from rolecall.vision.writers_duckdb import read_database  # noqa: PLC0415 - see above
+
+    return read_database(path)
+
+
+def _form(path: Path) -> Form | None:
+    """Return the form of a file's lines; None for a database."""
     kind = path.suffix.lower()
     if kind == ".duckdb":
-        from rolecall.vision.writers_duckdb import DuckDbOutput  # noqa: PLC0415 - it takes 100 ms and 40 MB to import
-
-        return DuckDbOutput(path, resume=resume)
+        return None
     if kind in {".jsonl", ".ndjson"}:
-        return JsonLines(path, resume=resume)
+        return JsonLines()
     if kind == ".csv":
-        return Csv(path, resume=resume)
+        return Csv()
     raise OutputRefused(f"{path}: --out takes a file that ends in .jsonl, .csv or .duckdb")
 
 
@@ -65,11 +82,25 @@ def exists(path: Path) -> OutputRefused:
     return OutputRefused(f"{path} is there already: --resume continues it; or name another file")
 
 
-class _Lines:
+def _records(path: Path, form: Form, data: bytes) -> Iterator[Record]:
+    number = 0
+    try:
+        for at, line in form.numbered(data):
+            number = at
+            yield form.record(line)
+    except (ValueError, RecursionError) as error:
+        where = f"record {number} is none ({error})" if number else str(error)
+        raise OutputError(
+            f"{path}: {where}; is it another program's file? Name another one, or take the line out"
+        ) from None
+
+
+class Lines:
     """A file of lines that one process writes."""
 
-    def __init__(self, path: Path, *, resume: bool) -> None:
+    def __init__(self, path: Path, form: Form, *, resume: bool) -> None:
         self._path = path
+        self._form = form
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if resume else os.O_EXCL)
         try:
             self._fd = os.open(path, flags, 0o666)
@@ -92,31 +123,23 @@ class _Lines:
             pass
         self._seen: set[Key] = set()
         self._superseded = False
-        self._size = self._end_of_whole_lines()
+        self._size = self._form.whole(self._path.read_bytes())
         os.ftruncate(self._fd, self._size)
         if not self._size:
-            self._write(self._head())
+            self._write(self._form.head)
 
     def add(self, record: Record) -> None:
         """Write a record down."""
-        self._write(self._line(record))
+        self._write(self._form.line(record))
         self._superseded |= record.key in self._seen
         self._seen.add(record.key)
 
     def records(self) -> Iterator[Record]:
         """Yield the records that are there."""
-        with self._path.open("rb") as file:
-            for number, line in self._numbered(file.read(self._size)):
-                try:
-                    record = self._record(line)
-                except (ValueError, RecursionError) as error:
-                    raise OutputError(
-                        f"{self._path}: record {number} is none ({error}); is it another program's file? "
-                        "Name another one, or take the line out"
-                    ) from None
-                self._superseded |= record.key in self._seen
-                self._seen.add(record.key)
-                yield record
+        for record in _records(self._path, self._form, self._path.read_bytes()[: self._size]):
+            self._superseded |= record.key in self._seen
+            self._seen.add(record.key)
+            yield record
 
     def close(self) -> None:
         """Leave one record of each key."""
@@ -132,14 +155,14 @@ class _Lines:
 
     def _tidy(self) -> None:
         data = self._path.read_bytes()
-        last = {self._record(line).key: number for number, line in self._numbered(data)}
+        last = {self._form.record(line).key: number for number, line in self._form.numbered(data)}
         kept = set(last.values())
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with temporary.open("xb") as file:
                 os.fchmod(file.fileno(), os.fstat(self._fd).st_mode & 0o7777)
-                file.write(self._head())
-                file.writelines(line for number, line in self._numbered(data) if number in kept)
+                file.write(self._form.head)
+                file.writelines(line for number, line in self._form.numbered(data) if number in kept)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path.resolve())
@@ -158,79 +181,8 @@ class _Lines:
             raise OutputError(f"{self._path}: {_cause(error)}") from None
         self._size += len(data)
 
-    def _end_of_whole_lines(self) -> int:
-        raise NotImplementedError
-
-    def _head(self) -> bytes:
-        return b""
-
-    def _line(self, record: Record) -> bytes:
-        raise NotImplementedError
-
-    def _record(self, line: bytes) -> Record:
-        raise NotImplementedError
-
-    def _numbered(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """Yield each record's bytes with its end, counted from 1."""
-        raise NotImplementedError
-
 
 def _cause(error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         return f"the disk is full ({error.strerror}): make room and go on with --resume"
     return f"it cannot be written: {error.strerror}"
-
-
-class JsonLines(_Lines):
-    """One JSON object a line."""
-
-    def _end_of_whole_lines(self) -> int:
-        return self._path.read_bytes().rfind(b"\n") + 1
-
-    def _line(self, record: Record) -> bytes:
-        return to_json(record).encode() + b"\n"
-
-    def _record(self, line: bytes) -> Record:
-        return from_json(line)
-
-    def _numbered(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        yield from ((number, line) for number, line in enumerate(io.BytesIO(data), 1) if line.strip())
-
-
-class Csv(_Lines):
-    """The same as a table with a head, whose cells are those of ``cells.to_cells``."""
-
-    def _head(self) -> bytes:
-        return _csv_line(COLUMNS)
-
-    def _line(self, record: Record) -> bytes:
-        return _csv_line(to_cells(record))
-
-    def _record(self, line: bytes) -> Record:
-        return from_cells(next(csv.reader(io.StringIO(line.decode(), newline=""))))
-
-    def _numbered(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        rows = _rows(data)
-        if next(rows, self._head()) != self._head():
-            raise OutputError(f"{self._path}: its first line is not that of rolecall's records; name another file")
-        yield from enumerate(rows, 1)
-
-    def _end_of_whole_lines(self) -> int:
-        return sum(map(len, _rows(self._path.read_bytes())))
-
-
-def _csv_line(cells: Sequence[str]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _rows(data: bytes) -> Iterator[bytes]:
-    """Yield the rows that are complete; a line end between quotes belongs to its cell."""
-    row, quotes = b"", 0
-    for line in io.BytesIO(data):
-        row += line
-        quotes += line.count(b'"')
-        if quotes % 2 == 0 and line.endswith(b"\n"):
-            yield row
-            row = b""

@@ -48,10 +48,7 @@ class DuckDbOutput:
 
     def records(self) -> Iterator[Record]:
         """Yield the records that are there."""
-        rows = self._database.execute(f"SELECT * FROM {TABLE}").fetchall()  # noqa: S608 - a constant
-        for row in rows:
-            values = dict(zip(COLUMNS, row, strict=True))
-            yield from_values({**values, "variables": json.loads(values["variables"])})
+        yield from _records(self._database)
 
     def add(self, record: Record) -> None:
         """Write a record down."""
@@ -72,6 +69,22 @@ class DuckDbOutput:
             self._database.close()
         except duckdb.Error as error:
             raise OutputError(f"{self._path}: {_cause(error)}") from None
+
+
+def read_database(path: Path) -> list[Record]:
+    """Return the records of a file that is only read; raises ``OutputError``."""
+    try:
+        with duckdb.connect(str(path), read_only=True) as database:
+            return list(_records(database))
+    except duckdb.Error as error:
+        raise OutputError(f"{path}: {_cause(error)}") from None
+
+
+def _records(database: duckdb.DuckDBPyConnection) -> Iterator[Record]:
+    names = ", ".join(COLUMNS)
+    for row in database.execute(f"SELECT {names} FROM {TABLE}").fetchall():  # noqa: S608 - constants
+        values = dict(zip(COLUMNS, row, strict=True))
+        yield from_values({**values, "variables": json.loads(values["variables"])})
 
 
 def _column(name: str) -> str:

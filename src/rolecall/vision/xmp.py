@@ -11,14 +11,10 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 from rolecall import __version__
-
-RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-DC = "http://purl.org/dc/elements/1.1/"
-XML = "http://www.w3.org/XML/1998/namespace"
+from rolecall.vision.xmp_reader import DC, RDF, Element, Xmp, XmpError
 
 EMPTY = f"""<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="rolecall {__version__}">
@@ -32,10 +28,6 @@ EMPTY = f"""<?xml version="1.0" encoding="UTF-8"?>
 _NO_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-class XmpError(Exception):
-    """XMP that cannot be read or added to; the message is the reason."""
-
-
 def merge(
     data: bytes, keywords: Iterable[str], description: str | None, *, replace: bool = False
 ) -> tuple[bytes, tuple[tuple[str, ...], bool]]:
@@ -43,7 +35,7 @@ def merge(
 
     Keywords that differ only in case are one. All other bytes stay. Raises ``XmpError``.
     """
-    found = _Reader(data)
+    found = Xmp(data)
     added = _unknown(keywords, found.subjects)
     text = _clean(description or "")
     describes = bool(text) and (found.description is None or (replace and found.description != text))
@@ -76,133 +68,9 @@ def _clean(text: str) -> str:
 
 def _check(data: bytes, subjects: Sequence[str], description: str | None) -> None:
     """Read what would be written: a form of XMP that was misunderstood is better left alone."""
-    result = _Reader(data)
+    result = Xmp(data)
     if result.subjects != list(subjects) or result.description != description:
         raise XmpError("its form of XMP is not understood")
-
-
-# -- reading
-
-
-@dataclass(slots=True)
-class _Element:
-    """An element in the bytes: of its start tag the first byte, of its end the first byte of the end tag."""
-
-    name: str
-    start: int
-    attributes: dict[str, str]
-    end: int = 0
-    text: str = ""
-    last_child: int | None = None
-    """Where the start tag of its last child stands."""
-
-
-class _Reader:
-    """What is asked of an XMP file: its keywords, its description, and where they stand."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.subjects: list[str] = []
-        self.rdf: _Element | None = None
-        self.node: _Element | None = None
-        """The first ``rdf:Description``."""
-        self.subject: _Element | None = None
-        self.bag: _Element | None = None
-        self.about: _Element | None = None
-        """``dc:description``."""
-        self.texts: _Element | None = None
-        """Its ``rdf:Alt``."""
-        self.default: _Element | None = None
-        """The text of ``x-default``, or the first one."""
-        self._open: list[_Element] = []
-        self._shorthand: str | None = None
-        self._parse()
-
-    @property
-    def description(self) -> str | None:
-        """The description there is; an empty one is none."""
-        text = self._shorthand if self.default is None else self.default.text.strip()
-        return text or None
-
-    def _parse(self) -> None:
-        if self.data[:2] in (b"\xfe\xff", b"\xff\xfe"):
-            raise XmpError("it is not UTF-8")
-        parser = expat.ParserCreate(namespace_separator="")
-        parser.buffer_text = True
-        parser.XmlDeclHandler = self._declared
-        parser.StartDoctypeDeclHandler = self._doctype
-        parser.StartElementHandler = lambda name, given: self._begin(name, given, parser.CurrentByteIndex)
-        parser.EndElementHandler = lambda _: self._finish(parser.CurrentByteIndex)
-        parser.CharacterDataHandler = self._characters
-        try:
-            parser.Parse(self.data, True)  # noqa: FBT003 - expat's way to say that this is all
-        except expat.ExpatError as error:
-            raise XmpError(f"it is no XML: {error}") from None
-        if self.rdf is None:
-            raise XmpError("it is no XMP: there is no rdf:RDF in it")
-
-    @staticmethod
-    def _declared(_version: str, encoding: str | None, _standalone: int) -> None:
-        if encoding is not None and encoding.lower() not in ("utf-8", "us-ascii"):
-            raise XmpError(f"it is not UTF-8 but {encoding}")
-
-    @staticmethod
-    def _doctype(*_: object) -> None:
-        raise XmpError("it has a document type, which XMP has not")
-
-    def _begin(self, name: str, given: dict[str, str], at: int) -> None:
-        element = _Element(name, at, given)
-        if self._open:
-            self._open[-1].last_child = at
-        path = [each.name for each in self._open]
-        self._open.append(element)
-        if name == RDF + "RDF" and self.rdf is None:
-            self.rdf = element
-        elif path[-1:] == [RDF + "RDF"] and name == RDF + "Description":
-            self.node = self.node or element
-            self._property_attributes(given)
-        elif path[-2:-1] == [RDF + "RDF"]:
-            self._property(element)
-        elif path[-3:-2] == [RDF + "RDF"]:
-            self._container(path[-1], element)
-
-    def _property_attributes(self, given: dict[str, str]) -> None:
-        if DC + "subject" in given:
-            raise XmpError("dc:subject is no list in it")
-        self._shorthand = given.get(DC + "description", self._shorthand)
-
-    def _property(self, element: _Element) -> None:
-        if element.name == DC + "subject":
-            if self.subject is not None:
-                raise XmpError("dc:subject is in it twice")
-            self.subject = element
-        elif element.name == DC + "description":
-            self.about = element
-
-    def _container(self, parent: str, element: _Element) -> None:
-        if parent == DC + "subject" and element.name in (RDF + "Bag", RDF + "Seq"):
-            self.bag = element
-        elif parent == DC + "description" and element.name == RDF + "Alt":
-            self.texts = element
-
-    def _characters(self, text: str) -> None:
-        self._open[-1].text += text
-
-    def _finish(self, at: int) -> None:
-        element = self._open.pop()
-        element.end = at
-        above = self._open[-1] if self._open else None
-        if element.name != RDF + "li" or above is None:
-            return
-        if above is self.bag:
-            self.subjects.append(element.text.strip())
-        elif above is self.texts and (
-            self.default is None or element.attributes.get(XML + "lang", "").lower() == "x-default"
-        ):
-            self.default = element
-
-
-# -- changing
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +86,12 @@ class _Edit:
 class _Child:
     """An element that is to be put behind the others in ``parent``: its tag with attributes, and what is in it."""
 
-    parent: _Element
+    parent: Element
     tag: str
     content: str | tuple[_Child, ...] = ""
 
 
-def _edits(found: _Reader, children: Sequence[_Child]) -> list[_Edit]:
+def _edits(found: Xmp, children: Sequence[_Child]) -> list[_Edit]:
     """Return one edit for each parent, so that an empty tag is opened once."""
     parents = {child.parent.start: child.parent for child in children}
     return [
@@ -238,7 +106,7 @@ def _spliced(data: bytes, edits: Iterable[_Edit]) -> bytes:
     return data
 
 
-def _new_subjects(found: _Reader, added: Sequence[str]) -> list[_Child]:
+def _new_subjects(found: Xmp, added: Sequence[str]) -> list[_Child]:
     if not added:
         return []
     rdf = _prefix(found)
@@ -253,7 +121,7 @@ def _new_subjects(found: _Reader, added: Sequence[str]) -> list[_Child]:
     return [bag]
 
 
-def _new_description(found: _Reader, text: str) -> list[_Child]:
+def _new_description(found: Xmp, text: str) -> list[_Child]:
     rdf = _prefix(found)
     parent = found.texts or found.about or _node(found)
     item = _Child(parent, f'{rdf}li xml:lang="x-default"', escape(text))
@@ -268,24 +136,24 @@ def _new_description(found: _Reader, text: str) -> list[_Child]:
     return [texts]
 
 
-def _must_be_bare(element: _Element, otherwise: str) -> None:
+def _must_be_bare(element: Element, otherwise: str) -> None:
     if element.text.strip() or element.last_child is not None:
         raise XmpError(otherwise)
 
 
-def _prefix(found: _Reader) -> str:
+def _prefix(found: Xmp) -> str:
     """Return what stands before the names of RDF's elements, such as ``rdf:``."""
     assert found.rdf is not None  # noqa: S101 - read with success
     return _tag(found.data, found.rdf).rpartition("RDF")[0]
 
 
-def _node(found: _Reader) -> _Element:
+def _node(found: Xmp) -> Element:
     if found.node is None:
         raise XmpError("it is no XMP: there is no rdf:Description in it")
     return found.node
 
 
-def _appended(data: bytes, parent: _Element, children: Sequence[_Child]) -> _Edit:
+def _appended(data: bytes, parent: Element, children: Sequence[_Child]) -> _Edit:
     """Put children behind the last one that is there, indented like it."""
     line = _line_inside(data, parent)
     text = "".join(map(partial(_written, line=line), children))
@@ -304,7 +172,7 @@ def _written(child: _Child, line: str) -> str:
     return f"{line}<{child.tag}>{inside}{line}</{name}>"
 
 
-def _filled(data: bytes, element: _Element, text: str) -> _Edit:
+def _filled(data: bytes, element: Element, text: str) -> _Edit:
     """Put a text in the place of all that is in an element."""
     if _is_empty_tag(data, element):
         return _Edit(element.end - 2, element.end, f">{text}</{_tag(data, element)}>")
@@ -312,16 +180,16 @@ def _filled(data: bytes, element: _Element, text: str) -> _Edit:
     return _Edit(data.index(b">", element.start) + 1, element.end, text)
 
 
-def _is_empty_tag(data: bytes, element: _Element) -> bool:
+def _is_empty_tag(data: bytes, element: Element) -> bool:
     return element.last_child is None and not element.text and data[element.end - 2 : element.end] == b"/>"
 
 
-def _tag(data: bytes, element: _Element) -> str:
+def _tag(data: bytes, element: Element) -> str:
     """Return the name of an element as it is written, with its prefix."""
     return re.split(rb"[\s/>]", data[element.start + 1 :], maxsplit=1)[0].decode()
 
 
-def _line_inside(data: bytes, element: _Element) -> str:
+def _line_inside(data: bytes, element: Element) -> str:
     """Return the line end and indentation before a child of an element; empty where all is in one line."""
     if element.last_child is not None:
         return _line_of(data, element.last_child)
