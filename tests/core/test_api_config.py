@@ -54,6 +54,7 @@ def test_a_patch_changes_what_it_names() -> None:
         ({"temp": 1}, "temp", "There is no temp; there are backend, llm_params"),
         ({"llm_params": {"tmep": 1}}, "llm_params.tmep", "there are ctx_size, temp"),
         ({"llm_params": {"temp": "hot"}}, "llm_params.temp", "valid number"),
+        ({"llm_params": {"temp": True}}, "llm_params.temp", "valid number"),
         ({"llm_params": {"temp": -1}}, "llm_params.temp", "greater than or equal to 0"),
         ({"llm_params": {"top_p": 0}}, "llm_params.top_p", "greater than 0"),
         ({"llm_params": {"top_p": float("nan")}}, "llm_params.top_p", "wrong"),

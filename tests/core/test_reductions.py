@@ -270,6 +270,23 @@ def test_a_busy_model_on_the_cpu_keeps_its_memory() -> None:
     assert bench.post(Exited("b"), Freed("b")) == ["start a cpu"]
 
 
+@pytest.mark.parametrize("mb", [1001, 2500])
+def test_a_model_that_no_gpu_could_hold_goes_to_the_cpu(mb: int) -> None:
+    """It is started there at once: larger than each GPU, or than all of them; a role takes one that fits first."""
+    huge = spec("big", mb, cpu_mb=600, role_priority={"r": 90})
+    bench = Bench(huge, spec("small", 100, role_priority={"r": 50}), gpus_mb=(1000, 1000))
+    assert bench.post(ask_role(1, "big", "small")) == ["start small g0"]
+    assert bench.post(ask(2, "big")) == ["start big cpu"]
+    bare = spec("big", mb, role_priority={"r": 90})
+    assert Bench(bare, gpus_mb=(1000, 1000)).post(ask(1, "big"))[0].startswith("reject 1 model_")
+
+
+def test_what_is_not_there_is_not_started_on_the_cpu() -> None:
+    """A model that is not installed stays so."""
+    bench = Bench(spec("big", 2000, cpu_mb=600, unavailable="not installed"), gpus_mb=(1000,))
+    assert bench.post(ask(1, "big")) == ["reject 1 model_not_found"]
+
+
 def test_it_is_tried_at_full_size_after_a_while() -> None:
     """A model that was made smaller keeps that for ten minutes, however often it is stopped, and then grows back."""
     bench = Bench(big(idle_unload_s=0))

@@ -156,8 +156,9 @@ def test_the_health_of_models(server: Rolecall) -> None:
     assert {"small", "far", *ODD} <= set(rows)
     assert FLORENCE not in rows
     assert rows["small"] == {
-        "model": "small", "backend": "llama_cpp", "state": "stopped", "sleep_level": None, "in_flight": 0, "waiting": 0,
-        "devices": [], "vram_reserved_mb": 0, "footprint_mb": 100, "footprint_source": "declared", "rss_mb": None,
+        "model": "small", "backend": "llama_cpp", "state": "stopped", "sleep_level": None, "reduced": None,
+        "in_flight": 0, "waiting": 0, "devices": [], "vram_reserved_mb": 0,
+        "footprint_mb": 100, "footprint_source": "declared", "rss_mb": None,
         "pid": None, "port": None, "uptime_s": None, "load_s": 1.1, "load_fraction": None, "load_eta_s": None,
         "failures": 0, "retry_in_s": None, "error": None,
     }  # fmt: skip

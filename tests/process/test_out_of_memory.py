@@ -85,7 +85,7 @@ class TestLessContext:
             assert said(answer) == words(8)
             assert answer.headers["x-rolecall-memory"] == "context=16384"
             assert server.line_of(answer)["memory"] == "context=16384"
-            assert "m ran out of memory, and is started with a context of 16384 tokens" in server.words()
+            assert "m lacks memory, and is started with a context of 16384 tokens" in server.words()
             assert starts(gpus, "m") == 3
             assert argv(server, "m")[argv(server, "m").index("--ctx-size") + 1] == "16384"
             again = server.chat("m")
@@ -146,15 +146,28 @@ class TestTheCpu:
             assert said(answer) == words(8)
             assert answer.headers["x-rolecall-memory"] == "cpu"
             assert server.line_of(answer)["memory"] == "cpu"
-            assert "big ran out of memory, and is started on the CPU" in server.words()
+            assert "big lacks memory, and is started on the CPU" in server.words()
             row = server.row("big")
-            assert (row["vram_reserved_mb"], row["devices"]) == (0, [])
+            assert (row["vram_reserved_mb"], row["devices"], row["reduced"]) == (0, [], "cpu")
             stats = server.stats("big")
             assert stats["argv"][stats["argv"].index("--n-gpu-layers") + 1] == "0"
             assert "CUDA_VISIBLE_DEVICES" in stats["env"]
             assert stats["gpu_mb"] == 0
             assert said(server.chat("small")) == words(8)
             assert server.row("big")["state"] == "ready"
+        assert gpus.lost_mb() == 0
+
+    def test_a_model_that_no_gpu_could_hold(
+        self, bench: Bench, gpus: Gpus, model: Callable[..., dict[str, Any]]
+    ) -> None:
+        """One that says so itself is started on the CPU at once; without leave it is refused, as ever."""
+        entries = [model("may", 2000, allow_cpu=True, vram_estimate_mb=2000), model("not", 2000, vram_estimate_mb=2000)]
+        with bench(*entries, max_vram_mb=1500) as server:
+            answer = server.chat("may")
+            assert said(answer) == words(8)
+            assert answer.headers["x-rolecall-memory"] == "cpu"
+            assert starts(gpus, "may") == 1
+            assert server.chat("not").json()["error"]["code"] == "model_too_large"
         assert gpus.lost_mb() == 0
 
     def test_the_profile_may_allow_it(self, bench: Bench, gpus: Gpus, model: Callable[..., dict[str, Any]]) -> None:

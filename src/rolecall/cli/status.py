@@ -177,8 +177,10 @@ def _row(model: Mapping[str, Any]) -> Row:
 
 
 def _state(model: Mapping[str, Any]) -> str:
-    """``starting 40% eta 12s``, ``sleeping 1``, or the state alone."""
+    """``starting 40% eta 12s``, ``sleeping 1``, ``ready cpu``, or the state alone."""
     words = [model["state"]]
+    if model.get("reduced") is not None:
+        words.append(model["reduced"])
     if model["sleep_level"] is not None:
         words.append(str(model["sleep_level"]))
     if model["load_fraction"] is not None:

@@ -13,6 +13,7 @@ from rolecall.errors import BadRequest
 
 Mode = Literal["server", "cli"]
 Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
 
 LLAMA_CPP = "llama_cpp"
 """The backend whose engines this is about: the names are those of its options."""
@@ -43,10 +44,10 @@ class LlmParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ctx_size: Annotated[Whole, Field(ge=256, le=2**24)] | None = None
-    temp: Annotated[float, Field(ge=0, le=10)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    temp: Annotated[Number, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Whole, Field(ge=0, le=2**20)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     mirostat: Annotated[Whole, Field(ge=0, le=2)] | None = None
     batch_size: Annotated[Whole, Field(ge=1, le=2**20)] | None = None
     ubatch_size: Annotated[Whole, Field(ge=1, le=2**20)] | None = None

@@ -11,7 +11,7 @@ from rolecall.core.reductions import Reduction
 from rolecall.core.room import Room
 from rolecall.core.selection import Candidate, Demand, Rules, Selection, select
 from rolecall.core.slot import Slot, Waiter
-from rolecall.errors import RolecallError, ShuttingDown, StartFailed, Unavailable
+from rolecall.errors import ModelTooLarge, NotFound, RolecallError, ShuttingDown, StartFailed, Unavailable
 
 FOREIGN_PATIENCE_S = 10.0
 """How long a request waits for memory that other programs hold before it is told so."""
@@ -49,22 +49,28 @@ class Choosing(Room):
         return selection
 
     def _choose_at_last(self, demand: Demand, names: tuple[str, ...]) -> Selection:
-        """Choose; where nobody is left, the best of those that ran out of memory is tried on the CPU, if it may be."""
+        """Choose; where nobody is left, the best that lacks memory on the GPUs is tried on the CPU, if one may be."""
         try:
             return self._choose(demand, names)
-        except StartFailed:
-            slots = [self._slots[name] for name in names if name in self._slots]
-            ranked = select(demand, map(self._candidate, slots), self._rules(demand)).ranked
-            able = (slot for each in ranked if self._may_go_to_cpu(slot := self._slots[each.name]))
-            if (best := next(able, None)) is None:
+        except (StartFailed, NotFound, ModelTooLarge):
+            if (best := self._last_resort(demand, names)) is None:
                 raise
         best.reduce(Reduction(on_cpu=True), self._now)
         best.retry_at = self._now
         self._chosen.clear()
         return self._choose(demand, names)
 
+    def _last_resort(self, demand: Demand, names: Iterable[str]) -> Slot | None:
+        slots = [self._slots[name] for name in names if name in self._slots and self._may_go_to_cpu(self._slots[name])]
+        candidates = [Candidate(slot.spec.entry, 0, slot.spec.unavailable) for slot in slots]
+        ranked = select(demand, candidates, self._rules(demand)).ranked
+        return self._slots[ranked[0].name] if ranked else None
+
     def _may_go_to_cpu(self, slot: Slot) -> bool:
-        return slot.has_run_out and not slot.is_on_cpu and self._can_have_host_room(slot)
+        """Whether a model that ran out of memory, or that no GPU could ever hold, may run in host RAM."""
+        if slot.spec.cpu_mb is None or slot.is_on_cpu or not slot.is_cold:
+            return False
+        return (slot.has_run_out or not self._options(slot)) and self._can_have_host_room(slot)
 
     def _rules(self, demand: Demand) -> Rules:
         """Return the rules of the profile that was asked for; no machine can hold more than it has, though."""

@@ -137,7 +137,7 @@ class Room:
         """Return the quickest sleep that the host has RAM for; None if the model is better stopped."""
         taken_mb = sum(s.asleep.host_mb for s in self._slots.values() if s.asleep is not None)
         able = [cost for cost in slot.spec.sleep if taken_mb + cost.host_mb <= self._sleep_mb]
-        best = min(able, key=lambda cost: cost.wake_s, default=None)
+        best = None if slot.is_on_cpu else min(able, key=lambda cost: cost.wake_s, default=None)
         return best if best is not None and best.wake_s < slot.load_s and not slot.sleeps_badly else None
 
     def _leaving(self, slot: Slot) -> list[Holding]:

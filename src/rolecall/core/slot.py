@@ -242,7 +242,8 @@ def backoff_s(failures: int, *, crashed: bool) -> float:
 class ModelStatus:
     """One model for ``status`` and ``/v1/models/health``; memory in MB, times in s.
 
-    ``retry_in_s`` counts down while FAILED; ``load_s`` is how long its start, or its waking, is expected to take.
+    ``reduced`` is how it is started smaller for want of memory; ``retry_in_s`` counts down while FAILED; ``load_s`` is
+    how long its start, or its waking, is expected to take.
     """
 
     name: str
@@ -256,6 +257,7 @@ class ModelStatus:
     devices: tuple[str, ...] = ()
     load_s: float = 0
     sleep_level: int | None = None
+    reduced: str | None = None
 
 
 def status_rows(slots: Iterable[Slot], held_mb: dict[str, int], now: float) -> list[ModelStatus]:
@@ -273,6 +275,7 @@ def status_rows(slots: Iterable[Slot], held_mb: dict[str, int], now: float) -> l
             devices=tuple(share.device for share in slot.placement),
             load_s=slot.comes_back_in_s,
             sleep_level=slot.asleep.level if slot.asleep and slot.state is State.SLEEPING else None,
+            reduced=None if slot.reduction is None else str(slot.reduction),
         )
         for slot in sorted(slots, key=lambda slot: slot.name)
         if not slot.removed or slot.state is not State.STOPPED

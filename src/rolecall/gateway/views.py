@@ -56,6 +56,7 @@ def engine_row(status: EngineStatus, footprint: Footprint | None, ledger: Ledger
         "backend": status.backend,
         "state": model.state.value,
         "sleep_level": model.sleep_level,
+        "reduced": model.reduced,
         "in_flight": model.in_flight,
         "waiting": model.waiting,
         "devices": [{"index": gpu.index, "uuid": gpu.id} for gpu in _gpus(ledger, _lies_on(model))],

@@ -65,7 +65,7 @@ class Lives(Weighing):
         entry = self._entries[model]
         if reduction is not None:
             how = "on the CPU" if reduction.on_cpu else f"with a context of {reduction.context_tokens} tokens"
-            log.warning("%s ran out of memory, and is started %s", model, how)
+            log.warning("%s lacks memory, and is started %s", model, how)
         try:
             engine = self.maker.make(entry, placement, self._ports(), reduction)
         except (OSError, ValueError) as error:

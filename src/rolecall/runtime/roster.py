@@ -120,7 +120,7 @@ class Roster:
     def reconfigure(self, config: ApiConfig) -> None:
         """Put what was set at `/api/config` in force, and keep it; raises ``OSError`` where it cannot be written."""
         self.api_config.save(config)
-        self._adopt(self.registry, ask=False)
+        self.accept(self._look(self.registry, ask=False))
 
     def _read_again(self) -> Registry:
         curated = self.settings.config_dir / CURATED
