@@ -183,6 +183,20 @@ async def test_a_cancelled_job_keeps_what_is_done(tmp_path: Path) -> None:
         assert (await watched(jobs, one.id))[-1].status == "complete"
 
 
+async def test_a_job_that_is_cancelled_at_once(tmp_path: Path) -> None:
+    """Before it has done anything it can be ended, and begun again; so can one whose end somebody has just heard of."""
+    async with bench(tmp_path, FakeTagger()) as (jobs, store):
+        one = await dataset(store, 10)
+        await jobs.start(one.id, WISH)
+        assert (await jobs.cancel(one.id)).status == "idle"
+        for _ in range(3):
+            await jobs.start(one.id, Wish("tags@1", again=True))
+            async for state in jobs.watch(one.id):
+                last = state
+            assert last is not None
+            assert last.status == "complete"
+
+
 async def test_an_interrupted_job_goes_on_with_what_is_missing(tmp_path: Path) -> None:
     """The end of the process ends no job: the next one asks only for the samples that have no result yet."""
     tagger = FakeTagger(faults={"000.jpg": [SampleFailed("it is empty")], "020.jpg": [Interrupted()]})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -20,8 +20,8 @@ from rolecall.vision.datasets_thread import StoreThread
 
 log = logging.getLogger(__name__)
 
-SAMPLES_AT_A_TIME = 6
-"""Over all jobs: four that wait for an engine, as many as it serves, and two whose pictures are being prepared."""
+SAMPLES_AT_A_TIME = 8
+"""Over all jobs: four that wait for an engine, as many as it serves, and as many that are prepared or written down."""
 QUESTIONS_AT_A_TIME = 4
 MOST_FAILURES_IN_A_ROW = 8
 """Of engines, each after its retries; then the next samples would fail as well."""
@@ -113,7 +113,7 @@ class Jobs:
             dataset = await self._store.run(lambda store: store.dataset(dataset_id))
             await asyncio.to_thread(self._mark)
             job = await self._store.run(lambda store: store.start_job(dataset_id, wish))
-            self._launch(dataset, job)
+            await self._launch(dataset, job)
         finally:
             self._starting.discard(dataset_id)
         return job
@@ -124,11 +124,12 @@ class Jobs:
         except OSError as error:
             raise DiskFull(f"{self._marker} cannot be written: {error.strerror or error}.", retry_after_s=30) from None
 
-    def _launch(self, dataset: Dataset, job: Job) -> None:
-        run = _Run(dataset, job, self._bench)
-        self._running[dataset.id] = run
+    async def _launch(self, dataset: Dataset, job: Job) -> None:
+        run = _Run(dataset, job, self._bench, self._over)
         run.task = asyncio.ensure_future(run.run())
-        run.task.add_done_callback(lambda _: self._over(run))
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its end
+        if not run.task.done():
+            self._running[dataset.id] = run
 
     def _over(self, run: _Run) -> None:
         if self._running.get(run.dataset.id) is run:
@@ -143,7 +144,7 @@ class Jobs:
             dataset = await self._store.run(lambda store, id_=dataset_id: store.dataset(id_))  # type: ignore[misc]
             if dataset_id not in self._running and dataset_id not in self._starting:
                 log.info("dataset %d: going on with %d of %d samples", dataset_id, job.processed, job.total)
-                self._launch(dataset, job)
+                await self._launch(dataset, job)
         if not self._running and not self._starting:
             self._marker.unlink(missing_ok=True)
 
@@ -221,13 +222,14 @@ class _Results:
 class _Run:
     """One running job."""
 
-    def __init__(self, dataset: Dataset, job: Job, bench: _Bench) -> None:
+    def __init__(self, dataset: Dataset, job: Job, bench: _Bench, ended: Callable[[_Run], None]) -> None:
         self.dataset = dataset
         self.task: asyncio.Task[None] | None = None
         self.is_written = False
         self._job = job
         self._store = bench.store
         self._bench = bench
+        self._ended = ended
         self._results = _Results(bench.store, job)
         self._failures_in_a_row = 0
         self._is_cancelled = self._is_interrupted = False
@@ -246,26 +248,30 @@ class _Run:
     # -- its life
 
     async def run(self) -> None:
-        """Tag all samples, and write down how that ended."""
+        """Tag all samples, and write down how that ended; whoever is told of the end may begin the next job."""
+        try:
+            await self._run()
+        finally:
+            self._is_interrupted = self._job.status == "running"
+            self._ended(self)
+            self._tell()
+
+    async def _run(self) -> None:
         try:
             status, message = await self._outcome()
+        except Interrupted:
+            return
         except asyncio.CancelledError:
             if not self._is_cancelled:  # the server ends
-                self._is_interrupted = True
-                self._tell()
                 return
             status, message = "idle", f"Cancelled: {self._job.processed} of {self._job.total} samples are done."
-        except Interrupted:
-            self._is_interrupted = True
-            self._tell()
-            return
-        self._job = replace(self._job, status=status, message=message)
+        ended = replace(self._job, status=status, message=message)
         try:
-            await self._store.run(lambda store: store.end_job(self._job))
+            await self._store.run(lambda store: store.end_job(ended))
             self.is_written = True
         except RolecallError as error:
             log.warning("dataset %d: the end of its job cannot be written: %s", self.dataset.id, error)
-        self._tell()
+        self._job = ended
 
     async def _outcome(self) -> tuple[Status, str]:
         try:
