@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from harness import FAKE_ENGINE, Rolecall, eventually, words
+from harness import FAKE_ENGINE, Rolecall, eventually, picture, words
+from photographs import encoded
 from rolecall.core.api_config import DEFAULTS
 
 CONFIG = "/api/config"
@@ -155,18 +157,73 @@ def test_a_damaged_file(make: Make) -> None:
         assert change(server, llm_params={"temp": 1})["problem"] is None
 
 
-def test_the_command_line_programs(make: Make, tmp_path: Path) -> None:
+def test_programs_that_are_missing(server: Rolecall) -> None:
     """With `cli` an entry that names no mode has no server that stays: where the programs are missing it says so."""
+    change(server, backend="cli")
+    refused = server.chat("m")
+    assert refused.status_code == 404
+    assert "mode 'cli' needs llama-completion" in refused.json()["error"]["message"]
+    change(server, backend=None)
+    assert server.chat("m").status_code == 200
+
+
+def test_the_command_line_programs(make: Make, tmp_path: Path) -> None:
+    """With `cli` each request starts a program, also one with a picture; the server that was loaded has ended."""
+    for name in ("llama-completion", "llama-mtmd-cli"):
+        fake = shlex.join([sys.executable, str(FAKE_ENGINE.with_name("fake_llama_cli.py")), name])
+        (tmp_path / name).write_text(f'#!/bin/sh\nexec {fake} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "seeing.gguf").write_bytes(b"no model")
+    (tmp_path / "mmproj-seeing-f16.gguf").write_bytes(b"no projector")
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}\x1e{{ m.content }}{% endfor %}")
+    config = {
+        "model_path": str(tmp_path / "seeing.gguf"),
+        "extra_args": ["--chat-template-file", str(template)],
+        "env": {"FAKE_CLI_JOURNAL": str(tmp_path)},
+    }
+    server = make()
+    server.write_registry({"name": "e", "backend": "llama_cpp", "vram_estimate_mb": 100, "backend_config": config})
+    with server:
+        assert server.chat("e").json()["choices"][0]["message"]["content"] == words(8)
+        change(server, backend="cli", llm_params={"temp": 0.25})
+        red = encoded(Image.new("RGB", (40, 30), "red"))
+        form: dict[str, Any] = {"file": ("p.jpg", red), "prompt": (None, "what?")}
+        found = server.http.post("/analyze_image", files=form)
+        assert found.json() == {"analysis": "Hello there.", "confidence": None, "model": "e"}
+        (noted,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+        assert noted["program"] == "llama-mtmd-cli"
+        assert noted["argv"][noted["argv"].index("--temp") + 1] == "0.25"
+        assert noted["argv"][noted["argv"].index("--mmproj") + 1].endswith("mmproj-seeing-f16.gguf")
+
+
+def test_a_model_without_its_projector(make: Make, tmp_path: Path) -> None:
+    """A picture for a model that lists vision and has no projector is 400 before anything is loaded."""
+    server = make()
+    config = {"model_path": str(tmp_path / "model.gguf")}
+    server.write_registry({"name": "v", "backend": "llama_cpp", "capabilities": ["vision"], "backend_config": config})
+    with server:
+        answer = server.http.post(
+            "/v1/chat/completions", json={"model": "v", "messages": [{"role": "user", "content": [picture()]}]}
+        )
+        assert answer.status_code == 400
+        assert answer.json()["error"]["code"] == "unsupported_input"
+        assert server.state_of("v") == "stopped"
+        assert "'v' lists vision, but no projector" in server.words()
+
+
+def test_a_task_that_is_broken(make: Make) -> None:
+    """Single requests are refused with the file and the field until it is mended; the rest goes on."""
     with make() as server:
-        change(server, backend="cli")
-        refused = server.chat("m")
-        assert refused.status_code == 404
-        assert "mode 'cli' needs llama-completion" in refused.json()["error"]["message"]
-        program = tmp_path / "llama-completion"
-        program.write_text(f"#!{sys.executable}\n" + (FAKE_ENGINE.parent / "fake_llama_cli.py").read_text())
-        program.chmod(0o755)
-        change(server, backend=None)
+        tasks = server.config_dir / "tasks"
+        tasks.mkdir()
+        (tasks / "mine.toml").write_text("id = 3")
+        refused = server.http.post("/api/chat", json={"prompt": "hi", "model": "m"})
+        assert refused.status_code == 503
+        assert "mine.toml" in refused.json()["error"]["message"]
         assert server.chat("m").status_code == 200
+        (tasks / "mine.toml").unlink()
+        assert server.http.post("/api/chat", json={"prompt": "hi", "model": "m"}).status_code == 200
 
 
 @pytest.mark.parametrize(

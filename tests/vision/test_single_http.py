@@ -347,6 +347,31 @@ class TestBadRequests:
             assert server.state_of("blind") == "stopped"
 
 
+class TestLines:
+    def test_a_request_that_is_refused_has_a_line(self, server: Rolecall) -> None:
+        """Of its own path, with the id of the answer; the prompt is not in it."""
+        answer = send(server, "/analyze_image", b"no picture", prompt="a secret")
+        refused(answer)
+        line = server.line_of(answer)
+        assert (line["endpoint"], line["status"], line["model"]) == ("/analyze_image", 400, None)
+        assert line["error"].startswith("invalid_image: ")
+        assert "secret" not in json.dumps(line)
+
+    def test_a_question_that_failed_has_one(self, server: Rolecall) -> None:
+        """The error has the id under which the question is in the log."""
+        answer = send(server, "/ocr", model="blind")
+        line = server.line_of(answer)
+        assert (line["endpoint"], line["status"]) == ("/v1/chat/completions", 400)
+
+    def test_a_client_that_leaves_within_its_body(self, server: Rolecall) -> None:
+        """499, as at /v1."""
+        agent = "leaves-early"
+        head = f"POST /ocr HTTP/1.1\r\nHost: localhost\r\nUser-Agent: {agent}\r\nContent-Length: 1000\r\n"
+        head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
+        server.raw(head.encode()).close()
+        assert server.line_by(agent)["status"] == 499
+
+
 class TestEngines:
     def test_confidence(self, tmp_path: Path) -> None:
         """The exponential of the mean of the tokens' log-probabilities."""
@@ -430,6 +455,7 @@ class TestKeys:
             "boss": key(server, "boss", "--scope", "admin"),
             "guest": key(server, "guest", "--model", "blind"),
             "once": key(server, "once", "--rpm", "1"),
+            "bad": key(server, "bad", "--rpm", "1"),
         }
         with server:
             form: dict[str, Any] = {"file": ("p", PICTURE), "prompt": (None, "hi")}
@@ -441,6 +467,8 @@ class TestKeys:
             assert server.http.post("/api/chat", json=chat, headers=keys["once"]).status_code == 200
             spent = server.http.post("/api/chat", json=chat, headers=keys["once"])
             assert refused(spent, 429)["code"] == "rate_limit_exceeded"
+            assert refused(server.http.post("/ocr", headers=keys["bad"]), 415)
+            assert refused(server.http.post("/ocr", files=form, headers=keys["bad"]), 429)
             assert "retry-after" in spent.headers
             assert {line["key"] for line in server.log_lines(3)} >= {"guest", "once"}
 

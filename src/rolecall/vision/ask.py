@@ -27,10 +27,19 @@ _LONGEST_WORDS = 500
 
 
 class AskError(Exception):
-    """The question got no answer; ``status`` and ``code`` are the server's, ``status`` 0 where none came."""
+    """The question got no answer; ``status``, ``code`` and ``headers`` are the server's, ``status`` 0 if none came."""
 
-    def __init__(self, message: str, *, status: int = 0, code: str = "", retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        code: str = "",
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.headers = headers or {}
         self.message = message
         self.status = status
         self.code = code
@@ -209,6 +218,7 @@ def _error(response: httpx.Response, content: Any) -> AskError:
         status=status,
         code=str(told.get("code") or ""),
         retry_after_s=_seconds(response.headers.get("retry-after")),
+        headers=dict(response.headers),
     )
 
 

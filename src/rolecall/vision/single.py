@@ -20,18 +20,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rolecall.core.parameters import STAND_INS
-from rolecall.errors import BadRequest, UpstreamError
+from rolecall.errors import BadRequest, RolecallError, UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.caller import caller_of
+from rolecall.gateway.exchange import CLIENT_GONE
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.vision.ask import Asker, AskError, Question, Reply
 from rolecall.vision.in_process import client_of
 from rolecall.vision.photos import Photo
 from rolecall.vision.runner import Outcome, messages, run_task
+from rolecall.vision.single_account import Refusal
 from rolecall.vision.single_answer import as_error, shown_headers
 from rolecall.vision.single_chat import Conversation, chat_answer, response_format
-from rolecall.vision.single_input import Input, Pictures, check_length, picture_bytes, read_input
+from rolecall.vision.single_input import Input, Pictures, check_length, picture_bytes
 from rolecall.vision.task import Task
 from rolecall.vision.tasks import Tasks, UnknownTask, WrongVariable
 
@@ -109,15 +111,20 @@ class SingleRequests:
 
     async def serve(self, request: Request) -> Response:
         """Return the answer to a request for one of the paths; gives up when the client leaves."""
-        services, path = self._gateway.services, request.scope["path"]
+        services, refusal = self._gateway.services, Refusal(request, self._gateway.services.recorder)
         try:
-            given = await read_input(request, services.settings.max_body_bytes, form_only=path in _FORMS)
-            async with client_of(self._gateway.inference, caller_of(request.scope)) as client:
-                return await _unless_gone(request, self._work[path](given, _Session(self._gateway, request, client)))
-        except AskError as error:
-            raise as_error(error) from None
+            caller = await refusal.paid()
+            given = await refusal.read(services.settings.max_body_bytes, form_only=request.scope["path"] in _FORMS)
+            async with client_of(self._gateway.inference, caller) as client:
+                session = _Session(self._gateway, request, client)
+                return await _unless_gone(request, self._work[request.scope["path"]](given, session))
+        except AskError as failed:  # the question has its line
+            error = as_error(failed)
+            return Json(error.body(), error.status, {**shown_headers(failed.headers), **error.headers()})
+        except RolecallError as error:
+            return refusal.answer(error)
         except ClientGone:
-            return Response(status_code=499)  # nobody reads it
+            return Response(status_code=CLIENT_GONE)  # nobody reads it
 
     # -- a picture and a prompt of the request's own
 
