@@ -287,6 +287,23 @@ def test_colours_and_widths(page: Page, server: Rolecall, tmp_path: Path, scheme
     assert right <= width
 
 
+def test_a_phone_while_a_job_runs(page: Page, server: Rolecall, tmp_path: Path) -> None:
+    """The buttons stand in one line, and the options lie within the screen."""
+    page.resize(390, 844)
+    id_ = open_dataset(page, server, "phone", photos(tmp_path, 80))
+    page.click("#tag")
+    await_processed(server, id_, 10)
+    page.until("#tag", "/80")
+    page.click("#more > summary")
+    tops = "return ['#tag', '#cancel', '#more'].map((e) => document.querySelector(e).getBoundingClientRect().top);"
+    assert len(set(page.run(tops))) == 1
+    box = "const r = document.querySelector('.menu > .panel').getBoundingClientRect(); return [r.left, r.right];"
+    left, right = page.run(box)
+    assert 0 <= left < right <= 390
+    page.click("#cancel")
+    page.until("#job-words", "Cancelled")
+
+
 # -- what comes from elsewhere
 
 
