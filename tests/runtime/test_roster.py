@@ -14,6 +14,7 @@ import pytest
 
 from builders import row
 from fakes import FakeBackend, FakeProbe
+from model_places import model_gguf
 from process.fake_ollama import FakeOllama
 from rolecall.backends.base import Backend
 from rolecall.backends.custom import CustomCommand
@@ -182,6 +183,32 @@ class _ReloadsOnce(FakeBackend):
         if happens is not None:
             happens()
         return super().parallel(entry)
+
+
+def test_reading_ahead_leaves_a_reload_nothing_to_read(tmp_path: Path) -> None:
+    """Files of new models are read off the event loop first; a broken registry is for the reload to tell of."""
+    write(tmp_path)
+    own = settings(tmp_path, llama_server="embedded")
+    made = Roster(own, backends(own), FakeProbe())
+    made.load()
+    for number in range(20):
+        model_gguf(tmp_path / f"m{number}.gguf")
+    write(tmp_path, *(row(f"m{n}", backend_config={"model_path": f"m{n}.gguf"}) for n in range(20)))
+    made.read_ahead()
+    assert made.registry.entries == ()
+    before = bytes_read()
+    made.reload()
+    assert len(made.catalog.listed()) == 20
+    assert bytes_read() - before < 20 * 2000
+    (tmp_path / CURATED).write_text("[")
+    made.read_ahead()
+    assert (made.problem, len(made.registry.entries)) == (None, 20)
+
+
+def bytes_read() -> int:
+    """Return the bytes that this process has read so far."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("rchar")).split()[1])
 
 
 def test_a_reload_in_the_middle_of_a_look(tmp_path: Path) -> None:

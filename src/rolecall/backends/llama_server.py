@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -189,6 +190,11 @@ class LlamaServer:
 
     def build(self) -> str:
         """Return the binary with the time it was built, or the version of the embedded engine."""
+        return self._embedded_build if len(self._engine) > 1 else engine_build(self._engine)
+
+    @cached_property
+    def _embedded_build(self) -> str:
+        """It is asked for with each model at each look, and a package stays what it is while we run."""
         return engine_build(self._engine)
 
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:

@@ -241,6 +241,7 @@ class _Api:
         return await self._row(entry)
 
     async def reload(self, _request: Request) -> Json:
+        await asyncio.to_thread(self._services.roster.read_ahead)
         self._reload()
         problem = self._services.roster.problem
         if problem:

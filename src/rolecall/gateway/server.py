@@ -97,6 +97,7 @@ class Gateway:
         folder = self.services.settings.config_dir
         found = registry_state(folder)
         await asyncio.sleep(_SETTLE_S)
+        await asyncio.to_thread(self.services.roster.read_ahead)
         if registry_state(folder) == found:
             self.reload()
             if self.services.roster.problem is None:

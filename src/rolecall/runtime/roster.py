@@ -117,6 +117,14 @@ class Roster:
             self.problem = str(error)
             log.error("the registry is broken, the last good one stays in force:\n%s", error)  # noqa: TRY400 - no traceback
 
+    def read_ahead(self) -> None:
+        """Read the files of the models that a `reload` would find, which then waits for none of them.
+
+        Hundreds of new models take seconds: call it off the event loop. It changes nothing.
+        """
+        with suppress(RegistryError):
+            self._look(self._read_again(), ask=False)
+
     def reconfigure(self, config: ApiConfig) -> None:
         """Put what was set at `/api/config` in force, and keep it; raises ``OSError`` where it cannot be written."""
         self.api_config.save(config)
