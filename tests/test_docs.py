@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 from rolecall import __version__
 from rolecall.cli import app as command_line
 from rolecall.core.catalog import Catalog
+from rolecall.core.discovery import Rule, When, read_rules
 from rolecall.core.lifecycle import State, diagram
 from rolecall.core.models import BackendConfig, HistoryRules, ModelEntry, RequestRules
 from rolecall.core.profiles import Profile, parse_profiles
@@ -110,10 +111,13 @@ def test_json_examples_are_json_and_registry_examples_can_be_served(block: str, 
 
 @pytest.mark.parametrize("block", list(all_blocks("toml")))
 def test_toml_examples_load(block: str, tmp_path: Path) -> None:
-    """A TOML block is a rolecall.toml, a profiles.toml or a task that loads, and takes effect."""
+    """A TOML block is a rolecall.toml, a profiles.toml, a discovery.toml or a task that loads, and takes effect."""
     data = tomllib.loads(block)
     if "parser" in data:
         assert Task.model_validate(data).id == data["id"]
+        return
+    if "rules" in data:
+        assert [rule.name for rule in read_rules(data).rules] == [rule["name"] for rule in data["rules"]]
         return
     if "profiles" in data:
         assert list(parse_profiles(data)) == list(data["profiles"])
@@ -229,6 +233,15 @@ def test_the_shipped_profiles_are_documented() -> None:
 
 def _shown(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def test_the_rules_of_discovery_are_documented() -> None:
+    """The page of models has each condition and each effect of a rule, and those of the shipped file explain it."""
+    assert column(table(page("models.md"), "condition", "holds if")) == list(When.model_fields)
+    effects = set(Rule.model_fields) - {"name", "why", "when"}
+    assert set(column(table(page("models.md"), "effect", ""))) == effects
+    comments = [line for line in (ROOT / "configs" / "discovery.toml").read_text().splitlines() if line.startswith("#")]
+    assert all(name in " ".join(comments) for name in (*When.model_fields, *effects))
 
 
 def test_every_key_of_the_request_log_is_documented() -> None:

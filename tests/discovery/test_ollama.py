@@ -140,7 +140,7 @@ def test_a_daemon_tells_of_its_models(tmp_path: Path) -> None:
     assert [(each.path, "another machine" in each.reason) for each in findings.skipped] == [
         ("ollama gpt-oss:120b-cloud", True)
     ]
-    assert findings.daemon == "2 of its models are served by it"
+    assert findings.daemon == f"{ollama.base_url} serves 2 of its models itself"
 
 
 def test_a_model_that_the_daemon_does_not_list(tmp_path: Path) -> None:

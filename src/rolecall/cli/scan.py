@@ -118,15 +118,19 @@ def _reasons(entry: dict[str, Any], named: Named | None) -> Iterator[str]:
 def _summary(found: Discovery, *, written: bool, dry_run: bool) -> Iterator[Text]:
     states = list(found.next.states.values())
     counts = [f"{states.count(state)} {state}" for state in ("new", "changed", "known", "kept", "vanished")]
-    yield Text(f"{len(states)} models: {', '.join(each for each in counts if not each.startswith('0 ')) or 'none'}")
+    yield Text(f"{_models(len(states))}: {', '.join(each for each in counts if not each.startswith('0 ')) or 'none'}")
     path = found.earlier.path
     yield Text(f"{path}: {'not written (--dry-run)' if dry_run else 'written' if written else 'unchanged'}")
+
+
+def _models(count: int) -> str:
+    return f"{count} model{'' if count == 1 else 's'}"
 
 
 def _notes(found: Discovery) -> Iterator[tuple[str, str]]:
     """What deserves a look: it goes to stderr, so that a table in a pipe stays one."""
     for place, count in found.findings.per_place:
-        yield place.provider, f"{shown(place.path)}: {count} models"
+        yield place.provider, f"{shown(place.path)}: {_models(count)}"
     if found.findings.daemon:
         yield "ollama", found.findings.daemon
     for each in (*found.findings.skipped, *found.naming.skipped):

@@ -107,10 +107,10 @@ class _Look:
         self.out.models += models
         if not daemon.has_listed:
             self._note(self._left.items(), "and Ollama, which could serve it, does not answer")
-            return daemon.problem or "no answer"
+            return f"no answer from {daemon.base_url}: {daemon.problem}"
         known = {full_tag(tag) for model in models for tag in model.ids}
         self._note([(tag, why) for tag, why in self._left.items() if tag not in known], "and Ollama does not list it")
-        return f"{len(models)} of its models are served by it"
+        return f"{daemon.base_url} serves {len(models)} of its models itself"
 
     def _note(self, left: Iterable[tuple[str, str]], rest: str) -> None:
         for tag, why in left:
