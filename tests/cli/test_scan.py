@@ -186,6 +186,25 @@ def test_a_folder_that_is_none(tmp_path: Path, home: Path) -> None:
         assert f"{path} is no folder" in result.stderr
 
 
+def test_a_curated_registry_that_is_broken(tmp_path: Path, home: Path) -> None:
+    """Exit code 2, with the file, the entry and the field; nothing is written."""
+    here = configured(tmp_path, [{"name": "one", "backend": 7}])
+    model_gguf(tmp_path / "mine" / "y.gguf")
+    result = call("models", "scan", tmp_path / "mine", *here)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "model_registry.curated.json: entry 1 'one': field backend" in result.stderr
+    assert not (tmp_path / "configs" / FILE).exists()
+
+
+def test_on_a_terminal(tmp_path: Path, home: Path) -> None:
+    """It shows that it is at work, and the table fits."""
+    here = configured(tmp_path, [])
+    model_gguf(tmp_path / "mine" / "y-Q4_K_M.gguf")
+    text = "\n".join(in_terminal("models", "scan", tmp_path / "mine", "--only", *here, columns=80, kind="xterm"))
+    assert "looking for models" in text
+    assert "y_(Q4_K_M)" in text
+
+
 def test_rules_that_are_broken(tmp_path: Path, home: Path) -> None:
     """Exit code 2, with the file, the rule and the field, as for any configuration."""
     here = configured(tmp_path, [])

@@ -87,6 +87,8 @@ def test_the_shipped_rules(found: Found, capabilities: str, roles: str) -> None:
         gguf("qwen3-8b-eagle3"),
         Found("t5", "safetensors", "t5", ("T5ForConditionalGeneration",)),
         folder("BertForTokenClassification"),
+        folder("Qwen3ForCausalLM", quantization="mlx"),
+        folder("Qwen3ForCausalLM", quantization="exl3"),
         folder("ViTModel"),
     ],
 )

@@ -73,6 +73,7 @@ def test_what_a_folder_says(tmp_path: Path) -> None:
         ("m", {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "nvfp4", "m"),
         ("m", {"quant_method": "fbgemm_fp8"}, "fp8", "m"),
         ("m", {"quant_method": 7}, "quantized", "m"),
+        ("m-4bit", {"group_size": 64, "bits": 4}, "mlx", "m"),
         ("m", {}, "quantized", "m"),
         ("m-BF16", None, "bf16", "m"),
     ],
@@ -263,6 +264,18 @@ def test_a_repository_of_the_cache(tmp_path: Path) -> None:
     model = only(tmp_path / "hub")
     assert (model.bare, model.quantization) == ("qwen3-vl-8b-instruct", "fp8")
     assert (model.path, model.ids, model.owners[0]) == (snapshot, ("Qwen/Qwen3-VL-8B-Instruct-FP8",), "Qwen")
+
+
+def test_a_revision_that_is_named_itself(tmp_path: Path) -> None:
+    """Whoever names the folder of a revision gets the repository's name all the same."""
+    snapshot = into_hub(tmp_path / "hub", "org/My-8B", model_folder(tmp_path / "x"))
+    assert only(snapshot).bare == "my-8b"
+
+
+def test_weights_of_mlx(tmp_path: Path) -> None:
+    """Older tools wrote their quantization under a key of its own."""
+    model_folder(tmp_path / "m", {**CONFIG, "quantization": {"group_size": 64, "bits": 4}})
+    assert only(tmp_path).quantization == "mlx"
 
 
 def test_only_the_newest_revision_counts(tmp_path: Path) -> None:

@@ -171,6 +171,14 @@ def test_only_a_vocabulary(tmp_path: Path) -> None:
     assert reasons(look(tmp_path)) == {"ggml-vocab.gguf": "it has no weights, only a vocabulary"}
 
 
+def test_a_header_with_long_texts(tmp_path: Path) -> None:
+    """Of what a registry would hold only the beginning is taken."""
+    model_gguf(tmp_path / "model.gguf", general__license="x" * 10**6, general__name="n" * 10**6)
+    model = only(tmp_path)
+    assert len(str(model.license)) == 200
+    assert len(model.bare) <= 120
+
+
 # --- projectors
 
 
@@ -298,6 +306,12 @@ def test_a_folder_that_goes_away(tmp_path: Path) -> None:
     findings = look(tmp_path / ("x" * 5000))
     assert findings.models == []
     assert reasons(findings) == {"x" * 5000: "this folder cannot be read: File name too long"}
+
+
+def test_what_is_no_disk_is_not_entered() -> None:
+    """Whoever names the root of all does not look through the processes."""
+    findings = look(Path("/proc"))
+    assert (findings.models, findings.skipped) == ([], [])
 
 
 def test_nothing_is_moved(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import pytest
 
 from cli.invoke import rolecall as run
 from harness import CHAT, Rolecall, eventually, prompt
+from model_places import ollama_model
 from rolecall.demo.script import Script
 
 pytest.importorskip("xllamacpp", reason="the embedded engine needs an extra: rolecall[llama]")
 gguf = pytest.importorskip("gguf", reason="the models are written by an extra: rolecall[llama]")
 
 SCRIPT = Script()
-NAMES = ["tiny-chat_(F16)", "tiny-coder_(F16)", "tiny-embed_(F16)", "tiny-vl_(F16)"]
+NAMES = ["tiny-chat_(F16)", "tiny-coder_(F16)", "tiny-embed_(F16)", "tiny-pulled-1b_(F16)", "tiny-vl_(F16)"]
 
 
 def write_copy(path: Path, original: Path, *, without: Collection[str] = (), tensors_a_part: int = 0) -> None:
@@ -41,7 +42,7 @@ def write_copy(path: Path, original: Path, *, without: Collection[str] = (), ten
 
 @pytest.fixture(scope="module")
 def models(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder as people have them: a chat model, one that sees, an embedder, one in parts, and rubbish."""
+    """Return a folder as people have them: some that chat, one that sees, an embedder, one in parts, rubbish."""
     folder = tmp_path_factory.mktemp("models")
     for name in ("chat", "vl", "embed", "coder"):
         (folder / name).mkdir()
@@ -52,6 +53,8 @@ def models(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_copy(folder / "embed" / "Tiny-Embed-F16.gguf", original, without={"tokenizer.chat_template"})
     write_copy(folder / "coder" / "Tiny-Coder-F16.gguf", original, tensors_a_part=5)
     assert len(list((folder / "coder").iterdir())) == 3
+    shutil.copyfile(original, folder / "pulled")
+    ollama_model(folder / "ollama", "tiny-pulled:1b", model=folder / "pulled")
     (folder / "chat" / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     return folder
 
@@ -105,6 +108,13 @@ def test_the_model_that_sees_answers(server: Rolecall, picture: dict[str, Any]) 
     assert answer.headers["x-rolecall-model"] == "tiny-vl_(F16)"
 
 
+def test_a_blob_of_ollama_answers_without_ollama(server: Rolecall) -> None:
+    """By its tag."""
+    answer = server.http.post(CHAT, json=prompt("tiny-pulled:1b"))
+    assert said(answer) == SCRIPT.answer
+    assert answer.headers["x-rolecall-model"] == "tiny-pulled-1b_(F16)"
+
+
 def test_the_embedder_embeds(server: Rolecall) -> None:
     """Equal texts have equal vectors."""
     answer = server.http.post("/v1/embeddings", json={"model": "role:embedding", "input": ["a cat", "a cat", "dogs"]})
@@ -121,7 +131,7 @@ def test_a_second_scan_disturbs_nobody(server: Rolecall, models: Path) -> None:
     before = file.read_bytes(), file.stat().st_mtime_ns
     done = run("models", "scan", models, "--only", "--config-dir", server.config_dir, "--state-dir", server.state)
     assert done.returncode == 0, done.stderr
-    assert "4 models: 4 known" in done.stdout
+    assert "5 models: 5 known" in done.stdout
     assert (file.read_bytes(), file.stat().st_mtime_ns) == before
 
 

@@ -52,7 +52,7 @@ def discover(  # noqa: PLR0913 - where to look, and how
     models whose files are gone. Raises ``ConfigurationError`` for rules or a curated registry that are broken.
     """
     rules = load_rules(settings.config_dir)
-    curated = read_registry(read_list(settings.config_dir / CURATED)).entries
+    curated = _curated(settings.config_dir / CURATED)
     earlier = read_earlier(settings.config_dir)
     is_given = settings.origin("ollama_base_url") != "by default"
     address = ollama_address(environ, settings.ollama_base_url, is_given=is_given)
@@ -68,6 +68,14 @@ def discover(  # noqa: PLR0913 - where to look, and how
     )
     naming = entries_of(findings.models, ground)
     return Discovery(findings, naming, earlier, following(earlier, naming.named, findings, forget=forget))
+
+
+def _curated(path: Path) -> Sequence[ModelEntry]:
+    rows = read_list(path)
+    try:
+        return read_registry(rows).entries
+    except RegistryError as error:
+        raise RegistryError([f"{path}: {problem}" for problem in error.problems]) from None
 
 
 def _foreign(earlier: Earlier) -> Sequence[ModelEntry]:

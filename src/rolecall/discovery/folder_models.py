@@ -12,7 +12,7 @@ from typing import Any
 from rolecall.core.discovery import Found
 from rolecall.core.model_names import bare_name, size_b, unquantized_name
 from rolecall.discovery.found import Model, Yield, why
-from rolecall.discovery.gguf_models import path_mark
+from rolecall.discovery.gguf_models import LONGEST_TEXT, path_mark
 from rolecall.discovery.walk import Folder
 from rolecall.runtime.fields import MOST_HEADER_BYTES, Fields
 from rolecall.runtime.json_file import read_object
@@ -21,12 +21,16 @@ from rolecall.runtime.traits import folder_templates
 
 MOST_CONFIG_BYTES = 4 * 2**20
 """A config.json has some kB; one that lists the layers of a quantization some 100."""
+PREFIX = "models--"
+"""Of a repository's folder in the cache of the hub."""
 INDEX = "model.safetensors.index.json"
 
 _PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp64": 8.0, "fp8": 1.0, "w8a8": 1.0, "int8": 1.0}
 _METHODS = {"fbgemm_fp8": "fp8", "gptq_marlin": "gptq", "awq_marlin": "awq", "intel/auto-round": "auto-round"}
+_QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+"""The last is that of MLX, Apple's engine."""
 _GENERIC = re.compile(r"(model|models|checkpoint(-\d+)?|snapshots?|hf|main|final|output|[0-9a-f]{40})?$")
 
 
@@ -49,13 +53,10 @@ def no_model(folder: Folder) -> str | None:
     return None
 
 
-def folder_model(folder: Folder, out: Yield, provider: str, repository: str | None = None) -> Model | None:
-    """Return the model of a folder, None and a note in ``out`` for one that is incomplete or makes no sense.
-
-    ``repository`` is its name on the hub, where that is known.
-    """
+def folder_model(folder: Folder, out: Yield, provider: str) -> Model | None:
+    """Return the model of a folder, None and a note in ``out`` for one that is incomplete or makes no sense."""
     try:
-        return _model(folder, out, provider, repository)
+        return _model(folder, out, provider, repository_of(folder.path))
     except (OSError, ValueError) as error:
         out.skip(folder.path, why(error))
         return None
@@ -103,9 +104,16 @@ def _model(folder: Folder, out: Yield, provider: str, repository: str | None) ->
     )
 
 
+def repository_of(snapshot: Path) -> str | None:
+    """Return the name on the hub of a folder in its cache, None for any other folder."""
+    outer = snapshot.parent.parent.name
+    is_snapshot = snapshot.parent.name == "snapshots" and outer.startswith(PREFIX)
+    return outer.removeprefix(PREFIX).replace("--", "/") if is_snapshot else None
+
+
 def _text(config: Mapping[str, Any], key: str) -> str:
     value = config.get(key)
-    return value if isinstance(value, str) else ""
+    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
 
 def _words(value: Any) -> tuple[str, ...]:
@@ -172,13 +180,13 @@ def _plain(sizes: Mapping[str, int]) -> str:
 
 def _quantization(*configs: Mapping[str, Any]) -> str | None:
     """Return how the weights are quantized by ``quantization_config``; None if they are not."""
-    listed = [config.get(key) for config in configs for key in ("quantization_config", "compression_config")]
+    listed = [config.get(key) for config in configs for key in _QUANTIZATION_KEYS]
     given = next((each for each in listed if each is not None), None)
     if given is None:
         return None
     if not isinstance(given, dict):
         raise ValueError("its quantization_config is no object")  # noqa: TRY004 - the file's fault
-    method = (_text(given, "quant_method") or "quantized").lower()
+    method = (_text(given, "quant_method") or ("mlx" if "group_size" in given else "quantized")).lower()
     if method == "compressed-tensors":
         return _compressed(given)
     if method == "bitsandbytes":

@@ -28,6 +28,9 @@ _LATEST_TYPES = "TQ1_0 TQ2_0 MXFP4 NVFP4 Q1_0"
 FILE_TYPES = dict(enumerate(f"{_OLDER_TYPES} {_NEWER_TYPES} {_LATEST_TYPES}".split()))
 """``general.file_type`` by llama.cpp's ``llama_ftype`` (include/llama.h); ``-`` is no type of today."""
 
+LONGEST_TEXT = 200
+"""Of what is written into the registry: a hostile header has megabytes."""
+
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _GENERIC = frozenset(
     {"", "model", "ggml-model", "main", "weights", "unknown", "llm", "gguf", "default", "consolidated"}
@@ -54,9 +57,9 @@ class GgufFile:
         return part[0] if part else stem
 
     def text(self, key: str) -> str:
-        """A text of its metadata, empty for none."""
+        """A short text of its metadata, empty for none."""
         value = self.header.metadata.get(key)
-        return value if isinstance(value, str) else ""
+        return value[:LONGEST_TEXT] if isinstance(value, str) else ""
 
     def number(self, key: str) -> int:
         """A number of its architecture, 0 for none and for nonsense."""

@@ -11,13 +11,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rolecall.discovery.folder_models import folder_model, is_model_folder, no_model
+from rolecall.discovery.folder_models import PREFIX, folder_model, is_model_folder, no_model
 from rolecall.discovery.found import Model, Yield, is_utf8, why
 from rolecall.discovery.gguf_models import gguf_models
 from rolecall.discovery.projectors import Projector
 from rolecall.discovery.walk import Walk
 
-PREFIX = "models--"
 _MOST_REF_BYTES = 256
 
 
@@ -33,7 +32,7 @@ def repository_models(path: Path, walk: Walk, out: Yield) -> None:
     names: set[str] = set()
     before = len(out.models)
     for snapshot in _snapshots(path, out):
-        for model in _in_snapshot(snapshot, walk, seen, repository):
+        for model in _in_snapshot(snapshot, walk, seen):
             relative = str(model.path.relative_to(snapshot)) if model.path else ""
             if relative not in names:
                 names.add(relative)
@@ -79,7 +78,7 @@ def _ref(file: Path) -> str:
     return ""
 
 
-def _in_snapshot(snapshot: Path, walk: Walk, out: Yield, repository: str) -> list[Model]:
+def _in_snapshot(snapshot: Path, walk: Walk, out: Yield) -> list[Model]:
     found = Yield()
     above: Sequence[Projector] = ()
     files = Walk(found)  # of its own: an earlier revision may have the same projector for another model
@@ -89,7 +88,7 @@ def _in_snapshot(snapshot: Path, walk: Walk, out: Yield, repository: str) -> lis
                 out.skip(folder.path, reason)
                 return []
             if is_model_folder(folder):
-                model = folder_model(folder, found, "huggingface", repository)
+                model = folder_model(folder, found, "huggingface")
                 found.models += [model] if model else []
         projectors = gguf_models(folder, files, found, "huggingface", above)
         for name in folder.named(".gguf"):

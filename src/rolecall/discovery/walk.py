@@ -11,7 +11,7 @@ from pathlib import Path
 from rolecall.discovery.found import Yield, is_utf8, why
 
 MOST_FOLDERS = 200_000
-_NOT_DISKS = ("/proc", "/sys", "/dev")
+_NOT_DISKS = frozenset(map(Path, ("/proc", "/sys", "/dev")))
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Walk:
             if key in self._been or not stat.S_ISDIR(status.st_mode):
                 return None
             self._been.add(key)
-            if len(self._been) > MOST_FOLDERS or str(path).startswith(_NOT_DISKS):
+            if len(self._been) > MOST_FOLDERS or path in _NOT_DISKS:
                 return None
             with os.scandir(path) as entries:
                 found = sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name))
