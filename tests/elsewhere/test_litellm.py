@@ -171,3 +171,15 @@ def test_what_makes_no_sense_is_refused(text: str, words: str) -> None:
     with pytest.raises(SourceError) as raised:
         read(text)
     assert words in str(raised.value)
+
+
+def test_a_credential_without_a_name_is_nobodys() -> None:
+    """Credentials are found by name; one that has none, or no values, is passed over."""
+    text = """
+        model_list: [{model_name: m, litellm_params: {model: openai/x, litellm_credential_name: c}}]
+        credential_list:
+          - {credential_values: {api_key: k}}
+          - {credential_name: d}
+          - {credential_name: c, credential_values: {api_base: "http://h/v1", api_key: os.environ/C_KEY}}
+        """
+    assert entry(text)["backend_config"] == {"base_url": "http://h/v1", "api_key_env": "C_KEY"}

@@ -330,3 +330,31 @@ def test_a_password_in_an_address_is_told() -> None:
     assert "the password in its base_url stands in the registry in plain text now" in said(outcome)
     assert "peers.p.newField" in said(outcome)
     assert "api_key_env" not in str(entries(read("peers: {p: {proxy: 'http://h', apiKey: none, models: [a]}}")))
+
+
+def test_an_engine_far_away_gets_no_command() -> None:
+    """A proxy on another host makes an entry of a server there, also for a llama-server with a model's file."""
+    outcome = read(swap(LLAMA, proxy="http://10.0.0.9:${PORT}"))
+    assert "engines are asked at 127.0.0.1" in said(outcome)
+    outcome = read(swap("llama-server --host 10.1.1.1 --api-key-file k -m /m/x.gguf --port ${PORT}"))
+    assert "--host 10.1.1.1 was left out" in said(outcome)
+    assert "--api-key-file was left out" in said(outcome)
+
+
+def test_selectors_of_one_and_of_none() -> None:
+    """A selector of one model is a role without a setting, one without models is nothing."""
+    text = """
+        models:
+          m: {cmd: "llama-server -m /m/x.gguf --port ${PORT}"}
+        selectors:
+          One Model: {strategy: warm, targets: [m]}
+          none: {targets: []}
+          two words: {strategy: warm, targets: [m, m2]}
+          both: {strategy: warm, targets: [m, p/a]}
+        peers:
+          p: {proxy: "http://h", models: [a, m]}
+        """
+    outcome = read(text)
+    assert entries(outcome)[0]["role_priority"] == {"one model": 90, "two words": 90, "both": 90}
+    assert [found.get("model_aliases") for found in entries(outcome)] == [None, ["a"], None]
+    assert outcome.settings == ["[roles.both]\nquality_tolerance = 10"]

@@ -90,3 +90,12 @@ def test_what_is_no_registry_is_refused(text: str, words: str) -> None:
 def test_a_file_is_recognised_by_its_content(text: str, format_: str) -> None:
     """Its name does not matter, nor whether it is YAML or JSON."""
     assert read(text).format == format_
+
+
+def test_sizes_and_names_of_capabilities() -> None:
+    """The longest edge of an image becomes a number of pixels, unless there is one; a list stays a list."""
+    vision = {"vision": {"enabled": True, "target_long_edge": 1000}, "o1": False}
+    found = entry(row(capabilities=vision, served_model_id="None"))
+    assert found == {"name": "a", "backend": "vllm", "capabilities": ["vision"], "max_image_pixels": 1_000_000}
+    assert entry(row(capabilities=vision, max_image_pixels=5))["max_image_pixels"] == 5
+    assert entry(row(capabilities=["vl"]))["capabilities"] == ["vl"]

@@ -15,6 +15,7 @@ BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
 MERGES = "a0: &a0 {x: [1,2,3,4,5,6,7,8]}\n" + "".join(
     f"a{n}: &a{n}\n  <<: *a{n - 1}\n  y: [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
 )
+CHAIN = "- &a0 1\n" + "".join(f"- &a{n} [*a{n - 1}]\n" for n in range(1, 5000))
 
 
 def test_values_have_their_lines() -> None:
@@ -68,6 +69,7 @@ def test_words_are_what_yaml_says(text: str, value: Any) -> None:
         (b"[" * 5000, "line 1: is nested too deep"),
         (BOMB.encode(), "line 6: unfolds to more than 200000 values"),
         (MERGES.encode(), "unfolds to more than 200000 values"),
+        (CHAIN.encode(), "line 101: is nested too deep, by aliases"),
         (b"- x\n" * 300_000, "unfolds to more than 200000 values"),
         (b"x" * (MOST_BYTES + 1), "is larger than 2097152 bytes"),
         (b'[{"name": "a",}]\nx', "is neither JSON .*line 1 column 15.* nor YAML \\(line 2"),

@@ -63,14 +63,14 @@ def _entry(node: Node, subject: str, outcome: Outcome) -> dict[str, Any]:
     _long_edge(entry, node, subject, outcome)
     if "capabilities" in entry:
         entry["capabilities"] = _capabilities(entry["capabilities"])
-    stop = entry.get("generation_defaults", {}).pop("stop_sequences", None)
-    if stop:
-        entry["generation_defaults"]["stop"] = stop
+    defaults = entry.get("generation_defaults")
+    if isinstance(defaults, dict) and (stop := defaults.pop("stop_sequences", None)):
+        defaults["stop"] = stop
     _location(entry, node, subject, outcome)
     config = node["backend_config"]
     if config is not None and isinstance(config.value, dict):
         entry["backend_config"] = _config(backend, config, subject, outcome)
-    if backend not in _DRIVEN and not entry.get("backend_config", {}).get("command"):
+    if backend not in _DRIVEN and (config is None or config["command"] is None):
         text = f"rolecall does not drive {backend!r}: backend_config.command says how it is started"
         outcome.todo(node["backend"].line if node["backend"] else node.line, subject, text)
     return entry

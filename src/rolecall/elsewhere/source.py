@@ -27,6 +27,7 @@ _KINDS = {"str", "int", "float", "bool", "null", "map", "seq"}
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)|0x[0-9a-fA-F]+|0o[0-7]+")
 _FLOAT = re.compile(r"[-+]?(?=[0-9.]*[.eE])(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _MERGE = "<<"
+_ONE = (1, 1)
 
 
 def read_source(data: bytes) -> Node:
@@ -100,8 +101,8 @@ class _Composer:
     events: Iterator[Any]
     anchors: dict[str, Node | None] = field(default_factory=dict)
     """None while the anchored value is still being read: an alias to it would have no end."""
-    sizes: dict[int, int] = field(default_factory=dict)
-    """How many values a node stands for, its aliases written out."""
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """How many values a node stands for, and how deep they lie, its aliases written out."""
 
     def document(self) -> Node:
         """Return the first document; raises ``SourceError`` for an empty text and for a second one."""
@@ -166,7 +167,7 @@ class _Composer:
                 continue
             _refuse_twice(members, name, key_line)
             members[name] = Node(value.value, key_line, max(value.end_line, key_line))
-            self._count(members[name], self.sizes.get(id(value), 1))
+            self._count(members[name], *self.sizes.get(id(value), _ONE))
         whole = {key: value for key, value in merged.items() if key not in members}
         return self._counted(Node(whole | members, line, _line(event)), [*whole.values(), *members.values()])
 
@@ -180,15 +181,18 @@ class _Composer:
         return found
 
     def _counted(self, node: Node, parts: list[Node]) -> Node:
-        self._count(node, 1 + sum(self.sizes.get(id(part), 1) for part in parts))
+        sizes = [self.sizes.get(id(part), _ONE) for part in parts]
+        self._count(node, 1 + sum(size for size, _ in sizes), 1 + max((height for _, height in sizes), default=0))
         return node
 
-    def _count(self, node: Node, size: int) -> None:
+    def _count(self, node: Node, size: int, height: int) -> None:
         if size > _MOST_NODES:
             raise SourceError(f"line {node.line}: unfolds to more than {_MOST_NODES} values, by aliases or by itself")
+        if height > _MOST_DEPTH:
+            raise SourceError(f"line {node.line}: is nested too deep, by aliases")
         if size > 1:
             self._kept.append(node)
-            self.sizes[id(node)] = size
+            self.sizes[id(node)] = (size, height)
 
     _kept: list[Node] = field(default_factory=list)
     """So that no id is given twice."""
