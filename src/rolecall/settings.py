@@ -302,16 +302,22 @@ class Settings(BaseSettings):
         return (_sources["init_settings"],)
 
 
-def load_settings(arguments: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    arguments: Mapping[str, Any] | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    may_be_absent: bool = False,
+) -> Settings:
     """Return the settings from command-line ``arguments``, the environment, and the settings file.
 
-    Arguments that are None count as not given. Raises ``ConfigurationError``, one line a problem: the setting, the
+    Arguments that are None count as not given. With ``may_be_absent`` a config folder that was named need not exist
+    yet. Raises ``ConfigurationError``, one line a problem: the setting, the
     value, where it came from and what is allowed.
     """
     environ = os.environ if environ is None else environ
     given = {name: value for name, value in (arguments or {}).items() if value is not None}
     env_names = _environment(environ)
-    config_dir = find_config_dir(given.get("config_dir"), environ)
+    config_dir = find_config_dir(given.get("config_dir"), environ, may_be_absent=may_be_absent)
     from_file = _read_file(config_dir / SETTINGS_FILE)
     values: dict[str, Any] = {**from_file}
     values |= {name: environ[variable] for name, variable in env_names.items()}
@@ -328,16 +334,16 @@ def load_settings(arguments: Mapping[str, Any] | None = None, environ: Mapping[s
     return settings
 
 
-def find_config_dir(given: str | Path | None, environ: Mapping[str, str]) -> Path:
+def find_config_dir(given: str | Path | None, environ: Mapping[str, str], *, may_be_absent: bool = False) -> Path:
     """Return the config folder: as given, ``CHAT_PROXY_CONFIG_DIR``, ``./configs``, else the user's own.
 
-    Raises ``ConfigurationError`` if a folder that was named does not exist.
+    Raises ``ConfigurationError`` if a folder that was named does not exist, or is a file.
     """
     variable = _environment(environ).get("config_dir")
     named = given or (environ[variable] if variable else None)
     if named:
         folder = _absolute(named)
-        if not folder.is_dir():
+        if not folder.is_dir() and not (may_be_absent and not folder.exists()):
             origin = "--config-dir" if given else variable
             raise ConfigurationError(f"config_dir: {str(named)!r} from {origin} is not a folder that exists")
         return folder

@@ -22,6 +22,7 @@ from rolecall.cli.common import CommandError, fail
 from rolecall.errors import ConfigurationError, RolecallError
 
 _COMMANDS = {
+    "init": "init:command",
     "serve": "serve:command",
     "models": "models:app",
     "roles": "roles:app",

@@ -20,8 +20,7 @@ from rolecall.core.profiles import ActiveProfile
 from rolecall.core.registry import RegistryError
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.driver_probe import DriverProbe
-from rolecall.runtime.drivers import backends
-from rolecall.runtime.registry import CURATED, load_registry, why_unavailable
+from rolecall.runtime.registry import CURATED, load_registry
 from rolecall.runtime.roster import active_profile, load_profiles
 from rolecall.settings import (
     PREFIX,
@@ -131,20 +130,6 @@ def registry(subject: Subject) -> Finding:
 def _first(lines: Sequence[str]) -> str:
     more = len(lines) - _MOST_PROBLEMS
     return "\n".join([*lines[:_MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
-
-
-def models(subject: Subject) -> Finding:
-    """Report how many models are installed."""
-    try:
-        entries = load_registry(subject.settings.config_dir).entries
-        backend = backends(subject.settings)
-    except ConfigurationError:
-        return Finding("warn", "not looked at, because of another failed check")
-    installed = [entry.name for entry in entries if why_unavailable(entry, backend(entry.backend)) is None]
-    text = f"{len(installed)} of {len(entries)} are installed"
-    if installed:
-        return Finding("ok", text)
-    return Finding("warn", text, "`rolecall serve` makes the demo models; `rolecall models list --all` says what lacks")
 
 
 def profile(subject: Subject) -> Finding:

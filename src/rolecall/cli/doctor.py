@@ -10,7 +10,7 @@ from types import MappingProxyType
 import typer
 from rich.text import Text
 
-from rolecall.cli import checks, machine_checks
+from rolecall.cli import checks, machine_checks, registry_checks
 from rolecall.cli.checks import Finding, Subject
 from rolecall.cli.common import AsJson, ConfigDir, StateDir, print_json
 from rolecall.cli.spinner import spinning
@@ -23,7 +23,9 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "python": checks.python,
         "configuration": checks.configuration,
         "registry": checks.registry,
-        "models": checks.models,
+        "models": registry_checks.models,
+        "roles": registry_checks.roles,
+        "permissions": registry_checks.permissions,
         "profile": checks.profile,
         "GPU": machine_checks.gpu,
         "GPU processes": machine_checks.gpu_processes,

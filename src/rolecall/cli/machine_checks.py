@@ -94,14 +94,21 @@ def llama_cpp(subject: Subject) -> Finding:
     """Report the llama.cpp engine that would be started, and whether it runs."""
     engine = find_llama_engine(subject.settings.llama_server)
     if engine is None:
-        advice = "pip install 'rolecall[llama]', or put llama-server on the PATH, or name it in llama_server"
+        advice = (
+            "pip install 'rolecall[llama]', or put llama-server on the PATH (brew install llama.cpp, "
+            "conda install -c conda-forge llama-cpp), or name it in llama_server"
+        )
         return Finding("warn", "neither llama-server nor the embedded engine is there", advice)
     what = "the embedded engine" if engine == EMBEDDED else engine[0]
     said, works = _ask_version(engine)
     if not works:
         return Finding("fail", f"{what} does not run: {said}", "install it again, or choose another with llama_server")
     if engine == EMBEDDED and subject.probe.report().gpus and not _embedded_sees_gpu():
-        advice = "put a llama-server that was built for the GPU on the PATH, or name it in llama_server"
+        advice = (
+            "put a llama-server that was built for the GPU on the PATH, or name it in llama_server; conda-forge has one "
+            "(conda install -c conda-forge llama-cpp), and xllamacpp wheels for CUDA are at "
+            "https://xorbitsai.github.io/xllamacpp/whl/cu128"
+        )
         return Finding("warn", f"{what}, {said}: it computes on the CPU, though there is a GPU", advice)
     return Finding("ok", f"{what}, {said}")
 

@@ -102,9 +102,14 @@ def _lies_in(path: str, folder: Path) -> bool:
     return Path(path).is_relative_to(folder) or Path(os.path.realpath(path)).is_relative_to(folder)
 
 
+def as_text(entries: Sequence[Any]) -> str:
+    """Return the file's content."""
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
 def write(path: Path, entries: Sequence[Any]) -> bool:
     """Write the file in one step; False if it stands so already, or there is nothing to write and was nothing."""
-    text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    text = as_text(entries)
     with suppress(OSError, UnicodeDecodeError):
         if path.read_text(encoding="utf-8") == text:
             return False

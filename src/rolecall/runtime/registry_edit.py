@@ -85,7 +85,7 @@ def edit_registry(
         edit = RegistryEdit(path, found.text if path.exists() else "", after, registry, found.discovered)
         if dry_run or not edit.changed:
             return edit
-        kept = _back_up(path, data) if backup and path.exists() else None
+        kept = back_up(path, data) if backup and path.exists() else None
         bom = _BOM if data.startswith(_BOM) else b""
         write_in_place(path, bom + after.encode("utf-8", "backslashreplace"))
     return replace(edit, written=True, backup=kept)
@@ -114,8 +114,8 @@ def _checked(path: Path, text: str, discovered: Any) -> Registry:
         raise RegistryError([*problems, "nothing was written"]) from None
 
 
-def _back_up(path: Path, data: bytes) -> Path:
-    """Copy a file beside itself, with its mode, under a name that nothing else has."""
+def back_up(path: Path, data: bytes) -> Path:
+    """Copy a file beside itself, with its mode, under a name that nothing else has; returns that."""
     path = path.resolve()
     stem = f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}"
     names = (f"{stem}{'' if number == 1 else f'-{number}'}.bak" for number in range(1, 1000))

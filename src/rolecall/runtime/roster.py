@@ -91,8 +91,11 @@ class Roster:
         self._effective = Effective(places, self._own_context)
         self._traits: Mapping[str, Traits] = {}
 
-    def load(self) -> None:
-        """Read everything; raises ``ConfigurationError`` for a broken registry or profile."""
+    def load(self, registry: Registry | None = None) -> None:
+        """Read everything, or take this ``registry`` in the place of that in the files.
+
+        Raises ``ConfigurationError`` for a broken registry or profile.
+        """
         self.gpus: GpuReport = self.probe.report()
         self.profiles = load_profiles(self.settings.config_dir)
         self.active = active_profile(self.settings, self.profiles, self.gpus)
@@ -100,9 +103,9 @@ class Roster:
         store = LearntStore(self.settings.state_dir / LEARNT)
         self.footprints = Footprints(store, self.backend, found)
         self._seen = registry_state(self.settings.config_dir)
-        if (problem := missing(self.settings.config_dir)) is not None:
+        if registry is None and (problem := missing(self.settings.config_dir)) is not None:
             log.warning("registry: %s, so there are no models; it is read as soon as it is there", problem)
-        self._adopt(load_registry(self.settings.config_dir), ask=True)
+        self._adopt(registry or load_registry(self.settings.config_dir), ask=True)
 
     def reload(self) -> None:
         """Read the registry again; a broken one changes nothing but ``problem``.

@@ -1,7 +1,9 @@
-"""``rolecall.toml`` changed by commands: one table at a time, checked before it is written, comments and order kept."""
+"""``rolecall.toml`` changed by commands: checked before it is written, comments and order kept."""
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +30,7 @@ def edit_role_table(
     with locked(path.resolve().parent):
         before = path.read_text(encoding="utf-8") if path.exists() else ""
         after = _changed(path, before, role, values)
-        _check(config_dir, after)
+        check_settings(config_dir, after)
         if after != before and not dry_run:
             write_in_place(path, after.encode())
     return path, before, after
@@ -61,7 +63,34 @@ def _changed(path: Path, text: str, role: str, values: Mapping[str, Any]) -> str
     return changed + "\n" if changed else ""
 
 
-def _check(config_dir: Path, text: str) -> None:
+def with_settings(text: str, values: Mapping[str, Any]) -> str:
+    """Return the text of a settings file with these values at its top level.
+
+    A setting that is there takes the new value, one that stands there as a comment comes into force in its place, and
+    any other goes to the top. Raises ``ConfigurationError`` for a text that is no TOML.
+    """
+    try:
+        document = tomlkit.parse(text)
+        for name, value in values.items():
+            if name in document:
+                document[name] = value
+        text = tomlkit.dumps(document)
+    except TOMLKitError as error:
+        raise ConfigurationError(f"is no TOML, so nothing was changed: {error}") from None
+    for name, value in values.items():
+        if name not in document:
+            line = f"{name} = {_written(value)}"
+            shown = re.compile(rf"^#\s*{re.escape(name)}\s*=.*$", re.MULTILINE)
+            text = shown.sub(lambda _found: line, text, count=1) if shown.search(text) else f"{line}\n{text}"  # noqa: B023
+    return text
+
+
+def _written(value: Any) -> str:
+    return str(value) if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)
+
+
+def check_settings(config_dir: Path, text: str) -> None:
+    """Raise ``ConfigurationError`` for a settings file that ``rolecall serve`` would refuse."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
         try:

@@ -1,0 +1,171 @@
+"""``rolecall init``: from the models on this machine to a first answer."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rolecall.cli.client import KEY_VARIABLE, default_url, key_header
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
+from rolecall.cli.first_answer import Answer, Question, ask_running, ask_started
+from rolecall.cli.init_plan import Plan, Wishes, folder_of, make_plan
+from rolecall.cli.init_view import answer_report, plan_lines, report
+from rolecall.cli.spinner import counting, spinning
+from rolecall.cli.table import labelled, show
+from rolecall.runtime.config_folder import write_folder
+from rolecall.runtime.ports import free_port
+from rolecall.settings import load_settings, prepare_state_dir
+
+_ANSWER_WITHIN_S = 120.0
+
+
+def command(  # noqa: PLR0913 - options
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders with models, beside the known places.")
+    ] = None,
+    *,
+    only: Annotated[bool, typer.Option("--only", help="Look for models in these folders and nowhere else.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write it without asking.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and write nothing.")] = False,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8100")] = None,
+    demo: Annotated[
+        bool | None,
+        typer.Option(
+            "--demo/--no-demo", help="With the demo models in a new registry, or without.", show_default=False
+        ),
+    ] = None,
+    answer_within: Annotated[
+        float, typer.Option(min=0, help="Seconds that the first answer may take; 0: ask nothing.", metavar="S")
+    ] = _ANSWER_WITHIN_S,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = None,
+    state_dir: StateDir = None,
+) -> None:
+    """Set rolecall up: find GPUs, engines and models, write the configuration, ask a first question.
+
+    Shows the plan and asks before it writes. What a person wrote is never replaced without a copy beside it. Run it
+    again whenever something is new: what stands as it should is left alone. Exit code 1 if the first answer fails.
+    """
+    if only and not folders:
+        raise CommandError("--only says where not to look: name the folders to look at")
+    if not (yes or dry_run) and (as_json or not sys.stdin.isatty()):
+        raise CommandError("nobody can be asked here: --yes writes without asking, --dry-run shows the plan")
+    settings = load_settings({"config_dir": config_dir, "state_dir": state_dir}, may_be_absent=True)
+    wishes = Wishes([folder_of(folder) for folder in folders or ()], not only, port, demo)
+    with counting("looking for models") as progress:
+        plan = make_plan(settings, wishes, os.environ, Path.home(), progress)
+    if not as_json:
+        show(lambda width: plan_lines(plan, width))
+    if not (yes or dry_run) and demo is None and _offers_demo(plan):
+        with_demo = _agreed("Use the demo models for now?")
+        plan = plan if with_demo else make_plan(settings, replace(wishes, demo=False), os.environ, Path.home())
+    if not (yes or dry_run) and plan.changed and not _agreed("Write this?"):
+        raise CommandError("nothing was written")
+    backups: dict[str, Path] = {}
+    if not dry_run:
+        backups = write_folder(plan.settings.config_dir, plan.files)
+        prepare_state_dir(plan.settings)
+    written = bool(plan.changed) and not dry_run
+    if not as_json:
+        show(lambda width: labelled(_written(plan, backups, dry_run=dry_run), width))
+    options = _options(plan, config_dir, state_dir)
+    answer, reason = (None, None) if dry_run else _first_answer(plan, options, answer_within)
+    if as_json:
+        asked = {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
+        print_json(report(plan, written=written, dry_run=dry_run, backups=backups) | asked)
+    else:
+        show(lambda width: labelled(_ending(plan, options, answer), width))
+    if reason and answer_within:
+        raise CommandError(f"no first answer: {reason}" + ("" if dry_run else "\nthe configuration is written"))
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(f"\n{question}", default=True)
+    except typer.Abort:  # Ctrl-C, or the end of the input
+        raise CommandError("nothing was written") from None
+
+
+def _offers_demo(plan: Plan) -> bool:
+    return not plan.has_models and any(part.is_demo for part in plan.parts) and bool(plan.changed)
+
+
+def _written(plan: Plan, backups: Mapping[str, Path], *, dry_run: bool) -> Iterator[tuple[str, str]]:
+    if dry_run:
+        yield "", "nothing was written (--dry-run)"
+        return
+    for file in plan.changed:
+        kept = f" (before: {backups[file.name]})" if file.name in backups else ""
+        yield "written", f"{plan.settings.config_dir / file.name}{kept}"
+    if not plan.changed:
+        yield "", "everything stands as it should; nothing was written"
+
+
+# --- the first answer
+
+
+def _first_answer(plan: Plan, options: Sequence[str], within_s: float) -> tuple[Answer | None, str | None]:
+    """Return the answer, or why there is none; both None where nothing can be asked, or is not wanted."""
+    asked = (Question.to(part.role, part.model.entry) for part in plan.parts)
+    question = next((each for each in asked if each), None)
+    if question is None or not within_s:
+        return None, None
+    settings = plan.settings
+    if settings.api_keys_file is not None and not key_header():
+        return None, f"the server wants an API key of its callers: set {KEY_VARIABLE}"
+    try:
+        with spinning(f"asking role:{question.role}, which loads {question.model}"):
+            if plan.port.is_running:
+                return ask_running(settings, question, within_s), None
+            if settings.port == 0:
+                settings = settings.model_copy(update={"port": free_port()})
+            return ask_started(settings, options, question, within_s), None
+    except CommandError as error:
+        return None, str(error)
+
+
+def _options(plan: Plan, config_dir: Path | None, state_dir: Path | None) -> list[str]:
+    """Return the options by which another command finds this configuration."""
+    options = ["--config-dir", str(plan.settings.config_dir)] if config_dir else []
+    return options + (["--state-dir", str(plan.settings.state_dir)] if state_dir else [])
+
+
+def _ending(plan: Plan, options: Sequence[str], answer: Answer | None) -> Iterator[tuple[str, str]]:
+    if answer:
+        yield "answer", f"{answer.model} for role:{answer.role}, after {answer.seconds:.1f} s: {answer.text}"
+    if not plan.parts:
+        yield (
+            "models",
+            "there is none yet: `rolecall models pull REPOSITORY` fetches one, `rolecall init --demo` shows the rest",
+        )
+    if not plan.port.is_running:
+        yield "start it", _line(options)
+    role = answer.role if answer else plan.parts[0].role if plan.parts else None
+    if role == "chat":
+        yield "ask it", _curl(plan, role)
+
+
+def _line(options: Sequence[str]) -> str:
+    return shlex.join([*_program(), "serve", *options])
+
+
+def _program() -> list[str]:
+    """Return how this program was called, so that the line works where this one did."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return [sys.executable, "-m", "rolecall"]
+    return ["rolecall"] if shutil.which("rolecall") else [str(called)]
+
+
+def _curl(plan: Plan, role: str) -> str:
+    body = f'{{"model":"role:{role}","messages":[{{"role":"user","content":"hello"}}]}}'
+    url = f"{default_url(plan.settings)}/v1/chat/completions"
+    return f"curl {url} -H 'content-type: application/json' -d '{body}'"
