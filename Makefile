@@ -42,6 +42,10 @@ test-pages: install-dev ## the pages in a real Chromium, which apt installs wher
 	@sh tests/browser/install.sh
 	@ROLECALL_TEST_BROWSER=required $(BIN)/python -m pytest tests/browser $(ARGS)
 
+.PHONY: record
+record: install-dev ## the terminal session of docs/quickstart.md, recorded anew (needs port 8100, curl and script)
+	@PYTHONPATH=tests $(BIN)/python -m engines.record_quickstart
+
 .PHONY: test-vllm
 test-vllm: install-dev ## the vLLM driver with a real vLLM, in an environment of its own (.venv-vllm/, 2.5 GB)
 	@PYTHON="$(PYTHON)" sh tests/vllm/install.sh $(VENV)-vllm

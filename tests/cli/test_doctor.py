@@ -373,3 +373,73 @@ def test_the_report_fits_eighty_columns(tmp_path: Path) -> None:
     assert max(len(line) for line in lines if str(tmp_path) not in line) <= 80
     assert lines[0].startswith("ok    python")
     assert lines[-1].endswith("0 failed")
+
+
+# --- models, roles, permissions
+
+
+def gguf_entry(path: Path, **fields: Any) -> dict[str, Any]:
+    """Return an entry for a file."""
+    config = {"model_path": str(path)}
+    return {"name": path.stem, "backend": "llama_cpp", "backend_config": config, "vram_estimate_mb": 10, **fields}
+
+
+def test_models_whose_files_are_gone_are_named(tmp_path: Path) -> None:
+    """With the file; those that are disabled, or are made when they are needed, are not."""
+    entries = [gguf_entry(tmp_path / "gone.gguf"), gguf_entry(tmp_path / "off.gguf", enabled=False)]
+    demo = {"name": "demo", "backend": "llama_cpp", "backend_config": {"model_path": "${STATE_DIR}/demo/x.gguf"}}
+    settings = engine(tmp_path, "echo version 1")
+    code, found = findings(*configure(tmp_path, settings, entries=[fake_entry("one"), *entries, demo]))
+    assert (code, found["models"]["level"]) == (0, "warn")
+    assert found["models"]["finding"].splitlines() == [
+        "1 of 4 are installed",
+        f"gone: {tmp_path / 'gone.gguf'} is gone",
+    ]
+    assert "models scan --forget" in found["models"]["advice"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_model_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    """A load of it would fail."""
+    file = tmp_path / "shut.gguf"
+    file.touch(0)
+    _, found = findings(*configure(tmp_path, engine(tmp_path, "echo version 1"), entries=[gguf_entry(file)]))
+    assert f"shut: {file} cannot be read by this user" in found["models"]["finding"]
+
+
+def test_roles_without_a_model(tmp_path: Path) -> None:
+    """One that the settings have a table for, and one whose models are too large, deserve a look; others are told."""
+    entries = [
+        fake_entry("one", roles=["chat"]),
+        fake_entry("huge", roles=["keywords"], vram_estimate_mb=10**9),
+        {"name": "elsewhere", "backend": "vllm", "roles": ["caption"]},
+    ]
+    here = configure(tmp_path, entries=entries)
+    _, found = findings(*here)
+    assert found["roles"]["level"] == "warn"
+    first, second = found["roles"]["finding"].splitlines()
+    assert first == "1 role has a model"
+    assert second.startswith("keywords: huge: ")
+    text = (tmp_path / "configs" / "rolecall.toml").read_text()
+    (tmp_path / "configs" / "rolecall.toml").write_text(f"{text}\n[roles.narration]\nquality_tolerance = 5\n")
+    assert (
+        "narration: rolecall.toml has a table for it, and no model plays it" in findings(*here)[1]["roles"]["finding"]
+    )
+    here = configure(tmp_path, entries=[entries[0], entries[2]])
+    assert findings(*here)[1]["roles"] == {
+        "check": "roles",
+        "level": "ok",
+        "finding": "1 role has a model; none for caption",
+        "advice": "",
+    }
+
+
+def test_a_configuration_that_everybody_can_change(tmp_path: Path) -> None:
+    """An entry names the program that is started: a registry for all to write is a warning, with the way out."""
+    here = configure(tmp_path)
+    assert findings(*here)[1]["permissions"]["level"] == "ok"
+    registry = tmp_path / "configs" / "model_registry.curated.json"
+    registry.chmod(0o666)
+    row = findings(*here)[1]["permissions"]
+    assert (row["level"], row["advice"]) == ("warn", f"chmod o-w {registry}")
+    assert f"everybody on this machine can change {registry}" in row["finding"]

@@ -3,57 +3,31 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import generated_models
 from cli.invoke import rolecall as run
 from harness import CHAT, Rolecall, eventually, prompt
 from model_places import ollama_model
 from rolecall.demo.script import Script
 
 pytest.importorskip("xllamacpp", reason="the embedded engine needs an extra: rolecall[llama]")
-gguf = pytest.importorskip("gguf", reason="the models are written by an extra: rolecall[llama]")
+pytest.importorskip("gguf", reason="the models are written by an extra: rolecall[llama]")
 
 SCRIPT = Script()
-NAMES = ["tiny-chat_(F16)", "tiny-coder_(F16)", "tiny-embed_(F16)", "tiny-pulled-1b_(F16)", "tiny-vl_(F16)"]
-
-
-def write_copy(path: Path, original: Path, *, without: Collection[str] = (), tensors_a_part: int = 0) -> None:
-    """Write a GGUF again, without some keys or in parts."""
-    reader = gguf.GGUFReader(original)
-    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=tensors_a_part)
-    for name, field in reader.fields.items():
-        if name.startswith("GGUF.") or name == "general.architecture" or name in without:
-            continue
-        kind = field.types[0]
-        writer.add_key_value(
-            name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        )
-    for tensor in reader.tensors:
-        writer.add_tensor(tensor.name, tensor.data)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+NAMES = sorted([*generated_models.NAMES, "tiny-pulled-1b_(F16)"])
 
 
 @pytest.fixture(scope="module")
 def models(demo_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder as people have them: some that chat, one that sees, an embedder, one in parts, rubbish."""
-    folder = tmp_path_factory.mktemp("models")
-    for name in ("chat", "vl", "embed", "coder"):
-        (folder / name).mkdir()
-    shutil.copyfile(demo_models / "demo-chat.gguf", folder / "chat" / "Tiny-Chat-F16.gguf")
-    shutil.copyfile(demo_models / "demo-vision.gguf", folder / "vl" / "Tiny-VL-F16.gguf")
-    shutil.copyfile(demo_models / "mmproj-demo-vision.gguf", folder / "vl" / "mmproj-F16.gguf")
-    original = demo_models / "demo-chat.gguf"
-    write_copy(folder / "embed" / "Tiny-Embed-F16.gguf", original, without={"tokenizer.chat_template"})
-    write_copy(folder / "coder" / "Tiny-Coder-F16.gguf", original, tensors_a_part=5)
+    folder = generated_models.write_models(tmp_path_factory.mktemp("models"), demo_models)
     assert len(list((folder / "coder").iterdir())) == 3
-    shutil.copyfile(original, folder / "pulled")
+    shutil.copyfile(demo_models / "demo-chat.gguf", folder / "pulled")
     ollama_model(folder / "ollama", "tiny-pulled:1b", model=folder / "pulled")
     (folder / "chat" / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     return folder

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from rolecall.cli.client import KEY_VARIABLE, default_url, key_header
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
@@ -82,7 +83,7 @@ def command(  # noqa: PLR0913 - options
         asked = {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
         print_json(report(plan, written=written, dry_run=dry_run, backups=backups) | asked)
     else:
-        show(lambda width: labelled(_ending(plan, options, answer), width))
+        show(lambda width: _ending(plan, options, answer, width))
     if reason and answer_within:
         raise CommandError(f"no first answer: {reason}" + ("" if dry_run else "\nthe configuration is written"))
 
@@ -102,11 +103,13 @@ def _written(plan: Plan, backups: Mapping[str, Path], *, dry_run: bool) -> Itera
     if dry_run:
         yield "", "nothing was written (--dry-run)"
         return
-    for file in plan.changed:
-        kept = f" (before: {backups[file.name]})" if file.name in backups else ""
-        yield "written", f"{plan.settings.config_dir / file.name}{kept}"
-    if not plan.changed:
+    count = len(plan.changed)
+    if not count:
         yield "", "everything stands as it should; nothing was written"
+        return
+    yield "written", f"{count} {'file' if count == 1 else 'files'} in {plan.settings.config_dir}"
+    for name, path in backups.items():
+        yield "kept", f"{path}: what {name} was before"
 
 
 # --- the first answer
@@ -138,19 +141,23 @@ def _options(plan: Plan, config_dir: Path | None, state_dir: Path | None) -> lis
     return options + (["--state-dir", str(plan.settings.state_dir)] if state_dir else [])
 
 
-def _ending(plan: Plan, options: Sequence[str], answer: Answer | None) -> Iterator[tuple[str, str]]:
+def _ending(plan: Plan, options: Sequence[str], answer: Answer | None, width: int | None) -> Iterator[Text]:
+    """Yield the answer and what to type next; what is typed is never folded."""
     if answer:
-        yield "answer", f"{answer.model} for role:{answer.role}, after {answer.seconds:.1f} s: {answer.text}"
+        said = f"{answer.model} for role:{answer.role}, after {answer.seconds:.1f} s:\n{answer.text}"
+        yield from labelled([("answer", said)], width)
     if not plan.parts:
-        yield (
-            "models",
-            "there is none yet: `rolecall models pull REPOSITORY` fetches one, `rolecall init --demo` shows the rest",
+        fetch = (
+            "there is none yet: `rolecall models pull REPOSITORY` fetches one, `rolecall init --demo` shows the rest"
         )
-    if not plan.port.is_running:
-        yield "start it", _line(options)
-    role = answer.role if answer else plan.parts[0].role if plan.parts else None
-    if role == "chat":
-        yield "ask it", _curl(plan, role)
+        yield from labelled([("models", fetch)], width)
+    typed = [] if plan.port.is_running else [_line(options)]
+    typed += [_curl(plan)] if any(part.role == "chat" for part in plan.parts) else []
+    if typed:
+        yield Text(
+            "\nstart it, and ask it:" if len(typed) > 1 else "\nask it:" if plan.port.is_running else "\nstart it:"
+        )
+    yield from (Text(f"  {line}", "bold") for line in typed)
 
 
 def _line(options: Sequence[str]) -> str:
@@ -165,7 +172,7 @@ def _program() -> list[str]:
     return ["rolecall"] if shutil.which("rolecall") else [str(called)]
 
 
-def _curl(plan: Plan, role: str) -> str:
-    body = f'{{"model":"role:{role}","messages":[{{"role":"user","content":"hello"}}]}}'
+def _curl(plan: Plan) -> str:
+    body = '{"model":"role:chat","messages":[{"role":"user","content":"hello"}]}'
     url = f"{default_url(plan.settings)}/v1/chat/completions"
     return f"curl {url} -H 'content-type: application/json' -d '{body}'"

@@ -78,10 +78,11 @@ def find_port(settings: Settings, wanted: int | None) -> Port:
 
     Raises ``CommandError`` if the wanted one is taken, or is set where a file cannot change it.
     """
-    origin = settings.origin("port")
-    is_fixed = origin != _BY_DEFAULT and not origin.startswith("in ")
+    is_fixed = settings.is_from_environment("port")
     if wanted is not None and is_fixed and wanted != settings.port:
-        raise CommandError(f"--port {wanted} would have no effect: port = {settings.port} is set {origin}")
+        raise CommandError(
+            f"--port {wanted} would have no effect: port = {settings.port} is set {settings.origin('port')}"
+        )
     number = settings.port if wanted is None else wanted
     value = None if number == settings.port else number
     if number == 0:

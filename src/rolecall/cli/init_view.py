@@ -13,9 +13,10 @@ from rolecall.cli.checks import Finding
 from rolecall.cli.first_answer import Answer
 from rolecall.cli.init_plan import Plan, is_demo
 from rolecall.cli.table import NOTHING, Column, Row, labelled, table
-from rolecall.core.selection import Candidate
+from rolecall.core.selection import Candidate, Rejected
 from rolecall.core.vram import HOST
 from rolecall.discovery.found import shown
+from rolecall.runtime.config_folder import PlannedFile
 
 _MOST_LEFT_OUT = 5
 _COLUMNS = (
@@ -115,8 +116,8 @@ def _remark(candidate: Candidate) -> str:
 def _outcome(plan: Plan) -> Iterator[tuple[str, str]]:
     if text := _together(plan):
         yield "together", text
-    if plan.without:
-        yield "no model", f"for {', '.join(plan.without)}; `rolecall select ROLE --explain` says why"
+    if missed := [role for role, rejected in plan.without.items() if any(_is_here(plan, each) for each in rejected)]:
+        yield "no model", f"for {', '.join(missed)}, though there are some; `rolecall select ROLE --explain` says why"
     left_out = (*plan.found.findings.skipped, *plan.found.naming.skipped)
     for each in left_out[:_MOST_LEFT_OUT]:
         yield "left out", f"{each.path}: {each.reason}"
@@ -124,9 +125,16 @@ def _outcome(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "left out", f"{len(left_out) - _MOST_LEFT_OUT} more, which `rolecall models scan` lists"
     for name, value in plan.values.items():
         yield "setting", f"{name} = {value}"
-    for file in plan.files:
-        kept = "; a copy of the present one is kept beside it" if file.state == "changed" and file.by_hand else ""
-        yield "file", f"{plan.settings.config_dir / file.name}: {file.state}{kept}"
+    yield "files", "\n".join([str(plan.settings.config_dir), *(f"  {_fate(file)}" for file in plan.files)])
+
+
+def _is_here(plan: Plan, rejected: Rejected) -> bool:
+    return rejected.why != "unavailable" or rejected.name in plan.found.next.states
+
+
+def _fate(file: PlannedFile) -> str:
+    is_kept = file.state == "changed" and file.by_hand
+    return f"{file.name}: {file.state}{', and the present one is kept beside it' if is_kept else ''}"
 
 
 def _together(plan: Plan) -> str:
@@ -137,9 +145,13 @@ def _together(plan: Plan) -> str:
     used = f"{first.used_mb} of {budget_mb} MB"
     if not rest:
         return f"{', '.join(first.names)}: {'all of them fit' if len(first.names) > 1 else 'it fits'} ({used})"
-    lines = [f"{', '.join(company.names)} ({company.used_mb} of {budget_mb} MB)" for company in plan.companies]
     why = f"the profile loads {at_once} at once" if len(first.placements) >= at_once else "they do not all fit"
-    return "\n".join([*lines, f"these take turns: {why}, and rolecall swaps them as they are asked for"])
+    turns = f"take turns, because {why}: rolecall swaps them as they are asked for"
+    if all(len(company.names) == 1 for company in plan.companies):
+        largest_mb = max(company.used_mb for company in plan.companies)
+        return f"{', '.join(c.names[0] for c in plan.companies)} (the largest: {largest_mb} of {budget_mb} MB)\n{turns}"
+    lines = [f"{', '.join(company.names)} ({company.used_mb} of {budget_mb} MB)" for company in plan.companies]
+    return "\n".join([*lines, f"these {turns}"])
 
 
 # --- for programs

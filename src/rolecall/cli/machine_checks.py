@@ -105,8 +105,8 @@ def llama_cpp(subject: Subject) -> Finding:
         return Finding("fail", f"{what} does not run: {said}", "install it again, or choose another with llama_server")
     if engine == EMBEDDED and subject.probe.report().gpus and not _embedded_sees_gpu():
         advice = (
-            "put a llama-server that was built for the GPU on the PATH, or name it in llama_server; conda-forge has one "
-            "(conda install -c conda-forge llama-cpp), and xllamacpp wheels for CUDA are at "
+            "put a llama-server that was built for the GPU on the PATH, or name it in llama_server; conda-forge "
+            "has one (conda install -c conda-forge llama-cpp), and xllamacpp wheels for CUDA are at "
             "https://xorbitsai.github.io/xllamacpp/whl/cu128"
         )
         return Finding("warn", f"{what}, {said}: it computes on the CPU, though there is a GPU", advice)

@@ -15,8 +15,7 @@ from rolecall.cli.offline import roster_to_look_at
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Rejected
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.drivers import backends
-from rolecall.runtime.registry import DISCOVERED, load_registry, why_unavailable
+from rolecall.runtime.registry import DISCOVERED
 from rolecall.settings import SHIPPED
 
 _NOT_LOOKED_AT = Finding("warn", "not looked at, because of another failed check")
@@ -26,12 +25,11 @@ _MOST_NAMED = 5
 def models(subject: Subject) -> Finding:
     """Report how many models are installed, which have lost their files, and which files cannot be read."""
     try:
-        entries = load_registry(subject.settings.config_dir).entries
-        backend = backends(subject.settings)
+        roster = roster_to_look_at(subject.settings, subject.probe)
     except ConfigurationError:
         return _NOT_LOOKED_AT
-    drivers = {entry.name: backend(entry.backend) for entry in entries}
-    installed = [entry.name for entry in entries if why_unavailable(entry, drivers[entry.name]) is None]
+    entries, installed = roster.catalog.entries, roster.catalog.listed()
+    drivers = {entry.name: roster.backend(entry) for entry in entries}
     text = f"{len(installed)} of {len(entries)} are installed"
     gone = [line for entry in entries if entry.enabled for line in _absent(entry, drivers[entry.name])]
     shut = [line for entry in entries if entry.enabled for line in _unreadable(entry, drivers[entry.name])]
