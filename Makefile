@@ -80,8 +80,8 @@ format: install-dev
 lock: $(BIN)/python ## new lock files from pyproject.toml
 	@$(PIP) install uv
 	@set -e; c="$(BIN)/python -m uv pip compile --quiet --universal --generate-hashes --no-strip-extras --no-annotate --no-header --python-version 3.10"; \
-	$$c pyproject.toml --extra llama --group build -o requirements.lock; \
-	$$c pyproject.toml --extra llama --group build --group dev -c requirements.lock -o requirements-dev.lock; \
+	$$c pyproject.toml --extra llama --extra hub --group build -o requirements.lock; \
+	$$c pyproject.toml --extra llama --extra hub --group build --group dev -c requirements.lock -o requirements-dev.lock; \
 	$$c --group cc -o requirements-cc.lock
 
 clean: ## remove the environment, caches and build output (logs and state stay)

@@ -25,11 +25,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {"errors", "core", "backends"},
     "runtime": BELOW_GATEWAY - {"runtime"},
     "discovery": BELOW_GATEWAY,
+    "hub": BELOW_GATEWAY | {"discovery"},
     "gateway": BELOW_GATEWAY,
     "vision": BELOW_GATEWAY | {"gateway"},
     "prompts": BELOW_GATEWAY | {"gateway"},
     "insight": BELOW_GATEWAY | {"gateway"},
-    "cli": BELOW_GATEWAY | {"gateway", "demo", "discovery", "vision", "prompts", "insight", "simulation", "elsewhere"},
+    "cli": BELOW_GATEWAY
+    | {"gateway", "demo", "discovery", "hub", "vision", "prompts", "insight", "simulation", "elsewhere"},
     "__main__": {"cli"},
 }
 """Room of ``rolecall`` to the other rooms it may import; each may import itself and the package's version."""

@@ -60,6 +60,10 @@ class Settings(BaseSettings):
     port: int = Field(8100, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     config_dir: Path = Field(Path("configs"), description="Folder of rolecall.toml, profiles.toml and the registry.")
     state_dir: Path = Field(Path(), description="Folder of engine logs, process ids and the demo models.")
+    models_dir: Path | None = Field(
+        None,
+        description="Folder of the models that `rolecall models pull` fetches; models in the state folder if empty.",
+    )
     api_keys_file: Path | None = Field(
         None, description="File of API keys, which every caller then needs; relative to the config folder. Empty: none."
     )
@@ -181,6 +185,11 @@ class Settings(BaseSettings):
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
+    @property
+    def models_folder(self) -> Path:
+        """The folder of the models that are pulled."""
+        return self.models_dir or self.state_dir / "models"
+
     def origin(self, name: str) -> str:
         """Return where a setting's value came from, in words; "by default" where nobody gave it."""
         return self._origins.get(name, "by default")
@@ -200,6 +209,7 @@ class Settings(BaseSettings):
 
     @field_validator(
         "state_dir",
+        "models_dir",
         "log_path",
         "record_decisions",
         "api_keys_file",
@@ -219,7 +229,12 @@ class Settings(BaseSettings):
     def _whole_path(cls, value: Path) -> Path:
         return _absolute(value)
 
-    @field_validator("record_decisions", "api_keys_file", mode="before")
+    @field_validator("models_dir")
+    @classmethod
+    def _whole_models_path(cls, value: Path | None) -> Path | None:
+        return value and _absolute(value)
+
+    @field_validator("record_decisions", "api_keys_file", "models_dir", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

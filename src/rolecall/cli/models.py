@@ -10,6 +10,9 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
+from rolecall.cli.hub_pull import command as pull_model
+from rolecall.cli.hub_search import command as search_models
+from rolecall.cli.hub_store import list_disk, prune, remove_model, verify
 from rolecall.cli.model_card import card, card_lines
 from rolecall.cli.model_edits import disable, enable, set_fields
 from rolecall.cli.offline import open_roster
@@ -21,8 +24,14 @@ from rolecall.runtime.registry import CURATED, load_registry, missing, read_list
 from rolecall.runtime.roster import Roster, choose
 from rolecall.settings import load_settings, prepare_config_dir
 
-app = typer.Typer(no_args_is_help=True, help="Find, list, show, check and change the models of the registry.")
+app = typer.Typer(no_args_is_help=True, help="Find, fetch, list, show, check and change models.")
+
 app.command("scan")(scan_models)
+app.command("search")(search_models)
+app.command("pull")(pull_model)
+app.command("verify")(verify)
+app.command("remove")(remove_model)
+app.command("prune")(prune)
 
 _COLUMNS = (
     Column("model"),
@@ -41,17 +50,23 @@ app.command()(disable)
 
 
 @app.command("list")
-def list_models(
+def list_models(  # noqa: PLR0913 - options
     *,
     every: Annotated[
         bool, typer.Option("--all", help="Those that are not installed as well, with the reason.")
     ] = False,
     role: Annotated[str | None, typer.Option(help="Only models that play this role, the best first.")] = None,
+    disk: Annotated[
+        bool, typer.Option("--disk", help="Those that were pulled, with what they take of the disk.")
+    ] = False,
     as_json: AsJson = False,
     config_dir: ConfigDir = None,
     state_dir: StateDir = None,
 ) -> None:
     """List the models that are installed."""
+    if disk:
+        list_disk(load_settings({"config_dir": config_dir, "state_dir": state_dir}), as_json=as_json)
+        return
     roster = open_roster(config_dir, state_dir)
     found = list(_candidates(roster, role))
     shown = [candidate for candidate in found if every or candidate.unavailable is None]

@@ -15,6 +15,7 @@ from rolecall.discovery.discovered_file import Earlier, Next, following, read_ea
 from rolecall.discovery.entries import Ground, Naming, entries_of, owned_paths
 from rolecall.discovery.ollama_models import TIMEOUT_S, Daemon
 from rolecall.discovery.places import Place, known_places, ollama_address
+from rolecall.discovery.pulled_models import PROVIDER, renewed
 from rolecall.discovery.rules_file import load_rules
 from rolecall.discovery.scan import Findings, Progress, scan
 from rolecall.runtime.registry import CURATED, read_list
@@ -51,20 +52,33 @@ def discover(  # noqa: PLR0913 - where to look, and how
     Nothing is written. With ``known`` False only ``folders`` count, and no daemon is asked. ``forget`` leaves out
     models whose files are gone. Raises ``ConfigurationError`` for rules or a curated registry that are broken.
     """
-    rules = load_rules(settings.config_dir)
-    curated = _curated(settings.config_dir / CURATED)
-    earlier = read_earlier(settings.config_dir)
     is_given = settings.origin("ollama_base_url") != "by default"
     address = ollama_address(environ, settings.ollama_base_url, is_given=is_given)
     daemon = Daemon(address, daemon_timeout_s) if known else None
-    places = [*(known_places(environ, home) if known else ()), *(Place("folder", folder) for folder in folders)]
+    own = [Place(PROVIDER, settings.models_folder)] if known and settings.models_folder.is_dir() else []
+    places = [*own, *(known_places(environ, home) if known else ()), *(Place("folder", folder) for folder in folders)]
+    return discover_in(settings, places, daemon, forget=forget, progress=progress)
+
+
+def discover_in(
+    settings: Settings,
+    places: Sequence[Place],
+    daemon: Daemon | None = None,
+    *,
+    forget: bool = False,
+    progress: Progress | None = None,
+) -> Discovery:
+    """Look at these places and this daemon, and at nothing else; the rest is as for `discover`."""
+    rules = load_rules(settings.config_dir)
+    curated = _curated(settings.config_dir / CURATED)
+    earlier = read_earlier(settings.config_dir)
     findings = scan(places, daemon, progress)
     ground = Ground(
         rules,
         (*curated, *_foreign(earlier)),
-        earlier.names(),
+        renewed(earlier.names(), findings.models),
         owned_paths((*curated, *_foreign(earlier)), Places(settings.config_dir, settings.state_dir).expand),
-        None if address == settings.ollama_base_url else address,
+        daemon.base_url if daemon and daemon.base_url != settings.ollama_base_url else None,
     )
     naming = entries_of(findings.models, ground)
     return Discovery(findings, naming, earlier, following(earlier, naming.named, findings, forget=forget))

@@ -53,10 +53,13 @@ def no_model(folder: Folder) -> str | None:
     return None
 
 
-def folder_model(folder: Folder, out: Yield, provider: str) -> Model | None:
-    """Return the model of a folder, None and a note in ``out`` for one that is incomplete or makes no sense."""
+def folder_model(folder: Folder, out: Yield, provider: str, repository: str | None = None) -> Model | None:
+    """Return the model of a folder, None and a note in ``out`` for one that is incomplete or makes no sense.
+
+    ``repository`` is its name on the hub, which a folder of the hub's cache tells itself.
+    """
     try:
-        return _model(folder, out, provider, repository_of(folder.path))
+        return _model(folder, out, provider, repository or repository_of(folder.path))
     except (OSError, ValueError) as error:
         out.skip(folder.path, why(error))
         return None

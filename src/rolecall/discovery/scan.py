@@ -14,6 +14,7 @@ from rolecall.discovery.hub_cache import is_repository, repository_models
 from rolecall.discovery.ollama_models import Daemon, daemon_models, disk_models
 from rolecall.discovery.places import Place
 from rolecall.discovery.projectors import Projector
+from rolecall.discovery.pulled_models import PROVIDER, pulled_models
 from rolecall.discovery.walk import Folder, Walk
 
 Progress = Callable[[str, int], None]
@@ -66,6 +67,9 @@ class _Look:
             self.out.skip(place.path, "its name is not UTF-8, which a registry cannot hold: rename it")
             return
         self.out.looked_at += [place.path.absolute(), place.path.resolve()]
+        if place.provider == PROVIDER:
+            pulled_models(place.path.absolute(), self._walk, self.out)
+            return
         projectors: dict[Path, Sequence[Projector]] = {}
         for folder in self._walk.below(place.path.absolute()):
             self._progress(str(folder.path), len(self.out.models))

@@ -113,15 +113,23 @@ def _read_part(path: Path) -> GgufHeader:
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its writer
         raise ValueError(f"{path} is no file")
     with path.open("rb") as file:
-        header = _Header(file)
         try:
-            return _parse(header, status.st_size)
-        except ValueError:
-            header.start_again()
-        try:
-            return _parse(header, status.st_size)
+            return read_gguf_from(file, status.st_size)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def read_gguf_from(file: BinaryIO, file_bytes: int) -> GgufHeader:
+    """Read the header of a GGUF of so many bytes, of which ``file`` may hand out the beginning alone.
+
+    Raises ``ValueError``, and what ``file`` raises. It may give less than it is asked for.
+    """
+    header = _Header(file)
+    try:
+        return _parse(header, file_bytes)
+    except ValueError:
+        header.start_again()
+    return _parse(header, file_bytes)
 
 
 class _Header:
