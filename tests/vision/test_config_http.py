@@ -158,12 +158,12 @@ def test_a_damaged_file(make: Make) -> None:
 
 
 def test_programs_that_are_missing(server: Rolecall) -> None:
-    """With `cli` an entry that names no mode has no server that stays: where the programs are missing it says so."""
-    change(server, backend="cli")
-    refused = server.chat("m")
-    assert refused.status_code == 404
-    assert "mode 'cli' needs llama-completion" in refused.json()["error"]["message"]
-    change(server, backend=None)
+    """`cli` is refused where models that are there could not be served any more, and nothing changes."""
+    answer = server.http.post(CONFIG, json={"backend": "cli", "llm_params": {"temp": 1}})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "backend"
+    assert "mode 'cli' needs llama-completion" in answer.json()["error"]["message"]
+    assert server.get(CONFIG)["set"] == {"backend": None, "llm_params": {}}
     assert server.chat("m").status_code == 200
 
 

@@ -233,6 +233,7 @@ class Intake(Choosing):
                 del self._slots[name]
         self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
         self._has_pinned = any(slot.spec.entry.pinned for slot in self._slots.values())
+        self._has_outdated |= any(slot.is_outdated for slot in self._slots.values())
         yield from self._rebind(self._waiters.values())
 
     def _tick(self) -> Iterator[Effect]:

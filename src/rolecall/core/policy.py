@@ -59,12 +59,13 @@ class Policy(Intake):
         yield from self._grant(overdue)
         # 4. no longer queue than allowed
         yield from self._turn_away()
-        yield from self._end_outdated()
+        if self._has_outdated:
+            yield from self._end_outdated()
         # 5. what is missing is loaded
         missing = [slot for slot in missing if slot.queue]
         yield from self._load(missing, overdue)
         # 6. what was to be started anew comes back, and what belongs together comes together
-        if not missing and not self._closing:
+        if self._has_outdated and not missing and not self._closing:
             yield from self._bring_back()
         if self._groups and not missing and not self._closing:
             yield from self._complete_groups()
@@ -283,6 +284,7 @@ class Policy(Intake):
                 slot.comes_back = bool(taken)
                 if fit is not None:
                     yield from self._come(slot, fit[0], taken)
+        self._has_outdated = any(slot.is_outdated or slot.comes_back for slot in self._slots.values())
 
     # -- groups
 

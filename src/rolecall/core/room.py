@@ -38,6 +38,8 @@ class Room:
     _host_mb: int = field(default=0, init=False)
     _closing: bool = field(default=False, init=False)
     _has_pinned: bool = field(default=False, init=False)
+    _has_outdated: bool = field(default=False, init=False)
+    """Whether any model is to be started otherwise, or is on its way back from that."""
     _now: float = field(default=0, init=False)
     _places: dict[tuple[int | None, tuple[int, ...], tuple[str, ...]], list[Placement]] = field(
         default_factory=dict, init=False

@@ -128,6 +128,10 @@ class Roster:
         with suppress(RegistryError):
             self._look(self._read_again(), ask=False)
 
+    def as_configured(self, config: ApiConfig) -> tuple[ModelEntry, ...]:
+        """Return the entries as they would be in force with another configuration."""
+        return self._effective.of(self.registry.entries, config)
+
     def reconfigure(self, config: ApiConfig) -> None:
         """Put what was set at `/api/config` in force, and keep it; raises ``OSError`` where it cannot be written."""
         self.api_config.save(config)

@@ -6,8 +6,8 @@ from typing import Any
 
 from starlette.requests import Request
 
-from rolecall.core.api_config import DEFAULTS
-from rolecall.errors import DiskFull
+from rolecall.core.api_config import DEFAULTS, ApiConfig
+from rolecall.errors import BadRequest, DiskFull
 from rolecall.gateway.body import parse_json, receive_body
 from rolecall.gateway.routes import Json, ScopedRoute
 from rolecall.gateway.server import Gateway
@@ -37,6 +37,7 @@ class _Api:
         held = self._gateway.services.roster.api_config
         config = held.config.changed(parse_json(raw))
         if config != held.config:
+            self._check(config)
             try:
                 self._gateway.reconfigure(config)
             except OSError as error:
@@ -45,6 +46,14 @@ class _Api:
                     f"{error.strerror or error}."
                 ) from error
         return Json(self._view())
+
+    def _check(self, config: ApiConfig) -> None:
+        """Raise ``BadRequest`` if a model that is there could not be served any more."""
+        roster = self._gateway.services.roster
+        there = (each for each in roster.as_configured(config) if each.name not in roster.catalog.unavailable)
+        for entry in there:
+            if (reason := roster.backend(entry).unavailable(entry)) is not None:
+                raise BadRequest(f"Then {entry.name!r} could not be served: {reason}.", param="backend")
 
     def _view(self) -> dict[str, Any]:
         """Return what is in force; ``set`` is what somebody has set of it, ``reloading`` who waits to be idle."""
