@@ -50,6 +50,7 @@ def test_a_wrong_value_is_left_to_the_registry_to_refuse() -> None:
     ("text", "words"),
     [
         ("context_lenght=1", "no field 'context_lenght'; did you mean 'context_length'"),
+        ("extra_args=-x", "no field 'extra_args'; did you mean 'backend_config.extra_args'"),
         ("zzz=1", "no field 'zzz'; known are name, display_name"),
         ("backend_config.modelpath=x", "no field 'backend_config.modelpath'; did you mean 'model_path'"),
         ("history.zzz=1", "no field 'history.zzz'; known are vision_truncate"),

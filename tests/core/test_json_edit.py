@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.json_edit import append, drop, put
+from rolecall.core.json_edit import append, drop, exchange, put
 from rolecall.core.json_tree import line_of, parse_tree, value_of
 
 KEYS = st.text(max_size=4)
@@ -105,12 +105,25 @@ def test_an_entry_is_added_as_a_person_would_write_it() -> None:
     )
 
 
+def test_elements_are_exchanged_where_they_stand() -> None:
+    """Several elements give way to others, each with a line for its members where it does not fit into one."""
+    text = '{"models": [\n  { "name": "a" },\n  { "name": "b" },\n  { "name": "c" }\n]}'
+    after = exchange(text, ["models"], {0: {"name": "long", "note": "x" * 120}, 2: {"name": "d"}})
+    assert after == (
+        '{"models": [\n  {\n    "name": "long",\n    "note": "' + "x" * 120 + '"\n  },\n'
+        '  { "name": "b" },\n  { "name": "d" }\n]}'
+    )
+    assert exchange(text, ["models"], {}) == text
+    assert append(text, ["models"]) == text
+
+
 @pytest.mark.parametrize(
     ("text", "path", "whole"),
     [
         ("[]\n", [], '[\n  {\n    "name": "a"\n  }\n]\n'),
         ('{"models": []}', ["models"], '{"models": [\n  {\n    "name": "a"\n  }\n]}'),
         ('[{"b": 1}]', [], '[{"b": 1}, { "name": "a" }]'),
+        ("[1,\n 2]", [], '[1,\n 2, { "name": "a" }]'),
         ('[\r\n    {"b": 1}\r\n]', [], '[\r\n    {"b": 1},\r\n    {\r\n        "name": "a"\r\n    }\r\n]'),
     ],
 )

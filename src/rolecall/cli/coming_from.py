@@ -16,7 +16,7 @@ from rich.text import Text
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
 from rolecall.cli.edits import DryRun, change_registry, difference, prepared, say, show_difference
 from rolecall.cli.table import labelled, show
-from rolecall.core.json_edit import append, put
+from rolecall.core.json_edit import append, exchange
 from rolecall.elsewhere.merge import Conflict, Merge, merge
 from rolecall.elsewhere.outcome import Outcome
 from rolecall.elsewhere.recognise import read_configuration
@@ -93,12 +93,8 @@ def _write(
         discovered = registry.discovered
         rows = discovered.get("models", ()) if isinstance(discovered, dict) else discovered
         found.append(merge(registry.rows, rows, outcome, replace=replace))
-        text = registry.text
-        for at, entry in found[0].replaced:
-            text = put(text, (*registry.place, at), entry)
-        for entry in found[0].added:
-            text = append(text, registry.place, entry)
-        return text
+        text = exchange(registry.text, registry.place, dict(found[0].replaced))
+        return append(text, registry.place, *found[0].added)
 
     file = None if out is None else Path(out)
     edit = change_registry(config_dir, change, file=file, dry_run=dry_run, backup=True)

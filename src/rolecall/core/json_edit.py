@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from rolecall.core.json_tree import JsonNode, Member, parse_tree
@@ -32,21 +33,32 @@ def put(text: str, path: Path, value: Any) -> str:
                 raise ValueError(f"{_dotted(path[:depth])} is no object, so it has no {step!r}")
             value = _nested(path[depth + 1 :], value)
             if node.kind != "{":
-                return _replaced(text, node, {step: value})
+                return _replaced(text, node, {step: value}, _Style.of(text))
             return _added(text, node, str(step), value)
         node = member.value
-    return _replaced(text, node, value)
+    return _replaced(text, node, value, _Style.of(text))
 
 
-def append(text: str, path: Path, value: Any) -> str:
-    """Return the text with a value added to the end of the list at a path."""
+def append(text: str, path: Path, *values: Any) -> str:
+    """Return the text with values added to the end of the list at a path."""
     node = parse_tree(text)
     for step in path:
         member = _step(node, step)
         if member is None:
             raise ValueError(f"there is no {_dotted(path)}")
         node = member.value
-    return _added(text, node, None, value)
+    return _extended(text, node, values) if values else text
+
+
+def exchange(text: str, path: Path, values: Mapping[int, Any]) -> str:
+    """Return the text with other elements at these positions of the list at a path."""
+    node = parse_tree(text)
+    for step in path:
+        node = _known(node, step)
+    style = _Style.of(text)
+    for at in sorted(values, reverse=True):  # from the end: what stands before keeps its place
+        text = _replaced(text, node.members[at].value, values[at], style)
+    return text
 
 
 def drop(text: str, path: Path) -> str:
@@ -99,61 +111,98 @@ def _cut(text: str, node: JsonNode, index: int) -> str:
     return text[: members[index - 1].value.end] + text[members[index].value.end :]
 
 
-def _replaced(text: str, node: JsonNode, value: Any) -> str:
-    written = _written(text, value, _indent(text, node.start), _column(text, node.start))
+def _replaced(text: str, node: JsonNode, value: Any, style: _Style) -> str:
+    written = style.written(value, _indent(text, node.start), _column(text, node.start))
     return text[: node.start] + written + text[node.end :]
 
 
-def _added(text: str, node: JsonNode, key: str | None, value: Any) -> str:
-    """Return the text with a member added to a container, in a line of its own if the others have theirs."""
-    newline = _newline(text)
-    if not node.members and key is not None:
-        return _replaced(text, node, {key: value})
+def _added(text: str, node: JsonNode, key: str, value: Any) -> str:
+    """Return the text with a member added to an object, in a line of its own if the others have theirs."""
+    style = _Style.of(text)
     if not node.members:
-        indent = _indent(text, node.start)
-        inner = indent + _unit(text)
-        written = _written(text, value, inner, len(inner), entry=True)
-        return f"{text[: node.start]}[{newline}{inner}{written}{newline}{indent}]{text[node.end :]}"
-    prefix = "" if key is None else json.dumps(key, ensure_ascii=False) + ": "
+        return _replaced(text, node, {key: value}, style)
+    prefix = _key(key)
     last = node.members[-1]
-    if "\n" in text[node.start : node.members[0].start]:
+    if _has_lines(text, node):
         indent = _indent(text, last.start)
-        written = _written(text, value, indent, len(indent) + len(prefix), entry=key is None)
-        return f"{text[: last.value.end]},{newline}{indent}{prefix}{written}{text[last.value.end :]}"
+        written = style.written(value, indent, len(indent) + len(prefix))
+        return f"{text[: last.value.end]},{style.newline}{indent}{prefix}{written}{text[last.value.end :]}"
     return f"{text[: last.value.end]}, {prefix}{_compact(value)}{text[last.value.end :]}"
 
 
-def _written(text: str, value: Any, indent: str, column: int, *, entry: bool = False) -> str:
-    """Return a value in one line if it fits there and the text has such lines, else with a line for each member.
-
-    An ``entry`` of the list at the top always has a line for each member.
-    """
-    flat = _compact(value)
-    if not isinstance(value, Mapping | list) or not value or not (entry or "\n" in text.strip()):
-        return flat
-    return _spread(text, value, indent) if entry else _fitted(text, value, indent, column)
-
-
-def _fitted(text: str, value: Any, indent: str, column: int) -> str:
-    flat = _compact(value)
-    is_small = _has_flat(text) and column + len(flat) < _WIDTH
-    nested = isinstance(value, Mapping | list) and bool(value)
-    return _spread(text, value, indent) if nested and not is_small else flat
+def _extended(text: str, node: JsonNode, values: Sequence[Any]) -> str:
+    """Return the text with elements added to a list, with a line for each of their members unless it has no lines."""
+    style = _Style.of(text)
+    if node.members and not _has_lines(text, node):
+        end = node.members[-1].value.end
+        return f"{text[:end]}, {', '.join(map(_compact, values))}{text[end:]}"
+    indent = _indent(text, node.start)
+    inner = _indent(text, node.members[-1].start) if node.members else indent + style.unit
+    lines = f",{style.newline}".join(inner + style.entry(value, inner) for value in values)
+    if node.members:
+        end = node.members[-1].value.end
+        return f"{text[:end]},{style.newline}{lines}{text[end:]}"
+    return f"{text[: node.start]}[{style.newline}{lines}{style.newline}{indent}]{text[node.end :]}"
 
 
-def _spread(text: str, value: Any, indent: str) -> str:
-    """Return an object with a line for each member, or a list with one for each element or, of words, filled ones."""
-    inner, newline = indent + _unit(text), _newline(text)
-    if isinstance(value, Mapping):
-        opening, closing = "{}"
-        keys = [json.dumps(str(key), ensure_ascii=False) + ": " for key in value]
-        members = zip(keys, value.values(), strict=True)
-        lines = [key + _fitted(text, each, inner, len(inner) + len(key)) for key, each in members]
-    else:
-        opening, closing = "[]"
-        lines = [_fitted(text, each, inner, len(inner)) for each in value]
-        lines = _filled(lines, _WIDTH - len(inner)) if _has_flat(text) else lines
-    return f"{opening}{newline}{inner}{f',{newline}{inner}'.join(lines)}{newline}{indent}{closing}"
+def _has_lines(text: str, node: JsonNode) -> bool:
+    return "\n" in text[node.start : node.members[0].start]
+
+
+@dataclass(frozen=True, slots=True)
+class _Style:
+    """How a text is written: its line ends, what it is indented by, whether it has containers in one line."""
+
+    newline: str
+    unit: str
+    is_flat: bool
+    has_lines: bool
+
+    @classmethod
+    def of(cls, text: str) -> _Style:
+        indented = re.search(r"\n([ \t]+)\S", text)
+        flat = re.search(r'[\[{] ?["\d\[{][^\n]*[\]}]', text) is not None
+        return cls(
+            newline="\r\n" if "\r\n" in text else "\n",
+            unit=indented[1] if indented else "  ",
+            is_flat=flat or re.search(r"[\[{]\n", text.strip()[2:]) is None,
+            has_lines="\n" in text.strip(),
+        )
+
+    def written(self, value: Any, indent: str, column: int) -> str:
+        """Return a value in one line if it fits there and the text has such lines, else with a line for each member."""
+        return self._fitted(value, indent, column) if self.has_lines else _compact(value)
+
+    def entry(self, value: Any, indent: str) -> str:
+        """Return an element of the list at the top, which has a line for each member however short it is."""
+        return self._spread(value, indent) if _is_container(value) else _compact(value)
+
+    def _fitted(self, value: Any, indent: str, column: int) -> str:
+        flat = _compact(value)
+        is_small = self.is_flat and column + len(flat) < _WIDTH
+        return self._spread(value, indent) if _is_container(value) and not is_small else flat
+
+    def _spread(self, value: Any, indent: str) -> str:
+        """Return an object with a line for each member, a list with one for each element or with filled ones."""
+        inner = indent + self.unit
+        if isinstance(value, Mapping):
+            opening, closing = "{}"
+            members = ((_key(str(key)), each) for key, each in value.items())
+            lines = [key + self._fitted(each, inner, len(inner) + len(key)) for key, each in members]
+        else:
+            opening, closing = "[]"
+            lines = [self._fitted(each, inner, len(inner)) for each in value]
+            lines = _filled(lines, _WIDTH - len(inner)) if self.is_flat else lines
+        joined = f",{self.newline}{inner}".join(lines)
+        return f"{opening}{self.newline}{inner}{joined}{self.newline}{indent}{closing}"
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, Mapping | list) and bool(value)
+
+
+def _key(key: str) -> str:
+    return json.dumps(key, ensure_ascii=False) + ": "
 
 
 def _filled(words: list[str], width: int) -> list[str]:
@@ -176,11 +225,6 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _has_flat(text: str) -> bool:
-    """Whether containers stand in one line here, as in a text that a person wrote; one without any may be either."""
-    return re.search(r'[\[{] ?["\d\[{][^\n]*[\]}]', text) is not None or re.search(r"[\[{]\n", text.strip()[2:]) is None
-
-
 def _indent(text: str, position: int) -> str:
     line = text[text.rfind("\n", 0, position) + 1 : position]
     return line[: len(line) - len(line.lstrip(" \t"))]
@@ -188,13 +232,3 @@ def _indent(text: str, position: int) -> str:
 
 def _column(text: str, position: int) -> int:
     return position - text.rfind("\n", 0, position) - 1
-
-
-def _unit(text: str) -> str:
-    """Return what a text is indented by: the first indentation that it has."""
-    found = re.search(r"\n([ \t]+)\S", text)
-    return found[1] if found else "  "
-
-
-def _newline(text: str) -> str:
-    return "\r\n" if "\r\n" in text else "\n"

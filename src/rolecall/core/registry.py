@@ -208,7 +208,8 @@ def unknown_field(path: Sequence[str]) -> str | None:
     if name in fields:
         return None
     where = f"{part}.{name}" if part else name
-    near = difflib.get_close_matches(name[:200], fields, n=1, cutoff=0.6)
+    near = [f"{other}.{name}" for other, record in _PARTS.items() if other and name in record.model_fields]
+    near += difflib.get_close_matches(name[:200], fields, n=1, cutoff=0.6)
     return f"there is no field {where!r}; " + (
         f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
     )
