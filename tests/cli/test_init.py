@@ -248,6 +248,25 @@ def test_gpus_decide_what_fits_together(tmp_path: Path, home: Path, models: Path
     assert ": all of them fit (" in done.stdout
 
 
+def test_a_model_that_is_too_large_is_told(tmp_path: Path) -> None:
+    """It gets no role, and the table says why; what can be asked is shown for the kind of model that is left."""
+    entries = [fake_entry("huge", roles=["chat"], vram_estimate_mb=10**9)]
+    entries.append(fake_entry("vectors", roles=["embedding"], capabilities=["embedding"]))
+    result = call("init", "--only", tmp_path, "--yes", *SILENT, *configured(tmp_path, entries))
+    assert result.exit_code == 0, result.output
+    assert "MB for models: with a smaller context_length it may fit" in result.stdout
+    assert "for chat, though there are some" in result.stdout
+    assert "/v1/embeddings" in result.stdout.splitlines()[-1]
+
+
+def test_a_state_folder_that_cannot_be_made(tmp_path: Path, home: Path, models: Path) -> None:
+    """Nothing is written where nothing could run."""
+    (tmp_path / "file").touch()
+    result = call("init", models, "--yes", "--state-dir", tmp_path / "file")
+    assert (result.exit_code, "state_dir" in result.stderr) == (2, True)
+    assert listing(home) == []
+
+
 # --- asking and being asked
 
 
@@ -338,6 +357,9 @@ def test_the_server_that_runs_is_asked(tmp_path: Path) -> None:
     with Rolecall(tmp_path, [fake_entry("one", roles=["chat"])]) as server:
         here = ("--config-dir", server.config_dir, "--state-dir", server.state)
         env = {"CHAT_PROXY_PORT": str(server.port)}
+        shown = call("init", "--only", tmp_path, "--yes", *here, env=env)
+        assert "start it" not in shown.stdout
+        assert shown.stdout.splitlines()[-2] == "ask it:"
         found = report("--only", tmp_path, "--yes", *here, env=env)
         assert found["port"]["running"] is True
         assert found["answer"]["model"] == "one"

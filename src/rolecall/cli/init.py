@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -72,8 +73,8 @@ def command(  # noqa: PLR0913 - options
         raise CommandError("nothing was written")
     backups: dict[str, Path] = {}
     if not dry_run:
+        prepare_state_dir(plan.settings)  # first: what is written makes no sense without one
         backups = write_folder(plan.settings.config_dir, plan.files)
-        prepare_state_dir(plan.settings)
     written = bool(plan.changed) and not dry_run
     if not as_json:
         show(lambda width: labelled(_written(plan, backups, dry_run=dry_run), width))
@@ -82,7 +83,7 @@ def command(  # noqa: PLR0913 - options
     if as_json:
         asked = {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
         print_json(report(plan, written=written, dry_run=dry_run, backups=backups) | asked)
-    else:
+    elif not dry_run:
         show(lambda width: _ending(plan, options, answer, width))
     if reason and answer_within:
         raise CommandError(f"no first answer: {reason}" + ("" if dry_run else "\nthe configuration is written"))
@@ -117,8 +118,7 @@ def _written(plan: Plan, backups: Mapping[str, Path], *, dry_run: bool) -> Itera
 
 def _first_answer(plan: Plan, options: Sequence[str], within_s: float) -> tuple[Answer | None, str | None]:
     """Return the answer, or why there is none; both None where nothing can be asked, or is not wanted."""
-    asked = (Question.to(part.role, part.model.entry) for part in plan.parts)
-    question = next((each for each in asked if each), None)
+    question = _question(plan)
     if question is None or not within_s:
         return None, None
     settings = plan.settings
@@ -133,6 +133,11 @@ def _first_answer(plan: Plan, options: Sequence[str], within_s: float) -> tuple[
             return ask_started(settings, options, question, within_s), None
     except CommandError as error:
         return None, str(error)
+
+
+def _question(plan: Plan) -> Question | None:
+    asked = (Question.to(part.role, part.model.entry) for part in plan.parts)
+    return next((each for each in asked if each), None)
 
 
 def _options(plan: Plan, config_dir: Path | None, state_dir: Path | None) -> list[str]:
@@ -151,12 +156,12 @@ def _ending(plan: Plan, options: Sequence[str], answer: Answer | None, width: in
             "there is none yet: `rolecall models pull REPOSITORY` fetches one, `rolecall init --demo` shows the rest"
         )
         yield from labelled([("models", fetch)], width)
-    typed = [] if plan.port.is_running else [_line(options)]
-    typed += [_curl(plan)] if any(part.role == "chat" for part in plan.parts) else []
+    if plan.port.is_running and plan.values:
+        yield from labelled([("restart", "the rolecall that runs reads the settings when it starts")], width)
+    question = _question(plan)
+    typed = [*([] if plan.port.is_running else [_line(options)]), *([_curl(plan, question)] if question else [])]
     if typed:
-        yield Text(
-            "\nstart it, and ask it:" if len(typed) > 1 else "\nask it:" if plan.port.is_running else "\nstart it:"
-        )
+        yield Text("\nask it:" if plan.port.is_running else "\nstart it, and ask it:" if question else "\nstart it:")
     yield from (Text(f"  {line}", "bold") for line in typed)
 
 
@@ -172,7 +177,7 @@ def _program() -> list[str]:
     return ["rolecall"] if shutil.which("rolecall") else [str(called)]
 
 
-def _curl(plan: Plan) -> str:
-    body = '{"model":"role:chat","messages":[{"role":"user","content":"hello"}]}'
-    url = f"{default_url(plan.settings)}/v1/chat/completions"
-    return f"curl {url} -H 'content-type: application/json' -d '{body}'"
+def _curl(plan: Plan, question: Question) -> str:
+    body = {key: value for key, value in question.body.items() if key != "max_tokens"}
+    words = ["curl", default_url(plan.settings) + question.path, "-H", "content-type: application/json"]
+    return shlex.join([*words, "-d", json.dumps(body, separators=(",", ":"))])

@@ -63,8 +63,13 @@ def find_engines(settings: Settings, probe: DriverProbe, home: Path) -> Engines:
 
 
 def needed(findings: Mapping[str, Finding], users: Mapping[str, int]) -> dict[str, Finding]:
-    """Return the findings, with those engines to be looked at that models were found for and that are not there."""
+    """Return the findings, with those engines to be looked at that models were found for and that are not there.
+
+    What nobody needs is told in few words.
+    """
     made = dict(findings)
+    if not users.get("ollama") and made["Ollama"].finding.startswith("none at "):
+        made["Ollama"] = Finding("ok", made["Ollama"].finding.partition(";")[0])
     if users.get("vllm") and made["vLLM"].advice == GET_VLLM:
         text = f"not found, and {users['vllm']} of the models found need it"
         made["vLLM"] = Finding("warn", text, GET_VLLM)

@@ -82,7 +82,7 @@ def _rows(plan: Plan) -> Iterator[Row]:
     for candidate in plan.roster.candidates():
         name = candidate.name
         if name in roles or candidate.unavailable is None or name in states:
-            yield Row(_cells(plan, candidate, roles.get(name, ())), _remark(candidate))
+            yield Row(_cells(plan, candidate, roles.get(name, ())), _remark(plan, candidate))
 
 
 def _cells(plan: Plan, candidate: Candidate, roles: Sequence[str]) -> Sequence[str]:
@@ -104,9 +104,12 @@ def _where(plan: Plan, candidate: Candidate) -> str:
     return ", ".join("RAM" if s.device == HOST else f"GPU {indices[s.device]}" for s in placement) or NOTHING
 
 
-def _remark(candidate: Candidate) -> str:
+def _remark(plan: Plan, candidate: Candidate) -> str:
     if is_demo(candidate):
         return "a demo model: scripted weights, made by the first start"
+    budget_mb = plan.roster.active.budget_mb
+    if candidate.unavailable is None and (candidate.footprint_mb or 0) > budget_mb:
+        return f"larger than the {budget_mb} MB for models: with a smaller context_length it may fit"
     return candidate.unavailable or ""
 
 
