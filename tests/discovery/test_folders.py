@@ -344,6 +344,34 @@ def test_surprises_in_the_cache(tmp_path: Path) -> None:
     assert only(tmp_path).bare == "m"
 
 
+def test_a_pipeline_in_the_cache(tmp_path: Path) -> None:
+    """What makes pictures is left out there as well."""
+    model_folder(tmp_path / "x" / "text_encoder")
+    (tmp_path / "x" / "model_index.json").write_text("{}")
+    into_hub(tmp_path / "hub", "org/sdxl", tmp_path / "x")
+    assert reason(look(tmp_path / "hub")).startswith("a pipeline that makes pictures")
+
+
+def test_folders_that_may_not_be_read(ordinary: Path) -> None:
+    """A repository, its revisions, a configuration, a card: each is told of, or does without."""
+    hub = ordinary / "hub"
+    for name in ("a", "b", "c", "d"):
+        into_hub(hub, f"org/{name}", model_folder(ordinary / name))
+    (hub / "models--org--a" / "snapshots").chmod(0)
+    (hub / "models--org--b").chmod(0)
+    Path(os.path.realpath(hub / "models--org--c" / "snapshots" / ("a" * 40) / "config.json")).chmod(0)
+    (hub / "models--org--d" / "refs").chmod(0)
+    findings = look(hub)
+    assert [model.bare for model in findings.models] == ["d"]
+    assert [each.reason for each in findings.skipped] == [
+        "this folder cannot be read: Permission denied",
+        "this folder cannot be read: Permission denied",
+        "Permission denied",
+    ]
+    for folder in ("models--org--a/snapshots", "models--org--b", "models--org--d/refs"):
+        (hub / folder).chmod(0o700)
+
+
 def test_a_cache_within_a_cache(tmp_path: Path) -> None:
     """A link from elsewhere into the cache is the model that is known already."""
     model_gguf(tmp_path / "x" / "m.gguf")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -272,20 +270,6 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     )
     below = look(Path(os.fsdecode(folder)))
     assert (below.models, len(below.skipped)) == ([], 1)
-
-
-@pytest.fixture
-def ordinary() -> Iterator[Path]:
-    """Return a folder that anybody may enter, with the rights of somebody who is not root."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o777)
-        before = os.geteuid()
-        if before == 0:
-            os.seteuid(65534)
-        try:
-            yield Path(folder)
-        finally:
-            os.seteuid(before)
 
 
 def test_what_may_not_be_read(ordinary: Path) -> None:

@@ -178,6 +178,18 @@ def test_manifests_with_surprises(tmp_path: Path, content: str) -> None:
     assert ("bad" in {Path(each.path).name for each in findings.skipped}) == ('layers": [' not in content)
 
 
+def test_a_store_that_may_not_be_read(ordinary: Path) -> None:
+    """As that of a service often is: it is told of, with the blobs too that only Ollama may read."""
+    store = ordinary / "models"
+    ollama_model(store, "m:1b", model=model_gguf(ordinary / "m")).chmod(0)
+    (skipped,) = look(store, Daemon("http://127.0.0.1:9", 0.3)).skipped
+    assert skipped.reason.startswith("its blob cannot be used: Permission denied, and Ollama")
+    (store / "manifests").chmod(0)
+    (skipped,) = look(store).skipped
+    assert skipped.reason == "this folder cannot be read: Permission denied"
+    (store / "manifests").chmod(0o700)
+
+
 # --- daemons that answer nonsense
 
 

@@ -15,14 +15,14 @@ from rolecall.discovery.folder_models import PREFIX, folder_model, is_model_fold
 from rolecall.discovery.found import Model, Yield, is_utf8, why
 from rolecall.discovery.gguf_models import gguf_models
 from rolecall.discovery.projectors import Projector
-from rolecall.discovery.walk import Walk
+from rolecall.discovery.walk import Folder, Walk
 
 _MOST_REF_BYTES = 256
 
 
-def is_repository(path: Path) -> bool:
-    """Whether a folder is one of the cache's, with at least one revision."""
-    return path.name.startswith(PREFIX) and (path / "snapshots").is_dir()
+def is_repository(folder: Folder) -> bool:
+    """Whether a folder is one of the cache's, with its revisions."""
+    return folder.path.name.startswith(PREFIX) and "snapshots" in folder.folders
 
 
 def repository_models(path: Path, walk: Walk, out: Yield) -> None:

@@ -49,7 +49,7 @@ def manifests(folder: Path, out: Yield) -> list[Manifest]:
     found = []
     root = folder / "manifests"
     try:
-        files = sorted(root.glob("*/*/*/*")) if root.is_dir() else []
+        files = sorted(root.glob("*/*/*/*")) if any(root.iterdir()) else []  # glob tells of nothing that is closed
     except OSError as error:
         out.skip(root, f"this folder cannot be read: {why(error)}")
         return []

@@ -87,7 +87,7 @@ class _Look:
             folder.folders = [name for name in folder.folders if name not in ("manifests", "blobs")]
             return True
         reason = no_model(folder)
-        if is_repository(folder.path):
+        if is_repository(folder):
             repository_models(folder.path, self._walk, self.out)
         elif reason:
             self.out.skip(folder.path, reason)
