@@ -168,6 +168,15 @@ def test_a_full_folder_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+def test_whatever_ends_a_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Ctrl-C, or any other end in the middle of a write, leaves the old file and no part of a new one."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        write_in_place(path, "no bytes")  # type: ignore[arg-type]
+    assert (path.read_text(), files(tmp_path)) == ("old", ["file"])
+
+
 # --- rolecall.toml ----------------------------------------------------------------------------------------------------
 
 TOML = """# mine

@@ -47,7 +47,7 @@ def _replace(path: Path, data: bytes, mode: int | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError:
+    except BaseException:  # Ctrl-C leaves nothing behind either
         temporary.unlink(missing_ok=True)
         raise
 
