@@ -21,7 +21,9 @@ from harness import DEADLINE_S, Rolecall, eventually, fake_entry
 from hub_server import Fault, HubServer, Repo, running_hub
 from model_places import model_folder
 from rolecall.cli import app
+from rolecall.discovery.discover import discover
 from rolecall.runtime.registry import DISCOVERED
+from rolecall.settings import load_settings
 
 pytest.importorskip("huggingface_hub", reason="pulling needs an extra: rolecall[hub]")
 
@@ -270,6 +272,37 @@ def test_a_scan_sees_what_was_pulled_as_the_pull_did(hub: HubServer, here: tuple
     (tmp_path / "configs" / DISCOVERED).unlink()
     assert answer("models", "scan", *here, env=empty)["written"]
     assert entries(tmp_path) == before
+
+
+def test_a_terminal_sees_how_far_it_is(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """Bars stand there while something comes, and are gone at the end; a busy hub is told."""
+    hub.fault("Tiny-4B-Q8_0.gguf", Fault(pause_s=0.002))
+    hub.fault(f"/api/models/{NAME}", Fault(status=503))
+    text = "\n".join(in_terminal("models", "pull", f"{NAME}:Q8_0", *here, columns=120, kind="xterm"))
+    assert "fetching Tiny-4B-Q8_0.gguf" in text
+    assert "is in trouble (503): try again later; going on in 0.5 s" in text
+    assert "registered" in text
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_file_without_a_hash_is_told(hub: HubServer, here: tuple[str, ...]) -> None:
+    """Where the hub lists none, nobody is told that contents were compared."""
+    hub.repos[NAME].hashes["Tiny-4B-Q8_0.gguf"] = "none"
+    result = call("models", "pull", f"{NAME}:Q8_0", *here)
+    assert result.exit_code == 0
+    assert "Tiny-4B-Q8_0.gguf: its length alone will be compared" in result.stdout
+
+
+def test_a_scan_that_began_before_a_pull_keeps_what_that_registered(
+    hub: HubServer, here: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Whoever writes the discovered registry keeps what was added after it was read."""
+    settings = load_settings({"config_dir": Path(here[1]), "state_dir": Path(here[3])}, {})
+    scan = discover(settings, {}, tmp_path, known=False)
+    call("models", "pull", NAME, *here)
+    before = entries(tmp_path)
+    scan.write()
+    assert entries(tmp_path) == before != []
 
 
 # --- broken off

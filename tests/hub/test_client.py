@@ -176,10 +176,12 @@ def test_what_is_no_name_of_a_repository(client: Hub, hub: HubServer, name: str)
 
 
 def test_a_busy_hub_is_given_the_pause_that_it_asks_for(client: Hub, hub: HubServer, waits: Waits) -> None:
-    """429 with Retry-After is waited for, and asked again."""
+    """429 with Retry-After, or with the hub's own header for it, is waited for, and asked again."""
     hub.fault(API, Fault(times=2, status=429, headers={"Retry-After": "7"}))
     assert client.repository(NAME).id == NAME
-    assert waits.seconds == [7.0, 7.0]
+    hub.fault(API, Fault(status=429, headers={"RateLimit": '"api";r=0;t=9'}))
+    assert client.repository(NAME).id == NAME
+    assert waits.seconds == [7.0, 7.0, 9.0]
 
 
 def test_a_pause_of_hours_is_not_waited_for(client: Hub, hub: HubServer, waits: Waits) -> None:

@@ -33,6 +33,10 @@ class KeyNeeded(CommandError):
     """There is a rolecall, and it does not tell without a key."""
 
 
+class NoRolecall(CommandError):
+    """Nobody answers there, or something else than a rolecall."""
+
+
 class Client:
     """The endpoints that the commands use; each raises ``CommandError`` with the reason when it gets no result."""
 
@@ -46,7 +50,7 @@ class Client:
         if answer.get("name") == "rolecall":
             raise KeyNeeded(self._closed())
         if "budget_mb" not in answer:
-            raise CommandError(self._foreign())
+            raise NoRolecall(self._foreign())
         return answer
 
     def models(self) -> dict[str, Any]:
@@ -85,9 +89,9 @@ class Client:
         try:
             response = self._http.request(method, self.url + path, timeout=timeout)
         except httpx.ConnectError as error:
-            raise CommandError(self._absent(str(error))) from None
+            raise NoRolecall(self._absent(str(error))) from None
         except httpx.ConnectTimeout:
-            raise CommandError(self._absent(f"no connection within {_CONNECT_S:g} s")) from None
+            raise NoRolecall(self._absent(f"no connection within {_CONNECT_S:g} s")) from None
         except httpx.ReadTimeout:
             raise CommandError(f"{self.url}{path} did not answer within {answer_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -100,7 +104,7 @@ class Client:
         except ValueError:
             content = None
         if not isinstance(content, dict):
-            raise CommandError(self._foreign())
+            raise NoRolecall(self._foreign())
         error = content.get("error")
         if response.is_error or error:
             message = error.get("message") if isinstance(error, dict) else None

@@ -86,6 +86,8 @@ def _plan(found: Offer, fit: Fit, store: ModelStore, machine: Machine) -> Mappin
         "folder": str(store.revision_folder(repository.id, repository.commit)),
         "free": amount(free_bytes(store.folder)),
     }
+    if unknown := [file.path for file in choice.all_files if not file.key]:
+        lines["no hash"] = f"is listed of {', '.join(unknown)}: its length alone will be compared"
     if choice.projector:
         lines["projector"] = choice.projector.path
     return lines

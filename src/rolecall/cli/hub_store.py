@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from rolecall.cli.client import KeyNeeded, Url, connect
+from rolecall.cli.client import NoRolecall, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, fail, print_json
 from rolecall.cli.hub_words import Meter, Yes, amount, confirmed, explained, megabytes, settings_for
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
@@ -210,9 +210,7 @@ def _refuse_running(here: Iterable[_Here], url: str | None, config_dir: Path | N
         with connect(url, config_dir) as client:
             client.health()
             rows = client.models()["data"]
-    except KeyNeeded:
-        raise
-    except CommandError:
+    except NoRolecall:
         if url is not None:
             raise
         return  # no rolecall is running where the settings say

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from rolecall.backends.base import Places
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import RegistryError, read_registry
 from rolecall.discovery.discovered_file import Earlier, Next, following, read_earlier, write
-from rolecall.discovery.entries import Ground, Naming, entries_of, owned_paths
+from rolecall.discovery.entries import Ground, Naming, entries_of, identity, owned_paths
 from rolecall.discovery.ollama_models import TIMEOUT_S, Daemon
 from rolecall.discovery.places import Place, known_places, ollama_address
 from rolecall.discovery.pulled_models import PROVIDER, renewed
 from rolecall.discovery.rules_file import load_rules
 from rolecall.discovery.scan import Findings, Progress, scan
+from rolecall.runtime.private_file import locked
 from rolecall.runtime.registry import CURATED, read_list
 from rolecall.settings import Settings
 
@@ -32,8 +33,15 @@ class Discovery:
     next: Next
 
     def write(self) -> bool:
-        """Write the file; False if it stands so already."""
-        return write(self.earlier.path, self.next.entries)
+        """Write the file; False if it stands so already.
+
+        What somebody else has added since it was read, such as a pull that ended meanwhile, stays in it.
+        """
+        path = self.earlier.path
+        with locked(path.parent) if path.parent.is_dir() else nullcontext():
+            known = {*self.earlier.names(), *(identity(each.entry) for each in self.naming.named)}
+            added = [entry for entry in read_earlier(path.parent).scanned if identity(entry) not in known]
+            return write(path, [*self.next.entries, *added])
 
 
 def discover(  # noqa: PLR0913 - where to look, and how

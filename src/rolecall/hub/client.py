@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_ratelimit_headers
 
 from rolecall import __version__
 from rolecall.core.hub_listing import HubFile, unsafe
@@ -101,7 +101,7 @@ class Hub:
 
     def search(self, query: str, limit: int, *, gguf: bool = True) -> list[Listed]:
         """Return repositories of models for a few words, the most downloaded first."""
-        kinds = "gguf" if gguf else "text-generation"
+        kinds = "gguf" if gguf else None
         expand: Any = ["downloads", "likes", "gated", "tags", "gguf"]
         found = self.patiently(
             lambda: list(
@@ -288,5 +288,9 @@ def _span(response: httpx2.Response) -> tuple[int, int | None]:
 
 
 def _retry_after(response: httpx2.Response) -> float | None:
+    """Return the pause that is asked for, in either of the two ways that hubs have."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
     value = response.headers.get("Retry-After", "").strip()
     return float(value) if value.isdecimal() else None

@@ -32,9 +32,8 @@ def register(settings: Settings, path: Path) -> Registered:
     Raises ``ConfigurationError``, ``OSError``.
     """
     settings.config_dir.mkdir(parents=True, exist_ok=True)
-    with locked(settings.config_dir):
-        found = discover_in(settings, [Place(PROVIDER, settings.models_folder)])
-        found.write()
+    found = discover_in(settings, [Place(PROVIDER, settings.models_folder)])
+    found.write()
     for named in found.naming.named:
         if named.model.path == path:
             return Registered(named.entry)
