@@ -382,4 +382,5 @@ class _Run:
             except asyncio.TimeoutError:
                 yield None
                 continue
-            await asyncio.sleep(EVENT_EVERY_S)  # some changes at a time
+            if self.task is not None:  # some changes at a time, and the end at once
+                await asyncio.wait({self.task}, timeout=EVENT_EVERY_S)
