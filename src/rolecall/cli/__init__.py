@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 failed with a reason, 2 wrong usage or configuration. Results go to stdout, reasons for a failure
 to stderr as lines that begin with ``rolecall:``. ``--json`` makes the result one line of JSON and changes nothing else:
-a failed command has an empty stdout, unless the finding is the result (``models validate``, ``doctor``,
+a failed command has an empty stdout, unless the finding is the result (``models validate``, ``doctor``, ``init``,
 ``select --explain``), and its reason is on stderr in words.
 """
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -24,7 +24,7 @@ from rolecall.cli.spinner import counting, spinning
 from rolecall.cli.table import labelled, show
 from rolecall.runtime.config_folder import write_folder
 from rolecall.runtime.ports import free_port
-from rolecall.settings import load_settings, prepare_state_dir
+from rolecall.settings import Settings, load_settings, prepare_state_dir
 
 _ANSWER_WITHIN_S = 120.0
 
@@ -58,7 +58,8 @@ def command(  # noqa: PLR0913 - options
     """
     if only and not folders:
         raise CommandError("--only says where not to look: name the folders to look at")
-    if not (yes or dry_run) and (as_json or not sys.stdin.isatty()):
+    is_asked = not (yes or dry_run)
+    if is_asked and (as_json or not sys.stdin.isatty()):
         raise CommandError("nobody can be asked here: --yes writes without asking, --dry-run shows the plan")
     settings = load_settings({"config_dir": config_dir, "state_dir": state_dir}, may_be_absent=True)
     wishes = Wishes([folder_of(folder) for folder in folders or ()], not only, port, demo)
@@ -66,27 +67,50 @@ def command(  # noqa: PLR0913 - options
         plan = make_plan(settings, wishes, os.environ, Path.home(), progress)
     if not as_json:
         show(lambda width: plan_lines(plan, width))
-    if not (yes or dry_run) and demo is None and _offers_demo(plan):
-        with_demo = _agreed("Use the demo models for now?")
-        plan = plan if with_demo else make_plan(settings, replace(wishes, demo=False), os.environ, Path.home())
-    if not (yes or dry_run) and plan.changed and not _agreed("Write this?"):
-        raise CommandError("nothing was written")
-    backups: dict[str, Path] = {}
-    if not dry_run:
-        prepare_state_dir(plan.settings)  # first: what is written makes no sense without one
-        backups = write_folder(plan.settings.config_dir, plan.files)
-    written = bool(plan.changed) and not dry_run
-    if not as_json:
-        show(lambda width: labelled(_written(plan, backups, dry_run=dry_run), width))
+    if is_asked:
+        plan = _approved(plan, settings, wishes)
     options = _options(plan, config_dir, state_dir)
-    answer, reason = (None, None) if dry_run else _first_answer(plan, options, answer_within)
+    if dry_run:
+        _tell_dry(plan, options, as_json=as_json)
+    else:
+        _carry_out(plan, options, answer_within, as_json=as_json)
+
+
+def _approved(plan: Plan, settings: Settings, wishes: Wishes) -> Plan:
+    """Return the plan that the person at the terminal agrees to; raises ``CommandError`` if there is none."""
+    if wishes.demo is None and _offers_demo(plan) and not _agreed("Use the demo models for now?"):
+        plan = make_plan(settings, replace(wishes, demo=False), os.environ, Path.home())
+    if plan.changed and not _agreed("Write this?"):
+        raise CommandError("nothing was written")
+    return plan
+
+
+def _tell_dry(plan: Plan, options: Sequence[str], *, as_json: bool) -> None:
     if as_json:
-        asked = {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
-        print_json(report(plan, written=written, dry_run=dry_run, backups=backups) | asked)
-    elif not dry_run:
+        print_json(report(plan, written=False, dry_run=True, backups={}) | _asked(None, None, options))
+    else:
+        show(lambda _width: [Text("nothing was written (--dry-run)")])
+
+
+def _carry_out(plan: Plan, options: Sequence[str], answer_within_s: float, *, as_json: bool) -> None:
+    """Write the files and ask the first question; raises ``CommandError`` if its answer does not come."""
+    prepare_state_dir(plan.settings)  # first: what is written makes no sense without one
+    backups = write_folder(plan.settings.config_dir, plan.files)
+    if not as_json:
+        show(lambda width: labelled(_written(plan, backups), width))
+    answer, reason = _first_answer(plan, options, answer_within_s)
+    if as_json:
+        print_json(
+            report(plan, written=bool(plan.changed), dry_run=False, backups=backups) | _asked(answer, reason, options)
+        )
+    else:
         show(lambda width: _ending(plan, options, answer, width))
-    if reason and answer_within:
-        raise CommandError(f"no first answer: {reason}" + ("" if dry_run else "\nthe configuration is written"))
+    if reason:
+        raise CommandError(f"no first answer: {reason}\nthe configuration is written")
+
+
+def _asked(answer: Answer | None, reason: str | None, options: Sequence[str]) -> dict[str, Any]:
+    return {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
 
 
 def _agreed(question: str) -> bool:
@@ -100,10 +124,7 @@ def _offers_demo(plan: Plan) -> bool:
     return not plan.has_models and any(part.is_demo for part in plan.parts) and bool(plan.changed)
 
 
-def _written(plan: Plan, backups: Mapping[str, Path], *, dry_run: bool) -> Iterator[tuple[str, str]]:
-    if dry_run:
-        yield "", "nothing was written (--dry-run)"
-        return
+def _written(plan: Plan, backups: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     count = len(plan.changed)
     if not count:
         yield "", "everything stands as it should; nothing was written"
