@@ -208,6 +208,19 @@ def test_metadata_pairs_before_names(tmp_path: Path) -> None:
     assert "repo_url is the model's" in model.notes[-1]
 
 
+def test_the_whole_name_goes_before_a_part_of_it(tmp_path: Path) -> None:
+    """A variant has its own projector where there is one."""
+    for name in ("gemma-3-4b-it", "gemma-3-4b-it-qat"):
+        model_gguf(tmp_path / f"{name}-Q4_0.gguf")
+        projector_gguf(tmp_path / f"mmproj-{name}-f16.gguf")
+    model_gguf(tmp_path / "gemma-3-4b-it-new-Q4_0.gguf")
+    assert pairs(look(tmp_path)) == {
+        "gemma-3-4b-it": "mmproj-gemma-3-4b-it-f16.gguf",
+        "gemma-3-4b-it-qat": "mmproj-gemma-3-4b-it-qat-f16.gguf",
+        "gemma-3-4b-it-new": "mmproj-gemma-3-4b-it-f16.gguf",
+    }
+
+
 def test_many_models_in_one_folder(tmp_path: Path) -> None:
     """Names tell whose a projector is; one without a name could be anybody's, and one of another width is nobody's."""
     for name in (

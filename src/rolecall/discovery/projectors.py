@@ -81,10 +81,12 @@ def _ranks(model: GgufFile, bare: str, projector: Projector, *, alone: bool) -> 
     shared = next((key for key in _IDENTITIES if _same(model, projector.file, key)), None)
     if shared:
         yield 0, f"its {shared} is the model's"
+    elif projector.bare == bare:
+        yield 1, "it has the model's name"
     elif projector.bare and _is_named_after(projector.bare, bare):
-        yield 1, "it is named after the model"
+        yield 2, "it is named after the model"
     elif not projector.bare and alone:
-        yield 2, "it lies beside this model alone" + (", and the widths of the embeddings agree" if fits else "")
+        yield 3, "it lies beside this model alone" + (", and the widths of the embeddings agree" if fits else "")
 
 
 _IDENTITIES = ("general.base_model.0.repo_url", "general.name")
@@ -98,7 +100,7 @@ def _same(model: GgufFile, projector: GgufFile, key: str) -> bool:
 def _is_named_after(projector: str, model: str) -> bool:
     """``gemma-3-4b-it`` for ``gemma-3-4b-it-qat``, and the other way round; not ``qwen2-vl-2b`` for ``qwen2-vl-7b``."""
     shorter, longer = sorted((projector, model), key=len)
-    return longer == shorter or longer.startswith((f"{shorter}-", f"{shorter}.", f"{shorter}_"))
+    return longer.startswith((f"{shorter}-", f"{shorter}.", f"{shorter}_"))
 
 
 def _preference(projector: Projector) -> int:
