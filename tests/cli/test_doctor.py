@@ -443,3 +443,14 @@ def test_a_configuration_that_everybody_can_change(tmp_path: Path) -> None:
     row = findings(*here)[1]["permissions"]
     assert (row["level"], row["advice"]) == ("warn", f"chmod o-w {registry}")
     assert f"everybody on this machine can change {registry}" in row["finding"]
+
+
+def test_the_room_for_models_is_told(tmp_path: Path) -> None:
+    """Of the folder that models are fetched into; one that cannot be made is a failure, with the setting."""
+    (tmp_path / "file").touch()
+    row = findings(*configure(tmp_path))[1]["models folder"]
+    assert row["level"] == "ok"
+    assert row["finding"].endswith(" GB are free")
+    code, found = findings(*configure(tmp_path, f'models_dir = "{tmp_path / "file" / "models"}"'))
+    assert (code, found["models folder"]["level"]) == (1, "fail")
+    assert "models_dir" in found["models folder"]["advice"]

@@ -38,6 +38,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "door": machine_checks.door,
         "log": machine_checks.log,
         "state folder": machine_checks.state,
+        "models folder": machine_checks.models_folder,
         "learnt": machine_checks.learnt,
         "engines": machine_checks.engines,
     }

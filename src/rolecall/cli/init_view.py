@@ -65,9 +65,10 @@ def _places(plan: Plan) -> str:
         lines.append(f"Ollama: {findings.daemon}")
     if not plan.has_models:
         where = "there" if lines else "at the places where programs keep them"
-        lines.append(
-            f"none was found {where} that can be served: name folders (`rolecall init ~/models`), or fetch one"
-        )
+        lines += [
+            f"none was found {where} that can be served",
+            "→ name folders (`rolecall init ~/models`), or fetch one: `rolecall models search`, `rolecall models pull`",
+        ]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,16 @@ def _folder(folder: Path, shown: str, setting: str) -> Finding:
     if free_mb < _LOW_DISK_MB:
         return Finding("warn", f"{shown}: only {free_mb} MB are free on its disk", f"make room, or set {setting}")
     return Finding("ok", shown if there == folder else f"{shown} (will be made)")
+
+
+def models_folder(subject: Subject) -> Finding:
+    """Report whether models can be fetched, and how much room there is for them."""
+    folder = subject.settings.models_folder
+    found = _folder(folder, str(folder), "models_dir")
+    if found.level != "ok":
+        return found
+    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return replace(found, finding=f"{found.finding}: {shutil.disk_usage(there).free / 10**9:.1f} GB are free")
 
 
 def learnt(subject: Subject) -> Finding:
