@@ -49,7 +49,7 @@ def scan(places: Sequence[Place], daemon: Daemon | None = None, progress: Progre
         before = len(look.out.models)
         look.into(place)
         look.per_place.append((place, len(look.out.models) - before))
-    answer = look.ask(daemon) if daemon else None
+    answer = look.ask(daemon)
     out, is_known = look.out, daemon is not None and daemon.has_listed
     return Findings(out.models, out.skipped, look.per_place, out.looked_at, answer, is_known, out.headers)
 
@@ -103,8 +103,11 @@ class _Look:
             if "modules.json" in folder.files:  # its parts lie below it
                 folder.folders = []
 
-    def ask(self, daemon: Daemon) -> str:
-        """Add what only the daemon can serve, and return in words what it answered."""
+    def ask(self, daemon: Daemon | None) -> str | None:
+        """Add what only the daemon can serve, and return in words what it answered; None if there is none to ask."""
+        if daemon is None:
+            self._note(self._left.items(), "and Ollama was not asked")
+            return None
         self._progress(f"Ollama at {daemon.base_url}", len(self.out.models))
         there = {full_tag(tag) for model in self.out.models if model.provider == "ollama" for tag in model.ids}
         models = daemon_models(daemon, self._left, there, self.out)
