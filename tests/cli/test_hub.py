@@ -24,6 +24,7 @@ from rolecall.cli import app
 from rolecall.discovery.discover import discover
 from rolecall.runtime.registry import DISCOVERED
 from rolecall.settings import load_settings
+from simulator import nvml
 
 pytest.importorskip("huggingface_hub", reason="pulling needs an extra: rolecall[hub]")
 
@@ -130,6 +131,19 @@ def test_another_profile_chooses_another_quantization(hub: HubServer, here: tupl
     result = call("models", "search", NAME, "--profile", "absent", *here)
     assert result.exit_code == 2
     assert "unknown profile 'absent'" in result.stderr
+
+
+def test_the_cards_that_hold_a_model_are_named(
+    hub: HubServer, here: tuple[str, ...], tmp_path: Path, nvml_library: Path
+) -> None:
+    """Each card that holds it alone, all together where that takes all, a shorter context, or none."""
+    sizes = {"Q2_K": 10**9, "Q4_K_M": 20 * 10**9, "Q8_0": 90 * 10**9}
+    hub.repos[NAME].listed = {f"Tiny-4B-{label}.gguf": size for label, size in sizes.items()}
+    env = {**environment(), **nvml.environment(nvml_library, nvml.TWO_16GB, tmp_path)}
+    shown = json.loads(rolecall("models", "search", NAME, "--json", *here, env=env).stdout)
+    assert [each["where"] for each in shown["models"]] == ["GPU 0, 1", "GPU 0 + 1", None]
+    assert [each["fits"] for each in shown["models"]] == ["fits", "fits together", "too large"]
+    assert shown["best"] == "Q4_K_M"
 
 
 def test_search_fits_a_terminal(hub: HubServer, here: tuple[str, ...]) -> None:

@@ -9,11 +9,11 @@ import typer
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.hub_search import offer_json
-from rolecall.cli.hub_words import Meter, Profile, amount, cards, explained, settings_for
+from rolecall.cli.hub_words import Meter, Profile, cards, explained, settings_for
 from rolecall.cli.spinner import spinning
 from rolecall.cli.table import labelled, show
 from rolecall.core.hub_fit import Fit
-from rolecall.core.hub_listing import spec
+from rolecall.core.hub_listing import amount, spec
 from rolecall.hub.download import NoRoom
 from rolecall.hub.failures import HubError, HubInterruption
 from rolecall.hub.opening import open_hub

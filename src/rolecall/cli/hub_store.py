@@ -13,8 +13,9 @@ from rich.text import Text
 
 from rolecall.cli.client import NoRolecall, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, fail, print_json
-from rolecall.cli.hub_words import Meter, Yes, amount, confirmed, explained, megabytes, settings_for
+from rolecall.cli.hub_words import Meter, Yes, confirmed, explained, megabytes, settings_for
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
+from rolecall.core.hub_listing import amount
 from rolecall.core.models import ModelEntry
 from rolecall.hub.keeping import Removal, leftovers, outdated, problems, removal, remove, sweep
 from rolecall.hub.registering import entries_by_path, forget

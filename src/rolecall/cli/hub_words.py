@@ -14,6 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rolecall.cli.common import CommandError
 from rolecall.cli.table import console_for, printable
 from rolecall.core.hub_fit import Fit
+from rolecall.core.hub_listing import amount
 from rolecall.hub.failures import HubError
 from rolecall.hub.plan import Machine
 from rolecall.settings import Settings, load_settings, prepare_config_dir
@@ -44,11 +45,6 @@ def settings_for(config_dir: Path | None, state_dir: Path | None, profile: str |
 def megabytes(size: int) -> str:
     """Return bytes as MB, rounded up: what is there has at least one."""
     return str(-(-size // 2**20))
-
-
-def amount(size: int) -> str:
-    """Return bytes in a unit that can be read."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{size} bytes"
 
 
 def cards(fit: Fit, machine: Machine) -> str:

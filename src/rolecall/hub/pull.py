@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rolecall.core.hub_listing import Choice, HubFile
+from rolecall.core.hub_listing import Choice, HubFile, amount
 from rolecall.hub.download import NoRoom, Report, check, fetch, link, settle, size, written
 from rolecall.hub.failures import HubError, WrongContent
 from rolecall.runtime.model_store import Busy, ModelStore, Pulled, as_pulled
@@ -47,7 +47,7 @@ def pull(hub: Hub, store: ModelStore, repository: Repository, choice: Choice, re
     need, free = missing_bytes(store, repository, choice), free_bytes(store.folder)
     if need > free:
         raise NoRoom(
-            f"{need} bytes are to come, and {free} are free on the disk of {store.folder}: "
+            f"{amount(need)} are to come, and {amount(free)} are free on the disk of {store.folder}: "
             "make room (`rolecall models prune`, `rolecall models remove`), or set models_dir to another disk"
         )
     bringing = _Bringing(hub, store, repository, report)
