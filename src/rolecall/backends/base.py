@@ -143,6 +143,12 @@ class Spread:
     asked: int | None = None
     possible: tuple[int, ...] = (1,)
 
+    def over(self, cards: int) -> tuple[int, ...]:
+        """Return the numbers of cards, the first that does is taken, where there are so many."""
+        if self.asked:
+            return (self.asked,)
+        return tuple(count for count in self.possible if count <= cards) or (1,)
+
 
 @dataclass(frozen=True, slots=True)
 class Reducible:

@@ -1,4 +1,4 @@
-"""Entries for starts with less memory: what of an entry changes, so that all else follows from it as usual."""
+"""Entries for other starts, most of them with less memory: what changes, so that all else follows as usual."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _GPU_FLAGS = (
     *("-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode"),
     *("-mg", "--main-gpu", "-dev", "--device"),
 )
+_SLOT_FLAGS = ("-np", "--parallel", "--max-num-seqs")
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 """With layers on none of them, llama.cpp still takes buffers on the GPUs that it sees (``ggml-backend.cpp``)."""
 
@@ -22,6 +23,14 @@ def with_context(entry: ModelEntry, tokens: int) -> ModelEntry:
     extra = without([dashed(word) for word in config.extra_args], CONTEXT_FLAGS)
     defaults = {name: value for name, value in entry.generation_defaults.items() if name not in CONTEXT_DEFAULTS}
     return _changed(entry, {"extra_args": extra}, context_length=tokens, generation_defaults=defaults)
+
+
+def with_slots(entry: ModelEntry, slots: int) -> ModelEntry:
+    """Return the entry for so many requests at once; slots of its own arguments go on dividing the context."""
+    extra = tuple(map(dashed, entry.backend_config.extra_args))
+    given = next((flag for word in extra if (flag := word.partition("=")[0]) in _SLOT_FLAGS), None)
+    own = (given, str(slots)) if given else ()
+    return _changed(entry, {"extra_args": (*without(extra, _SLOT_FLAGS), *own)}, max_parallel=slots)
 
 
 def without_gpu(entry: ModelEntry) -> ModelEntry:

@@ -22,7 +22,8 @@ class Estimate:
     """What a model needs over all its GPUs, in MB and by part; ``why`` says from what that was computed.
 
     ``least_mb`` is the least with which it can start: one full context in vLLM, a fitted one in llama.cpp. ``caveat``
-    says what of it is a guess, for files of which not all is known here.
+    says what of it is a guess, for files of which not all is known here. ``context_tokens`` is for how many tokens of
+    context it holds, of which one request may use ``request_tokens``.
     """
 
     weights_mb: int
@@ -33,6 +34,8 @@ class Estimate:
     least_mb: int
     why: str
     caveat: str = ""
+    context_tokens: int = 0
+    request_tokens: int = 0
 
     @property
     def mb(self) -> int:

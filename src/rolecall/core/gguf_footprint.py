@@ -125,7 +125,8 @@ def gguf_estimate(facts: GgufFacts, demands: Demands, projector: ProjectorFacts 
         least = total
     cells = _cells(facts, demands)
     why = f"GGUF {facts.architecture}, {cells.streams * cells.each} tokens of {demands.cache_type_k} KV cache"
-    return Estimate(weights, cache, compute, picture, fixed, min(least, total), why, facts.caveat)
+    whole = cells.streams * cells.each
+    return Estimate(weights, cache, compute, picture, fixed, min(least, total), why, facts.caveat, whole, cells.each)
 
 
 def weights_bytes(facts: GgufFacts, demands: Demands) -> int:

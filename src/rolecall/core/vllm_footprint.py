@@ -52,7 +52,8 @@ def vllm_estimate(facts: SafetensorsFacts, demands: Demands) -> Estimate:
     one = whole_mb(request_bytes(facts, demands, context))
     whole = math.ceil(one * tokens / context) if context else one
     why = f"safetensors, KV cache for {tokens} tokens, one full context is {context}"
-    return Estimate(weights, whole, compute, 0, fixed, weights + one + compute + fixed, why)
+    least = weights + one + compute + fixed
+    return Estimate(weights, whole, compute, 0, fixed, least, why, context_tokens=context, request_tokens=context)
 
 
 def request_bytes(facts: SafetensorsFacts, demands: Demands, context: int) -> int:

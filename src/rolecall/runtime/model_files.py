@@ -43,6 +43,16 @@ class ModelFiles:
         facts, flags = self._facts(entry, backend), _Flags(entry)
         return None if facts is None else _estimate(facts, flags, entry, backend, on_gpu=on_gpu)
 
+    def problem(self, entry: ModelEntry, backend: Backend) -> str | None:
+        """Return why there is no estimate, in words that name the file; None if there is one. It reads it anew."""
+        files = backend.files(entry)
+        try:
+            read = _understood(files, _Flags(entry).word("--dtype")) if files else None
+        except (OSError, ValueError) as error:
+            return str(error)
+        kinds = "only GGUF files and folders of safetensors tell what a model needs"
+        return None if read else f"{files[0].name}: {kinds}" if files else "it has no files of its own"
+
     def context_tokens(self, entry: ModelEntry, backend: Backend) -> int | None:
         """Return the model's own context; None where the files do not tell."""
         facts = self._facts(entry, backend)
@@ -78,17 +88,22 @@ def _in_folder(folder: Path) -> Iterable[Path]:
 
 
 def _read(files: Sequence[Path], dtype: str | None) -> _Facts | None:
-    model = files[0]
     try:
-        if model.is_dir():
-            return safetensors_facts(model, dtype)
-        if not is_gguf_name(model):
-            return None
-        projector = projector_facts(read_gguf(files[1])) if len(files) > 1 else None
-        return _Gguf(gguf_facts(read_gguf(model)), projector)
+        return _understood(files, dtype)
     except (ValueError, OSError) as error:
-        log.warning("the memory that %s needs cannot be computed: %s", model.name, error)
+        log.warning("the memory that %s needs cannot be computed: %s", files[0].name, error)
         return None
+
+
+def _understood(files: Sequence[Path], dtype: str | None) -> _Facts | None:
+    """Return what the files say, None for a kind that says nothing; raises ``ValueError`` or ``OSError``."""
+    model = files[0]
+    if model.is_dir():
+        return safetensors_facts(model, dtype)
+    if not is_gguf_name(model):
+        return None
+    projector = projector_facts(read_gguf(files[1])) if len(files) > 1 else None
+    return _Gguf(gguf_facts(read_gguf(model)), projector)
 
 
 def _estimate(facts: _Facts, flags: _Flags, entry: ModelEntry, backend: Backend, *, on_gpu: bool) -> Estimate:

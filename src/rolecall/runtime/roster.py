@@ -329,7 +329,7 @@ class Roster:
             max_parallel=backend.parallel(entry),
             idle_unload_s=profile.idle_unload_s if entry.idle_unload_s is None else entry.idle_unload_s,
             load_s=self.footprints.load_s(entry) if is_installed else 0,
-            devices=tuple(map(self._device, entry.gpus)),
+            devices=tuple(map(self.device, entry.gpus)),
             spread=self._spread(entry, backend),
             sleep=self._sleep(entry, backend) if is_installed and backend.managed else (),
             smaller=self._smaller(entry, backend) if is_installed else (),
@@ -352,16 +352,13 @@ class Roster:
     def _allows_cpu(self, entry: ModelEntry) -> bool | None:
         return self.active.profile.allow_cpu if entry.allow_cpu is None else entry.allow_cpu
 
-    def _device(self, gpu: int | str) -> str:
+    def device(self, gpu: int | str) -> str:
         """Return the device that an entry's ``gpus`` means: NVML's index or UUID."""
         by_index = {str(device.index): device.id for device in self.active.devices if device.id != HOST}
         return by_index.get(str(gpu), str(gpu))
 
     def _spread(self, entry: ModelEntry, backend: Backend) -> tuple[int, ...]:
-        spread = backend.spread(entry)
-        if spread.asked:
-            return (spread.asked,)
-        return tuple(count for count in spread.possible if count <= len(self.active.devices)) or (1,)
+        return backend.spread(entry).over(len(self.active.devices))
 
     def _sleep(self, entry: ModelEntry, backend: Backend) -> tuple[SleepCost, ...]:
         """Return the ways of sleeping that the entry's engine is started with."""
