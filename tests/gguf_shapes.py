@@ -395,3 +395,31 @@ def rwkv7(layers: int = 8, width: int = 512, words: int = 8000) -> Shape:
         matrices |= {"channel_mix_key": (width, inner), "channel_mix_value": (inner, width)}
         tensors += _weights(prefix, matrices)
     return described("rwkv7", fields, words), tensors
+
+
+# -- projectors
+
+
+def projector(layers: int = 8, width: int = 512, out: int = 1024, image: int = 336, patch: int = 14) -> Shape:
+    """Return a projector of Janus Pro's kind, which shows a model with embeddings of ``out`` elements pictures."""
+    sizes = {"image_size": image, "patch_size": patch, "embedding_length": width, "feed_forward_length": 4 * width}
+    sizes |= {"block_count": layers, "attention.head_count": width // HEAD, "projection_dim": out}
+    metadata: dict[str, object] = {f"clip.vision.{key}": size for key, size in sizes.items()}
+    metadata |= {"general.architecture": "clip", "clip.projector_type": "janus_pro", "clip.has_vision_encoder": True}
+    metadata |= {"clip.use_gelu": True, "clip.vision.attention.layer_norm_epsilon": 1e-6}
+    metadata |= {f"clip.vision.image_{name}": [0.5, 0.5, 0.5] for name in ("mean", "std")}
+    tensors: list[Tensor] = [
+        ("v.patch_embd.weight", (patch, patch, 3, width), F16),
+        ("v.patch_embd.bias", (width,), F32),
+        ("v.position_embd.weight", (width, (image // patch) ** 2), F32),
+        *_norm("v.post_ln", width),
+    ]
+    for index in range(layers):
+        prefix = f"v.blk.{index}."
+        matrices = {f"attn_{name}": (width, width) for name in ("q", "k", "v", "out")}
+        matrices |= {"ffn_up": (width, 4 * width), "ffn_down": (4 * width, width)}
+        tensors += [*_norm(f"{prefix}ln1", width), *_norm(f"{prefix}ln2", width), *_weights(prefix, matrices, F16)]
+        tensors += _biases(prefix, {name: shape[1:] for name, shape in matrices.items()})
+    for name, columns in (("mm.0", width), ("mm.1", out)):
+        tensors += [(f"{name}.weight", (columns, out), F16), (f"{name}.bias", (out,), F32)]
+    return metadata, tensors

@@ -19,6 +19,7 @@ from rolecall.core.gguf_footprint import (
     compute_bytes,
     gguf_estimate,
     host_bytes,
+    host_picture_bytes,
     projector_bytes,
     weights_bytes,
 )
@@ -184,6 +185,8 @@ def test_host_ram_holds_outputs_and_graphs() -> None:
     assert host_bytes(facts, replace(SERVER, scores_all=True)) == 4 * 512 * (128256 + 4096) + nodes
     assert host_bytes(replace(facts, words=0, nodes_per_token=40), SERVER) == NODE_BYTES * 40 * 512
     assert host_bytes(replace(facts, words=0, tensors=1), SERVER) == NODE_BYTES * 1024
+    scores = replace(SERVER, flash_attention=False)
+    assert host_bytes(facts, scores) - host_bytes(facts, SERVER) == 2 * 32 * 8192 * 512
 
 
 def test_a_quantized_cache_is_unpacked_for_the_gpu() -> None:
@@ -203,6 +206,11 @@ def test_a_quantized_cache_is_unpacked_for_the_gpu() -> None:
 def test_a_projector_needs_what_llama_cpp_estimates(facts: ProjectorFacts, estimated_mb: float) -> None:
     """Its own "estimated worst-case memory usage of mmproj", or up to 2 % more."""
     assert 0.999 * estimated_mb < projector_bytes(facts) / MB < 1.02 * estimated_mb
+
+
+def test_a_picture_passes_through_host_ram() -> None:
+    """336 by 336 pixels five times, and the file that was decoded."""
+    assert host_picture_bytes(ProjectorFacts(0, pixels=336**2)) == 5 * 12 * 336**2 + 8 * MB
 
 
 # -- llama.cpp: the whole
@@ -225,7 +233,7 @@ def test_without_gpus_host_ram_is_counted() -> None:
     assert (estimate.weights_mb, estimate.kv_cache_mb, estimate.projector_mb, estimate.fixed_mb) == (
         4850,
         1024,
-        600,
+        600 + 8,
         HOST_PROCESS_MB + 2,
     )
 

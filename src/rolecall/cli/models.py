@@ -15,6 +15,7 @@ from rolecall.cli.hub_search import command as search_models
 from rolecall.cli.hub_store import list_disk, prune, remove_model, verify
 from rolecall.cli.model_card import card, card_lines
 from rolecall.cli.model_edits import disable, enable, set_fields
+from rolecall.cli.models_fit import command as fit
 from rolecall.cli.offline import open_roster
 from rolecall.cli.scan import command as scan_models
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
@@ -32,6 +33,7 @@ app.command("pull")(pull_model)
 app.command("verify")(verify)
 app.command("remove")(remove_model)
 app.command("prune")(prune)
+app.command("fit")(fit)
 
 _COLUMNS = (
     Column("model"),

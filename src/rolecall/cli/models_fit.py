@@ -1,4 +1,4 @@
-"""``rolecall models fit``: what models need, how much context they may have, and which fit together; no server needed."""
+"""``rolecall models fit``: what models need, how much context they may have, which fit together; without a server."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rich.text import Text
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.offline import open_roster
 from rolecall.cli.table import NOTHING, Column, Row, folded, labelled, show, table
-from rolecall.core.capacity import Cards, cards_of, together
+from rolecall.core.capacity import Cards, cards_of, fit_together
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import activate
+from rolecall.discovery.rules_file import load_rules
+from rolecall.discovery.unlisted import NoModel, unlisted
 from rolecall.errors import ModelNotFound
-from rolecall.runtime.fitting import Fit, Fitting, NoModel, beside_each, imagined, unlisted
+from rolecall.runtime.fitting import Fit, Fitting, beside_each, imagined
 from rolecall.runtime.roster import Roster
 
 MOST_TOKENS = 2**30
@@ -98,8 +100,8 @@ def _chosen(roster: Roster, name: str | None) -> list[ModelEntry]:
         if not ("/" in name or name.lower().endswith(".gguf") or Path(name).exists()):
             raise CommandError(f"{error.message} A file or a folder is named by its path, as in ./{name}") from None
     try:
-        return [unlisted(Path(name))]
-    except (NoModel, ValueError) as error:
+        return unlisted(Path(name), load_rules(roster.settings.config_dir))
+    except NoModel as error:
         raise CommandError(str(error)) from None
 
 
@@ -115,7 +117,7 @@ def _report(
     beside = beside_each(cards, [*fits, *others][:MOST_TOGETHER]) if others else {}
     tenants = [fit.tenant for fit in fits if fit.tenant is not None and fit.fits]
     needs = {fit.entry.name: fit.needs.mb or 0 for fit in fits}
-    sets = together(cards, tenants[:MOST_TOGETHER]) if not others else []
+    sets = fit_together(cards, tenants[:MOST_TOGETHER]) if not others else []
     return {
         "profile": profile or roster.active.profile.name,
         "on": "gpu" if cards.are_gpus else "host",
@@ -160,7 +162,8 @@ def _lines(known: Mapping[str, Any], width: int | None) -> Iterator[Text]:
     yield from _beside(models, width)
     if known["together"]:
         yield Text()
-        yield Text(f"together (the profile lets at most {known['max_concurrent_models']} be loaded at once)", "bold")
+        yield Text("together", "bold")
+        yield from _listed(f"(the profile lets at most {known['max_concurrent_models']} be loaded at once)", width)
         for group in known["together"]:
             yield from _listed(f"{', '.join(group['models'])}: {group['mb']} of {known['budget_mb']} MB", width)
 

@@ -1,6 +1,6 @@
 """What some cards can hold: the largest context of a model, and which models lie on them together.
 
-The places are those of the scheduler: `vram.Ledger` and `vram.placements` decide here as well.
+The books are those of the scheduler: `vram.Ledger` and `vram.placements` decide here as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rolecall.core.profiles import RESERVE_MB, Profile
-from rolecall.core.vram import HOST, Device, Ledger, Placement, placements
+from rolecall.core.together import settle
+from rolecall.core.vram import HOST, Device, Ledger
 
 CONTEXT_STEP = 256
 """llama.cpp pads a context to that many tokens."""
@@ -87,11 +88,11 @@ def beside(cards: Cards, first: Tenant, others: Iterable[Tenant]) -> list[str]:
     return found
 
 
-def together(cards: Cards, tenants: Sequence[Tenant]) -> list[tuple[str, ...]]:
+def fit_together(cards: Cards, tenants: Sequence[Tenant]) -> list[tuple[str, ...]]:
     """Return sets of models that fit together and to which no other can be added; two models at least.
 
-    For each model one set, in which the others follow in the given order, the best first; a set that comes twice, or
-    within another one, is told once.
+    For each model one set, to which the others are added in the given order, the best first; a set that comes twice is
+    told once.
     """
     found: list[tuple[str, ...]] = []
     for first in tenants:
@@ -104,14 +105,4 @@ def together(cards: Cards, tenants: Sequence[Tenant]) -> list[tuple[str, ...]]:
 
 
 def _settle(ledger: Ledger, tenant: Tenant) -> bool:
-    """Reserve the tightest place for a model; False if there is none."""
-    options = placements(ledger, tenant.mb, tenant.spread, tenant.devices)
-    open_ones = [option for option in options if not ledger.lack(option)]
-    if not open_ones:
-        return False
-    ledger.reserve(tenant.name, min(open_ones, key=lambda option: _left_mb(ledger, option)))
-    return True
-
-
-def _left_mb(ledger: Ledger, placement: Placement) -> int:
-    return sum(ledger.room_mb(share.device) - share.mb for share in placement)
+    return settle(ledger, tenant.name, tenant.mb, tenant.spread, tenant.devices) != ()

@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 
 from rolecall.core.footprint import CUDA_CONTEXT_MB, Demands, Estimate, whole_mb
 
-HOST_PROCESS_MB = 26
-"""What an engine is without a model, where host RAM stands for the GPU: measured, see docs/memory.md."""
+HOST_PROCESS_MB = 34
+"""What an engine is without a model, libraries included, where host RAM stands for the GPU: see docs/memory.md."""
 
 NODE_BYTES = 1360
 """What llama.cpp keeps in host RAM for each node that a graph may have, over all that it prepares: measured as well."""
+
+PICTURE_BYTES = 8 * 2**20
 
 FITTED_CONTEXT_TOKENS = 4096
 """llama-server without a context size takes less than the model's own if it must, down to this (``--fit-ctx``)."""
@@ -89,12 +91,13 @@ class GgufFacts:
 
 @dataclass(frozen=True, slots=True)
 class ProjectorFacts:
-    """A vision projector: bytes of its tensors, patches of one picture, widths in elements."""
+    """A vision projector: bytes of its tensors, patches and pixels of one picture as it sees it, widths in elements."""
 
     tensor_bytes: int
     patches: int = 0
     embedding_width: int = 0
     feed_forward_width: int = 0
+    pixels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,7 @@ def gguf_estimate(facts: GgufFacts, demands: Demands, projector: ProjectorFacts 
     cache, compute = whole_mb(cache_bytes(facts, demands)), whole_mb(compute_bytes(facts, demands)) * demands.gpus
     has_picture = projector and (demands.projector_on_gpu or not demands.on_gpu)
     picture = whole_mb(projector_bytes(projector)) if projector and has_picture else 0
+    picture += whole_mb(host_picture_bytes(projector)) if projector and not demands.on_gpu else 0
     host = HOST_PROCESS_MB + whole_mb(host_bytes(facts, demands))
     fixed = CUDA_CONTEXT_MB * demands.gpus if demands.on_gpu else host
     total = weights + cache + compute + picture + fixed
@@ -200,15 +204,18 @@ def host_bytes(facts: GgufFacts, demands: Demands) -> int:
 
     A row of logits and an embedding for each output (`llama-context.cpp`, `output_reserve`): for texts that are
     embedded that is each token of a micro-batch, although nobody asks for its logits. And the nodes of its graphs:
-    eight for each tensor and no less than 1024, in some architectures 40 for each token (`graph_max_nodes`).
+    eight for each tensor and no less than 1024, in some architectures 40 for each token (`graph_max_nodes`). Without
+    flash attention the CPU multiplies the scores in 16 bits, in a copy (`ggml_graph_plan`).
     """
-    _, outputs = _step(demands, _cells(facts, demands))
+    cells = _cells(facts, demands)
+    tokens, outputs = _step(demands, cells)
+    scores = 0 if demands.flash_attention else 2 * facts.heads * cells.each * tokens
     embedded = facts.embedding_width if demands.scores_all else 0
     if facts.nodes_per_token:
         nodes = max(facts.nodes_per_token * demands.ubatch_tokens, 32 * facts.tensors)
     else:
         nodes = max(1024, 8 * facts.tensors)
-    return 4 * outputs * (facts.words + embedded) + NODE_BYTES * nodes
+    return 4 * outputs * (facts.words + embedded) + NODE_BYTES * nodes + scores
 
 
 def _step(demands: Demands, cells: _Cells) -> tuple[int, int]:
@@ -244,6 +251,15 @@ def projector_bytes(facts: ProjectorFacts) -> int:
     memory usage of mmproj" for pictures of 336 to 1536 pixels, which it exceeds by up to 2 %.
     """
     return facts.tensor_bytes + 8 * facts.patches * (facts.embedding_width + facts.feed_forward_width)
+
+
+def host_picture_bytes(facts: ProjectorFacts) -> int:
+    """Return what one picture takes of host RAM on its way to the projector.
+
+    Five copies of its pixels as three 32-bit numbers, and some megabytes for the decoded file: measured with pictures
+    of 0.3 megapixels and encoders of 336 and 560 pixels; of 2 megapixels it is 9 MB more.
+    """
+    return 60 * facts.pixels + PICTURE_BYTES
 
 
 def _cells(facts: GgufFacts, demands: Demands) -> _Cells:

@@ -47,11 +47,14 @@ def companies(specs: Sequence[Spec], devices: Sequence[Device], budget_mb: int, 
 
 
 def _place(ledger: Ledger, spec: Spec) -> Placement:
+    return settle(ledger, spec.name, spec.footprint_mb, spec.spread, spec.devices)
+
+
+def settle(ledger: Ledger, name: str, mb: int | None, spread: Sequence[int], devices: Sequence[str] = ()) -> Placement:
     """Reserve room for a model, on the devices that are fullest after it; an empty placement if there is none."""
-    possible = placements(ledger, spec.footprint_mb, spec.spread, spec.devices)
-    fitting = [placement for placement in possible if not ledger.lack(placement)]
+    fitting = [placement for placement in placements(ledger, mb, spread, devices) if not ledger.lack(placement)]
     if not fitting:
         return ()
     best = min(fitting, key=lambda placement: sum(ledger.room_mb(share.device) for share in placement))
-    ledger.reserve(spec.name, best)
+    ledger.reserve(name, best)
     return best

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rolecall.backends.base import Backend
 from rolecall.backends.smaller import with_context, with_slots
@@ -13,15 +12,6 @@ from rolecall.core.footprint import Estimate
 from rolecall.core.learning import Footprint
 from rolecall.core.models import ModelEntry
 from rolecall.runtime.footprints import Footprints, Gpu
-from rolecall.runtime.projectors import beside as projector_beside
-from rolecall.runtime.projectors import may_have_one
-
-SNAPSHOTS = "snapshots"
-"""Where a model lies in Hugging Face's cache: in a folder of it for each revision."""
-
-
-class NoModel(ValueError):
-    """A path that is no model; the message says why, and what would be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,47 +95,3 @@ def imagined(footprints: Footprints, cards: Cards) -> Footprints:
     """Return what is known of models for cards that need not be here: what was learnt on others does not hold."""
     gpus = {d.id: Gpu(d.id, d.capacity_mb) for d in cards.devices} if cards.are_gpus else {}
     return replace(footprints, gpus=gpus)
-
-
-def unlisted(path: Path) -> ModelEntry:
-    """Return an entry for a GGUF or a folder of safetensors that is in no registry; raises ``NoModel``, ``OSError``."""
-    found = _model_in(path.absolute())
-    if found.is_dir():
-        return ModelEntry.model_validate(
-            {"name": path.resolve().name, "backend": "vllm", "backend_config": {"model_path": str(found)}}
-        )
-    entry = ModelEntry.model_validate(
-        {"name": found.stem[:256], "backend": "llama_cpp", "backend_config": {"model_path": str(found)}}
-    )
-    projector = projector_beside(found) if may_have_one(entry) and "mmproj" not in found.name.lower() else None
-    if projector is None:
-        return entry
-    config = {"model_path": str(found), "mmproj_path": projector}
-    return ModelEntry.model_validate({**entry.model_dump(exclude_unset=True), "backend_config": config})
-
-
-def _model_in(path: Path) -> Path:
-    """Return the file or folder that holds the weights: what is named, or the only one in a folder."""
-    if not path.exists():
-        raise NoModel(f"{path} does not exist")
-    if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise NoModel(f"{path} is no GGUF: name a file that ends in .gguf, or a folder with a config.json")
-        return path
-    if (path / "config.json").exists():
-        return path
-    if (path / SNAPSHOTS).is_dir():
-        revisions = [folder for folder in (path / SNAPSHOTS).iterdir() if folder.is_dir()]
-        if revisions:
-            return _model_in(max(revisions, key=lambda folder: folder.stat().st_mtime))
-    models = sorted(file for file in path.glob("*.gguf") if _is_first(file.name))
-    if len(models) == 1:
-        return models[0]
-    if models:
-        raise NoModel(f"{path} has {len(models)} models, name one of them: {', '.join(file.name for file in models)}")
-    raise NoModel(f"{path} holds no model: neither a config.json nor a GGUF")
-
-
-def _is_first(name: str) -> bool:
-    later_part = "-of-" in name and "-00001-of-" not in name
-    return "mmproj" not in name.lower() and not later_part

@@ -49,6 +49,8 @@ def gguf_facts(header: GgufHeader) -> GgufFacts:
     `models/*.cpp`, and the sizes in `llama-hparams.cpp`.
     """
     model = _Architecture(header.metadata)
+    if model.name == "clip":
+        raise ValueError("it is a projector, which is loaded with a model and not for itself")
     shape, embedding_bytes = header.tensors.get("token_embd.weight", ((), 0))
     is_encoder = model.name in _ENCODERS
     is_tied = "output.weight" not in header.tensors and not is_encoder
@@ -107,10 +109,13 @@ def _is_gated(header: GgufHeader, feed_forward: int) -> bool:
 
 
 def _recurrent_width(model: _Architecture) -> int:
-    """Elements per token that a recurrent layer has beside the embeddings; RWKV mixes six times the embedding."""
+    """Elements per token that a recurrent layer has beside the embeddings; RWKV mixes six times the embedding.
+
+    Of Mamba and of delta nets it is the inner row twice, and half of what is keyed by the state: fitted.
+    """
     if model.number("wkv.head_size"):
         return 6 * model.width
-    return 2 * (model.number("ssm.inner_size") + model.number("ssm.group_count") * model.number("ssm.state_size"))
+    return 2 * model.number("ssm.inner_size") + model.number("ssm.group_count") * model.number("ssm.state_size") // 2
 
 
 def projector_facts(header: GgufHeader) -> ProjectorFacts:
@@ -121,6 +126,7 @@ def projector_facts(header: GgufHeader) -> ProjectorFacts:
         patches=ratio(fields.number("image_size"), fields.number("patch_size")) ** 2,
         embedding_width=fields.number("embedding_length"),
         feed_forward_width=fields.number("feed_forward_length"),
+        pixels=fields.number("image_size") ** 2,
     )
 
 
