@@ -254,7 +254,7 @@ def test_a_model_that_is_too_large_is_told(tmp_path: Path) -> None:
     entries.append(fake_entry("vectors", roles=["embedding"], capabilities=["embedding"]))
     result = call("init", "--only", tmp_path, "--yes", *SILENT, *configured(tmp_path, entries))
     assert result.exit_code == 0, result.output
-    assert "MB for models: with a smaller context_length it may fit" in result.stdout
+    assert "MB for models; `rolecall models fit` tells with which context it fits" in result.stdout
     assert "for chat, though there are some" in result.stdout
     assert "/v1/embeddings" in result.stdout.splitlines()[-1]
 

@@ -110,7 +110,7 @@ def _remark(plan: Plan, candidate: Candidate) -> str:
         return "a demo model: scripted weights, made by the first start"
     budget_mb = plan.roster.active.budget_mb
     if candidate.unavailable is None and (candidate.footprint_mb or 0) > budget_mb:
-        return f"larger than the {budget_mb} MB for models: with a smaller context_length it may fit"
+        return f"larger than the {budget_mb} MB for models; `rolecall models fit` tells with which context it fits"
     return candidate.unavailable or ""
 
 
