@@ -37,7 +37,9 @@ def serving(scratch: Path) -> Rolecall:
 def tag(running: Rolecall, pictures: Path, out: Path, *options: str) -> subprocess.Popen[str]:
     """Start ``rolecall tag`` on a folder."""
     argv = [sys.executable, "-m", "rolecall", "tag", str(pictures), "--out", str(out), "--url", running.base_url]
-    return subprocess.Popen([*argv, *options], env=environment(), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [*argv, *options], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def tag_killed_once(running: Rolecall, pictures: Path, out: Path, after: int) -> list[dict[str, Any]]:

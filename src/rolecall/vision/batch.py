@@ -32,6 +32,8 @@ from rolecall.vision.writers import Output, OutputError
 
 FAILURES_IN_A_ROW = 10
 """So many pictures that get no answer, one after the other, are no fault of the pictures."""
+_WRITING = 2
+"""So many more pictures may be in work than questions are asked: while one is written down, the next one is asked."""
 _PREPARERS = 4
 """Threads that decode pictures; Pillow lets go of the interpreter's lock meanwhile."""
 
@@ -128,8 +130,9 @@ class Batch:
         async with anyio.create_task_group() as group, ready, taken:
             for _ in range(min(stage.jobs + 1, _PREPARERS)):
                 group.start_soon(self._prepare_each, waiting, tasks, ready.clone())
-            for _ in range(stage.jobs):
-                group.start_soon(self._ask_each, taken.clone())
+            asking = anyio.Semaphore(stage.jobs)
+            for _ in range(stage.jobs + _WRITING):
+                group.start_soon(self._ask_each, taken.clone(), asking)
 
     # -- before the question
 
@@ -179,13 +182,20 @@ class Batch:
 
     # -- question and answer
 
-    async def _ask_each(self, taken: MemoryObjectReceiveStream[_Picture]) -> None:
+    async def _ask_each(self, taken: MemoryObjectReceiveStream[_Picture], asking: anyio.Semaphore) -> None:
+        """Ask all about one picture, so that the engine's cache has it; its last record is written beside the next."""
         with taken:
             async for picture in taken:
-                for task, photo in picture.photos:
-                    record = await self._record(picture.path, task, photo)
-                    with anyio.CancelScope(shield=True):
-                        await self._keep(picture.path, task, record)
+                *others, last = picture.photos
+                async with asking:
+                    for task, photo in others:
+                        await self._keep_safely(picture.path, task, await self._record(picture.path, task, photo))
+                    record = await self._record(picture.path, *last)
+                await self._keep_safely(picture.path, last[0], record)
+
+    async def _keep_safely(self, path: Path, task: Task, record: Record) -> None:
+        with anyio.CancelScope(shield=True):
+            await self._keep(path, task, record)
 
     async def _record(self, path: Path, task: Task, photo: Photo | PhotoError) -> Record:
         bare = Record(printable(path), "", task.id, task.version, self._variables(task), status="failed", ts=_now())
