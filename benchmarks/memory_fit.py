@@ -3,7 +3,7 @@
 
     python benchmarks/memory_fit.py [--only llama,mamba2] [--json]
 
-Models of 20 to 300 MB are written (their weights are holes), loaded by the embedded engine on the CPU, and asked with
+Models of 18 to 470 MB are written (their weights are holes), loaded by the embedded engine on the CPU, and asked with
 a prompt of 2040 tokens at the most. Three things are compared, in MB and percent: the KV cache and the compute buffer
 with what llama.cpp prints of them; all buffers with the estimate of `xllamacpp.estimate_gpu_layers`; and the sum with
 the memory that the process then holds (see tests/engine_memory.py for how that is measured).
@@ -60,14 +60,15 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
     yield "llama, GQA", made(_llama(), *ONE)
     yield "llama, four share 2048", made(_llama(), *FOUR)
     yield "llama, 4096 divided by 4", made(_llama(), "-c", "4096", "-np", "4")
-    yield "llama, 300 MB, 16384", made(_llama(18), "-c", "16384", "-np", "1")
+    yield "llama, 16384 tokens", made(_llama(28), "-c", "16384", "-np", "1")
     yield "llama, q8_0 cache", made(_llama(), *FOUR, "-ctk", "q8_0", "-ctv", "q8_0")
     yield "llama, q4_0 cache", made(_llama(), *FOUR, "-ctk", "q4_0", "-ctv", "q4_0")
     yield "llama, no flash attention", made(_llama(), *ONE, "-fa", "off")
     yield "llama, one head each", made(_llama(8, 16), *ONE)
     windowed = transformer("gemma3", 12, 1024, 16, 8, 4096, 8000, **{"attention.sliding_window": 512})
-    yield "gemma3, sliding window", made(windowed, *FOUR)
-    yield "gemma3, --swa-full", made(windowed, *FOUR, "--swa-full")
+    yield "gemma3, sliding window", made(windowed, "-c", "8192", "-np", "1")
+    yield "gemma3, four share 8192", made(windowed, "-c", "8192", "-np", "4", "-kvu")
+    yield "gemma3, --swa-full", made(windowed, "-c", "8192", "-np", "1", "--swa-full")
     yield "gpt-oss, window and MoE", made(gpt_oss(), *FOUR)
     yield "qwen3moe, MoE", made(transformer("qwen3moe", 8, 512, 8, 4, 2048, 8000, experts=16), *FOUR)
     yield "deepseek2, MLA and MoE", made(deepseek2(), *FOUR)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from cli.invoke import answer, call, configured, in_terminal
+from cli.invoke import answer, call, configured, environment, in_terminal, rolecall
 from gguf_shapes import HEAD, transformer, write_gguf
 from model_places import model_folder, projector_gguf, split_gguf
 from rolecall.core.footprint import MB
+from simulator import nvml
 
 KV_BYTES = 16 * 2 * 8 * HEAD * 2
 """Of a token in `large`: 16 layers, keys and values of 8 heads, 16 bits."""
@@ -137,6 +138,28 @@ def test_what_does_not_fit_ends_with_1(here: tuple[str, ...]) -> None:
 def test_who_fits_beside_a_model(here: tuple[str, ...]) -> None:
     """Each of the others for itself."""
     assert fit("short", "--profile", "constrained_16gb", *here)["beside"] == ["whole"]
+
+
+def test_many_sets_are_cut_for_people(tmp_path: Path, model: Path) -> None:
+    """The first ten, and how many more there are; JSON has all of them."""
+    fields = {"backend": "llama_cpp", "backend_config": {"model_path": str(model)}}
+    entries = [{"name": f"m{number:02}", "vram_estimate_mb": 6000 + 100 * number, **fields} for number in range(1, 16)]
+    here = (*configured(tmp_path, entries), "--profile", "constrained_16gb")
+    sets = answer("models", "fit", *here)["together"]
+    assert len(sets) > 10
+    assert f"and {len(sets) - 10} other sets, which --json has" in call("models", "fit", *here).stdout
+
+
+def test_the_cards_that_are_here_count(tmp_path: Path, model: Path, nvml_library: Path) -> None:
+    """By the driver's figures, on a simulated GPU of 16 GB; what the profile in force is called does not matter."""
+    environ = nvml.environment(nvml_library, nvml.ONE_16GB, tmp_path)
+    config = {"model_path": str(model)}
+    here = configured(tmp_path, [{"name": "m", "backend": "llama_cpp", "backend_config": config}])
+    result = rolecall("models", "fit", "--json", *here, env=environment(**environ))
+    report = json.loads(result.stdout)
+    assert (report["profile"], report["on"], report["budget_mb"]) == ("constrained_16gb", "gpu", 14328)
+    assert [card["mb"] for card in report["cards"]] == [14328]
+    assert report["models"][0]["computed"]["fixed_mb"] == 512
 
 
 def test_a_role_is_all_its_models(here: tuple[str, ...]) -> None:

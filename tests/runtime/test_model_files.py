@@ -711,7 +711,7 @@ SERVED = {
 @pytest.mark.parametrize("served", SERVED)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_real_engine_takes_what_was_computed(tmp_path: Path, shape: str, served: str) -> None:
-    """Its cache to the megabyte, its compute buffer within 5 % (with states: 35 %) or 2 MB, hardly ever less."""
+    """Its cache to the megabyte, its compute buffer within 5 % (with states: 15 %) or 2 MB, hardly ever less."""
     pytest.importorskip("xllamacpp", reason="the embedded engine is an extra: rolecall[llama]")
     path = write_gguf(tmp_path / "m.gguf", *SHAPES[shape])
     arguments = [
@@ -719,6 +719,6 @@ def test_the_real_engine_takes_what_was_computed(tmp_path: Path, shape: str, ser
     ]  # one type only
     printed, computed = printed_mb(path, *arguments), estimated(path, *arguments, on_gpu=False)
     assert computed["kv"] == pytest.approx(printed["kv"], abs=1)
-    most = 1.35 if shape in WITH_STATES else 1.05
+    most = 1.15 if shape in WITH_STATES else 1.05
     assert 0.97 * printed["compute"] - 1 < computed["compute"] < most * printed["compute"] + 2
     assert computed["weights"] == pytest.approx(path.stat().st_size / MB, abs=1)

@@ -27,6 +27,9 @@ MOST_SLOTS = 4096
 MOST_TOGETHER = 100
 """Models that are tried beside each other, the best first: each with each, which is the square of it."""
 
+MOST_SETS = 10
+"""Of models that fit together, as people see them; `--json` has all."""
+
 _PARTS = ("weights_mb", "kv_cache_mb", "compute_mb", "projector_mb", "fixed_mb")
 _COLUMNS = (
     Column("model"),
@@ -164,8 +167,11 @@ def _lines(known: Mapping[str, Any], width: int | None) -> Iterator[Text]:
         yield Text()
         yield Text("together", "bold")
         yield from _listed(f"(the profile lets at most {known['max_concurrent_models']} be loaded at once)", width)
-        for group in known["together"]:
+        for group in known["together"][:MOST_SETS]:
             yield from _listed(f"{', '.join(group['models'])}: {group['mb']} of {known['budget_mb']} MB", width)
+
+        if more := known["together"][MOST_SETS:]:
+            yield from _listed(f"and {len(more)} other sets, which --json has", width)
 
 
 def _memory(known: Mapping[str, Any]) -> str:
