@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -97,13 +97,20 @@ def test_parts_are_read_and_images_counted() -> None:
     assert size.upper == 1
 
 
+class Untouched(dict[str, str]):
+    """Fails whoever reads it."""
+
+    def _fail(self, *_: object) -> NoReturn:
+        raise AssertionError("the picture was read")
+
+    __getitem__ = __iter__ = __len__ = __contains__ = get = items = keys = values = _fail
+
+
 def test_images_are_never_looked_at() -> None:
-    """A body with 30 MB of images takes no longer than one without."""
-    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 30_000_000}}
+    """A picture may have 30 MB: that there is one is all that is read of it."""
+    picture = {"type": "image_url", "image_url": Untouched()}
     body = {"messages": [{"role": "user", "content": [picture]}]}
-    start = time.perf_counter()
     assert measure(body) == TextSize(lower=4, words=1, chunks=1, messages=1, images=1)
-    assert time.perf_counter() - start < 0.02
 
 
 def test_tools_count_as_the_json_that_templates_write() -> None:
@@ -162,9 +169,9 @@ def test_a_long_text_is_measured_by_slices(text: str) -> None:
     for name in TextSize.__slots__:
         expected = getattr(one, name) / 50 * repeats
         assert getattr(whole, name) == pytest.approx(expected, rel=0.05, abs=len(text) * repeats / 200), name
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, however busy the machine is
     measure_text(text * repeats)
-    assert time.perf_counter() - start < 0.05
+    assert time.process_time() - start < 0.05
 
 
 @given(st.text(max_size=100), st.text(max_size=100))

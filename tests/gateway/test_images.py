@@ -432,9 +432,9 @@ def test_a_size_behind_long_headers_is_found() -> None:
 def test_a_size_is_told_without_decoding() -> None:
     """A PNG's size comes from its first bytes, of however many."""
     large = uri(png(400, 300) + bytes(20_000_000))
-    began = time.perf_counter()
+    began = time.process_time()
     assert image_size(large) == (400, 300)
-    assert time.perf_counter() - began < 0.02
+    assert time.process_time() - began < 0.02
 
 
 def test_what_is_no_image_is_not_decoded_to_its_end() -> None:

@@ -78,6 +78,9 @@ def _imported(name: str) -> Any:
     module, _, attribute = _COMMANDS[name].partition(":")
     # httpx's own command line, which httpx does without if it cannot be imported: rich and pygments, 3 MB and 25 ms.
     sys.modules["httpx._main"] = None  # type: ignore[assignment] # how an import is made to fail
+    # httpcore takes trio along wherever it is installed, as it is with selenium: 4 MB and 50 ms for an event loop that
+    # nobody runs here.
+    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     gc.disable()  # nothing of it is garbage, and to look for it again and again takes a sixth of the time
     command = getattr(import_module(f"rolecall.cli.{module}"), attribute)
     gc.enable()
