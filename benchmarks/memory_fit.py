@@ -34,6 +34,8 @@ from gguf_shapes import (
     granite_hybrid,
     lfm2,
     mamba,
+    nemotron_h,
+    phi3,
     projector,
     qwen3next,
     rwkv7,
@@ -78,6 +80,8 @@ def cases(folder: Path) -> Iterator[tuple[str, Case]]:
     yield "falcon-h1, both", made(falcon_h1(), *FOUR)
     yield "lfm2, convolutions", made(lfm2(), *FOUR)
     yield "qwen3next, delta net", made(qwen3next(), *FOUR)
+    yield "phi3, fused (not fitted)", made(phi3(), *FOUR)
+    yield "nemotron_h, of three kinds (not fitted)", made(nemotron_h(), *FOUR)
     yield "bert, embeddings", made(bert(), "-c", "512", "-np", "1", "-b", "512", "-ub", "512", embeds=True)
     seeing = write_gguf(folder / "mmproj.gguf", *projector())
     yield "llama and mmproj", made(_llama(), *ONE, projector=seeing)

@@ -161,6 +161,18 @@ def _biases(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Tens
     return ((f"{prefix}{name}.bias", shape, F32) for name, shape in shapes.items())
 
 
+def phi3(layers: int = 8, width: int = 1024, words: int = 8000) -> Shape:
+    """Return a Phi 3: queries, keys and values in one tensor, the gate and what it gates in another."""
+    heads, kv_heads, inner = width // HEAD, 4, 4 * width
+    tensors: list[Tensor] = [("output.weight", (width, words), Q8_0), *_ends(width, words)]
+    for index in range(layers):
+        prefix = f"blk.{index}."
+        tensors += _weights(prefix, {"attn_norm": (width,), "ffn_norm": (width,)}, F32)
+        matrices = {"attn_qkv": (width, HEAD * (heads + 2 * kv_heads)), "attn_output": (width, width)}
+        tensors += _weights(prefix, matrices | {"ffn_up": (width, 2 * inner), "ffn_down": (inner, width)})
+    return described("phi3", _common(layers, width, heads, kv_heads, inner), words), tensors
+
+
 def gpt_oss(layers: int = 8, width: int = 512, words: int = 8000, experts: int = 16, inner: int = 512) -> Shape:
     """Return a gpt-oss: every second layer has a window of 128 tokens, attention has sinks, all is experts."""
     heads, kv_heads = 16, 4
@@ -309,6 +321,27 @@ def granite_hybrid(layers: int = 8, width: int = 512, words: int = 8000) -> Shap
         )
         tensors += _weights(prefix, _feed_forward(width, 4 * width))
     return described("granitehybrid", fields, words), tensors
+
+
+def nemotron_h(layers: int = 12, width: int = 512, words: int = 8000) -> Shape:
+    """Return a Nemotron-H: each layer is Mamba 2, attention, or a feed-forward part that nothing gates."""
+    heads, kv_heads, inner, state = 8, 2, 1024, 128
+    kinds = [("mamba", "mlp", "mamba", "attention", "mamba", "mlp")[index % 6] for index in range(layers)]
+    fields = _common(layers, width, heads, kv_heads, 0) | _ssm(inner, state)
+    fields |= {"attention.layer_norm_epsilon": 1e-5}
+    fields |= {"attention.head_count_kv": [kv_heads if kind == "attention" else 0 for kind in kinds]}
+    fields |= {"feed_forward_length": [8 * width if kind == "mlp" else 0 for kind in kinds]}
+    tensors: list[Tensor] = [("output.weight", (width, words), Q8_0), *_ends(width, words)]
+    for index, kind in enumerate(kinds):
+        prefix = f"blk.{index}."
+        tensors += _weights(prefix, {"attn_norm": (width,)}, F32)
+        if kind == "mamba":
+            tensors += _mamba(prefix, width, inner, state)
+        elif kind == "attention":
+            tensors += _weights(prefix, _attention(width, heads, kv_heads))
+        else:
+            tensors += _weights(prefix, {"ffn_up": (width, 8 * width), "ffn_down": (8 * width, width)})
+    return described("nemotron_h", fields, words), tensors
 
 
 def falcon_h1(layers: int = 6, width: int = 512, words: int = 8000) -> Shape:

@@ -34,6 +34,8 @@ from gguf_shapes import (
     header,
     lfm2,
     mamba,
+    nemotron_h,
+    phi3,
     qwen3next,
     rwkv7,
     text,
@@ -698,8 +700,10 @@ SHAPES = {
     "convolutions": lfm2(layers=4),
     "delta net": qwen3next(layers=4),
     "rwkv": rwkv7(layers=2),
+    "fused": phi3(layers=2),
+    "three kinds": nemotron_h(layers=6),
 }
-WITH_STATES = {"recurrent", "hybrid", "delta net"}
+WITH_STATES = {"recurrent", "hybrid", "delta net", "three kinds"}
 SERVED = {
     "unified": ("-c", "8192", "-np", "4", "-kvu"),
     "divided": ("-c", "8192", "-np", "4"),
