@@ -32,7 +32,7 @@ from rolecall.vision.writers import Output, OutputError
 
 FAILURES_IN_A_ROW = 10
 """So many pictures that get no answer, one after the other, are no fault of the pictures."""
-_WRITING = 2
+WRITING = 2
 """So many more pictures may be in work than questions are asked: while one is written down, the next one is asked."""
 _PREPARERS = 4
 """Threads that decode pictures; Pillow lets go of the interpreter's lock meanwhile."""
@@ -131,7 +131,7 @@ class Batch:
             for _ in range(min(stage.jobs + 1, _PREPARERS)):
                 group.start_soon(self._prepare_each, waiting, tasks, ready.clone())
             asking = anyio.Semaphore(stage.jobs)
-            for _ in range(stage.jobs + _WRITING):
+            for _ in range(stage.jobs + WRITING):
                 group.start_soon(self._ask_each, taken.clone(), asking)
 
     # -- before the question

@@ -87,17 +87,17 @@ class _Exchange:
         return httpx.Response(self._status, headers=self._headers, content=b"".join(self._parts), request=request)
 
 
-def _scope(request: httpx.Request) -> Scope:
-    headers: Mapping[bytes, bytes] = {name.lower(): value for name, value in request.headers.raw}
+def _scope(sent: httpx.Request) -> Scope:
+    headers: Mapping[bytes, bytes] = {name.lower(): value for name, value in sent.headers.raw}
     scope: dict[str, Any] = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
-        "method": request.method,
+        "method": sent.method,
         "scheme": "http",
-        "path": request.url.path,
-        "raw_path": request.url.raw_path,
-        "query_string": request.url.query,
+        "path": sent.url.path,
+        "raw_path": sent.url.raw_path,
+        "query_string": sent.url.query,
         "root_path": "",
         "headers": list(headers.items()),
         "client": ("in-process", 0),
