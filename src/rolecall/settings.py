@@ -378,11 +378,20 @@ def _option(name: str) -> str:
 def prepare_config_dir(settings: Settings) -> None:
     """Fill the user's own config folder with the shipped files on the first start; any other folder is left alone."""
     folder = settings.config_dir
-    if folder.exists() or folder != platformdirs.user_config_path("rolecall"):
+    if not _is_to_be_filled(folder):
         return
     folder.mkdir(parents=True)
     for name in SHIPPED:
         shutil.copyfile(shipped(name), folder / name)
+
+
+def _is_to_be_filled(folder: Path) -> bool:
+    return not folder.exists() and folder == platformdirs.user_config_path("rolecall")
+
+
+def standing(path: Path) -> Path:
+    """Return a file of the config folder, or the shipped one that it will be filled with: for those who only look."""
+    return shipped(path.name) if path.name in SHIPPED and _is_to_be_filled(path.parent) else path
 
 
 def shipped(name: str) -> Path:

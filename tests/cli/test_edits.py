@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.invoke import answer, call, configured
-from harness import Rolecall, eventually, fake_entry
+from harness import CONFIGS, Rolecall, eventually, fake_entry
 
 TEXT = """[
   { "name": "small", "backend": "llama_cpp", "model_aliases": ["s"], "roles": "chat,code",
@@ -78,6 +78,37 @@ def test_a_dry_run_shows_the_difference(here: tuple[str, ...], tmp_path: Path) -
     assert curated(tmp_path).read_text() == TEXT
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("models", "set", "demo", "pinned=true", "--dry-run"),
+        ("models", "disable", "demo", "--dry-run"),
+        ("roles", "set", "chat", "demo", "7", "--dry-run"),
+        ("roles", "remove", "chat", "demo", "--dry-run"),
+        ("roles", "policy", "chat", "--policy", "priority", "--dry-run"),
+        ("models", "list", "--all"),
+        ("models", "fit"),
+        ("roles", "list"),
+    ],
+)
+def test_who_only_looks_makes_no_config_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """In an empty home the shipped registry is looked at where it lies; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    result = call(*(word.replace("demo", shipped_name()) for word in arguments))
+    assert result.exit_code == 0, result.output
+    assert list(tmp_path.rglob("*")) == []
+
+
+def shipped_name() -> str:
+    """Return the name of the first entry of the shipped registry."""
+    return str(json.loads((CONFIGS / "model_registry.curated.json").read_text())[0]["name"])
+
+
 def test_what_says_so_already_is_not_written(here: tuple[str, ...], tmp_path: Path) -> None:
     """A change to what is there leaves the file alone and says so."""
     result = call("models", "set", "large", "backend=vllm", *here)
@@ -134,6 +165,26 @@ def test_a_discovered_model_gets_an_entry_over_it(here: tuple[str, ...], tmp_pat
         "context_length": 512,
         "pinned": True,
     }
+
+
+@pytest.mark.parametrize("field", ["name=other", "backend=vllm", "name="])
+def test_what_a_scan_names_is_not_renamed_by_an_entry_over_it(
+    here: tuple[str, ...], tmp_path: Path, field: str
+) -> None:
+    """Such an entry would stand for no model: refused, the first time and when there is one, with what does help."""
+    for _ in range(2):
+        result = call("models", "set", "f", field, *here)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "model_aliases=..." in result.stderr
+        assert "found" not in entries(tmp_path) or "pinned" in entries(tmp_path)["found"]
+        assert call("models", "set", "f", "name=found", "backend=llama_cpp", "pinned=true", *here).exit_code == 0
+
+
+def test_an_entry_of_its_own_is_renamed_whatever_was_discovered(here: tuple[str, ...], tmp_path: Path) -> None:
+    """A person's whole entry may have the name of a discovered one, and any other."""
+    assert call("models", "set", "f", "backend_config.model_path=/m.gguf", *here).exit_code == 0
+    assert call("models", "set", "found", "name=other", *here).exit_code == 0
+    assert entries(tmp_path)["other"]["backend_config"] == {"model_path": "/m.gguf"}
 
 
 def test_disable_and_enable(here: tuple[str, ...], tmp_path: Path) -> None:

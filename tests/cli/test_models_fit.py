@@ -178,6 +178,19 @@ def test_a_file_is_as_good_as_an_entry(here: tuple[str, ...], model: Path) -> No
     assert found["computed"]["weights_mb"] == 271
 
 
+def test_a_file_may_have_the_name_of_an_entry(tmp_path: Path) -> None:
+    """Copies of a registered model, and the registered file itself, are looked at instead of its entry."""
+    first, second = (large(tmp_path / folder / "Large-F16.gguf") for folder in "ab")
+    large(tmp_path / "a" / "Other-F16.gguf")
+    here = configured(tmp_path, [])
+    assert call("models", "scan", first.parent, "--only", *here).exit_code == 0
+    name, other = sorted(each["name"] for each in answer("models", "fit", *here)["models"])
+    assert call("models", "set", name, "context_length=512", *here[:2]).exit_code == 0
+    for path in (first, second):
+        found = fit(path, *here)
+        assert (found["name"], found["path"], found["beside"]) == (name, str(path), [other])
+
+
 def test_a_projector_beside_it_counts(tmp_path: Path, here: tuple[str, ...], model: Path) -> None:
     """It is loaded with the model."""
     projector_gguf(tmp_path / "models" / "mmproj-large.gguf", width=1024, clip__vision__image_size=32)

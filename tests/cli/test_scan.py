@@ -223,3 +223,13 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path, home: Path) -> N
         done = rolecall("models", "scan", tmp_path / "mine", *here, *options)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
         assert "is not UTF-8" in done.stdout + done.stderr
+
+
+def test_a_dry_run_in_an_empty_home_writes_nothing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even the config folder, whose shipped registry counts all the same."""
+    monkeypatch.chdir(home)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    model_gguf(tmp_path / "mine" / "Own-1B-F16.gguf")
+    result = call("models", "scan", tmp_path / "mine", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert list(home.rglob("*")) == []

@@ -52,8 +52,8 @@ def with_entry(found: RegistryText, id_: str) -> tuple[RegistryText, int]:
     at = found.find(id_)
     if at is not None:
         return found, at
-    rows = found.discovered.get("models", ()) if isinstance(found.discovered, dict) else found.discovered
-    elsewhere = RegistryText("", tuple(rows), ())
+    rows = discovered_rows(found)
+    elsewhere = RegistryText("", rows, ())
     place = elsewhere.find(id_)
     if place is None:
         raise CommandError(_unknown(id_, [*found.rows, *rows]))
@@ -64,6 +64,11 @@ def with_entry(found: RegistryText, id_: str) -> tuple[RegistryText, int]:
     row = {"name": name, "backend": backend}
     text = append(found.text, found.place, row)
     return RegistryText(text, (*found.rows, row), found.place, found.discovered), len(found.rows)
+
+
+def discovered_rows(found: RegistryText) -> tuple[Any, ...]:
+    """Return the entries that a scan or a pull has written."""
+    return tuple(found.discovered.get("models", ()) if isinstance(found.discovered, dict) else found.discovered)
 
 
 def _unknown(id_: str, rows: Iterable[Any]) -> str:

@@ -21,7 +21,7 @@ from rolecall.hub.plan import Machine, Offer, offer
 from rolecall.hub.pull import free_bytes, missing_bytes, pull
 from rolecall.hub.registering import Registered, register
 from rolecall.runtime.model_store import ModelStore, Pulled, as_pulled
-from rolecall.settings import Settings
+from rolecall.settings import Settings, prepare_config_dir
 
 if TYPE_CHECKING:
     from rolecall.hub.client import Hub
@@ -62,6 +62,7 @@ def command(  # noqa: PLR0913 - options
         show(lambda width: labelled(plan.items(), width))
     registered = None
     if not dry_run:
+        prepare_config_dir(settings)
         pulled = _pulled(hub, store, found, fit, meter)
         registered = register(settings, pulled.path(as_pulled(fit.choice)))
     if as_json:

@@ -17,7 +17,7 @@ from rolecall.core.hub_fit import Fit
 from rolecall.core.hub_listing import amount
 from rolecall.hub.failures import HubError
 from rolecall.hub.plan import Machine
-from rolecall.settings import Settings, load_settings, prepare_config_dir
+from rolecall.settings import Settings, load_settings
 
 Profile = Annotated[
     str | None,
@@ -37,9 +37,7 @@ def explained() -> Iterator[None]:
 
 def settings_for(config_dir: Path | None, state_dir: Path | None, profile: str | None = None) -> Settings:
     """Return the settings, with another profile if one is named."""
-    settings = load_settings({"config_dir": config_dir, "state_dir": state_dir, "deployment_profile": profile})
-    prepare_config_dir(settings)
-    return settings
+    return load_settings({"config_dir": config_dir, "state_dir": state_dir, "deployment_profile": profile})
 
 
 def megabytes(size: int) -> str:

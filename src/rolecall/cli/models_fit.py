@@ -69,7 +69,8 @@ def command(  # noqa: PLR0913 - each is an option of its own
     fits = [fitting.of(entry, context, parallel) for entry in chosen]
     if name is not None and len(fits) == 1 and fits[0].problem is not None:
         raise CommandError(f"what {name} needs is not known: {fits[0].problem}")
-    others = [fitting.of(e) for e in _installed(roster) if e not in chosen] if name is not None else []
+    named = {entry.name for entry in chosen}  # a file goes before the entry that has its name
+    others = [fitting.of(e) for e in _installed(roster) if e.name not in named] if name is not None else []
     known = _report(roster, cards, profile, fits, others)
     if as_json:
         print_json(known)

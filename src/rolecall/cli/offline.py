@@ -12,14 +12,12 @@ from rolecall.runtime.api_config import API_CONFIG
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.gpu import GpuProbe
 from rolecall.runtime.roster import LEARNT, Roster, load_roster
-from rolecall.settings import Settings, load_settings, prepare_config_dir
+from rolecall.settings import Settings, load_settings
 
 
 def open_roster(config_dir: Path | None, state_dir: Path | None) -> Roster:
     """Return the roster for these folders; raises ``ConfigurationError`` for anything that cannot work."""
-    settings = load_settings({"config_dir": config_dir, "state_dir": state_dir})
-    prepare_config_dir(settings)
-    return load_roster(settings)
+    return load_roster(load_settings({"config_dir": config_dir, "state_dir": state_dir}))
 
 
 def roster_to_look_at(settings: Settings, probe: GpuProbe, registry: Registry | None = None) -> Roster:

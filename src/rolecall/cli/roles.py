@@ -100,7 +100,7 @@ def set_priority(  # noqa: PLR0913 - arguments and options
         names.append(found.rows[at]["name"])
         return _put(found, (at, "role_priority", _spelling(found.rows[at], role)), value)
 
-    edit = change_registry(prepared(config_dir), change, dry_run=dry_run)
+    edit = change_registry(prepared(config_dir, dry_run=dry_run), change, dry_run=dry_run)
     report = {"role": role, "model": names[0], "priority": value}
     tell(edit, f"{names[0]}: role {role} at {value}", report, as_json=as_json, dry_run=dry_run)
 
@@ -122,7 +122,7 @@ def remove(
         kept = [each for each in (listed.split(",") if isinstance(listed, str) else listed) if role_name(each) != role]
         return text if kept == listed else put(text, (*found.place, at, "roles"), kept)
 
-    edit = change_registry(prepared(config_dir), change, dry_run=dry_run)
+    edit = change_registry(prepared(config_dir, dry_run=dry_run), change, dry_run=dry_run)
     told = f"{names[0]}: no longer {role}"
     tell(edit, told, {"role": role, "model": names[0]}, as_json=as_json, dry_run=dry_run)
     entry = next(entry for entry in edit.registry.entries if entry.name == names[0])
@@ -159,7 +159,7 @@ def policy(  # noqa: PLR0913 - each is a value of its own
         values["fallback"] = [name for name in fallback if name] or None
     if not values:
         raise typer.BadParameter("nothing to change: give --policy, --quality-tolerance or --fallback")
-    path, before, after = edit_role_table(prepared(config_dir), role, values, dry_run=dry_run)
+    path, before, after = edit_role_table(prepared(config_dir, dry_run=dry_run), role, values, dry_run=dry_run)
     changed = before != after
     if as_json:
         print_json({"role": role, "file": str(path), "changed": changed, "written": changed and not dry_run, **values})

@@ -53,7 +53,8 @@ def command(  # noqa: PLR0913 - options
     if only and not given:
         raise CommandError("--only says where not to look: name the folders to look at")
     settings = load_settings({"config_dir": config_dir, "state_dir": state_dir})
-    prepare_config_dir(settings)
+    if not dry_run:
+        prepare_config_dir(settings)
     with counting("looking for models") as progress:
         found = discover(settings, os.environ, Path.home(), given, known=not only, forget=forget, progress=progress)
     written = not dry_run and found.write()

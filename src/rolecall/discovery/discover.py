@@ -20,7 +20,7 @@ from rolecall.discovery.rules_file import load_rules
 from rolecall.discovery.scan import Findings, Progress, scan
 from rolecall.runtime.private_file import locked
 from rolecall.runtime.registry import CURATED, read_list
-from rolecall.settings import Settings
+from rolecall.settings import Settings, standing
 
 
 @dataclass
@@ -93,7 +93,7 @@ def discover_in(
 
 
 def _curated(path: Path) -> Sequence[ModelEntry]:
-    rows = read_list(path)
+    rows = read_list(standing(path))
     try:
         return read_registry(rows).entries
     except RegistryError as error:

@@ -15,6 +15,7 @@ from typing import Any
 from rolecall.backends.base import Backend
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import Registry, RegistryError, read_registry, registry_schema
+from rolecall.settings import standing
 
 CURATED = "model_registry.curated.json"
 DISCOVERED = "model_registry.discovered.json"
@@ -27,9 +28,11 @@ log = logging.getLogger(__name__)
 def load_registry(config_dir: Path) -> Registry:
     """Read and merge the curated and the discovered registry; a missing file is an empty list.
 
+    While the user's own folder is yet to be filled, the shipped registry stands for the curated one.
+
     Raises ``RegistryError`` that names the file and, for each problem, the entry and the field.
     """
-    curated, discovered = read_list(config_dir / CURATED), read_list(config_dir / DISCOVERED)
+    curated, discovered = read_list(standing(config_dir / CURATED)), read_list(config_dir / DISCOVERED)
     try:
         return read_registry(curated, discovered)
     except RegistryError as error:

@@ -14,6 +14,7 @@ from rolecall.core.json_tree import parse_tree
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.runtime.private_file import locked, write_in_place
 from rolecall.runtime.registry import CURATED, DISCOVERED, read_list
+from rolecall.settings import standing
 
 _BOM = b"\xef\xbb\xbf"
 _EMPTY = "[]\n"
@@ -78,11 +79,12 @@ def edit_registry(
     if not dry_run:
         folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) if folder.is_dir() else nullcontext():
-        data = path.read_bytes() if path.exists() else _EMPTY.encode()
+        source = standing(path)
+        data = source.read_bytes() if source.exists() else _EMPTY.encode()
         found = _parsed(path, data, read_list(config_dir / DISCOVERED) if file is None else ())
         after = change(found)
         registry = _checked(path, after, found.discovered)
-        edit = RegistryEdit(path, found.text if path.exists() else "", after, registry, found.discovered)
+        edit = RegistryEdit(path, found.text if source.exists() else "", after, registry, found.discovered)
         if dry_run or not edit.changed:
             return edit
         kept = back_up(path, data) if backup and path.exists() else None

@@ -6,6 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tomlkit.items import Table
 
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.private_file import locked, write_in_place
-from rolecall.settings import SETTINGS_FILE, load_settings
+from rolecall.settings import SETTINGS_FILE, load_settings, standing
 
 
 def edit_role_table(
@@ -27,8 +28,10 @@ def edit_role_table(
     and then nothing is written.
     """
     path = config_dir / SETTINGS_FILE
-    with locked(path.resolve().parent):
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
+    folder = path.resolve().parent
+    with locked(folder) if folder.is_dir() else nullcontext():
+        source = standing(path)
+        before = source.read_text(encoding="utf-8") if source.exists() else ""
         after = _changed(path, before, role, values)
         check_settings(config_dir, after)
         if after != before and not dry_run:
