@@ -122,7 +122,7 @@ def test_what_says_so_already_is_not_written(here: tuple[str, ...], tmp_path: Pa
         (("models", "set", "small", "context_length=many"), 1, "entry 1 'small': field context_length"),
         (("models", "set", "small", "context_length=0"), 1, "greater than 0 (got 0)"),
         (("models", "set", "small", "name=large"), 1, "'large' already belongs to entry 1 'large'"),
-        (("models", "set", "small", "backend.x=1"), 1, "backend.x: 0.backend is no object"),
+        (("models", "set", "small", "backend.x=1"), 1, "backend.x: backend is no object"),
         (("models", "set", "smal", "pinned=true"), 1, "no model 'smal'; did you mean 'small'?"),
         (("models", "set", "zzz", "pinned=true"), 1, "`rolecall models list --all` shows all"),
         (("models", "set", "small", "pined=true"), 2, "did you mean 'pinned'?"),
@@ -277,3 +277,13 @@ def test_policy_of_a_role(here: tuple[str, ...], tmp_path: Path) -> None:
     assert "says so already" in unchanged.stderr
     assert call("roles", "policy", "chat", "--quality-tolerance", "", "--fallback", "", *here).exit_code == 0
     assert "roles" not in settings.read_text()
+
+
+def test_an_element_of_a_list_is_refused_by_the_name_of_the_list(here: tuple[str, ...], tmp_path: Path) -> None:
+    """A list has no fields; the message names it as it was written, without places of the file."""
+    curated(tmp_path).write_text(
+        '[{ "name": "small", "backend": "llama_cpp", "backend_config": { "extra_args": ["x"] } }]'
+    )
+    result = call("models", "set", "small", "backend_config.extra_args.0=y", *here)
+    assert result.exit_code == 1
+    assert "backend_config.extra_args.0: extra_args is no object, so it has no '0'" in result.stderr

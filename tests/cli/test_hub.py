@@ -22,6 +22,7 @@ from hub_server import Fault, HubServer, Repo, running_hub
 from model_places import model_folder
 from rolecall.cli import app
 from rolecall.discovery.discover import discover
+from rolecall.runtime.model_store import ModelStore
 from rolecall.runtime.registry import DISCOVERED
 from rolecall.settings import load_settings
 from simulator import nvml
@@ -504,3 +505,17 @@ def test_prune_takes_what_broken_pulls_left(hub: HubServer, here: tuple[str, ...
     assert part.exists()
     assert "1.0 MB are free again" in call("models", "prune", "--yes", *here).stdout
     assert not os.listdir(tmp_path / "state" / "models")  # noqa: PTH208 - no more than names
+
+
+def test_prune_says_what_is_being_pulled(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """A part that a pull is working on stays, and is told."""
+    models = tmp_path / "state" / "models"
+    part = models / "acme" / "x" / ".partial" / f"{'c' * 64}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x")
+    with ModelStore(models).held("acme/x"):
+        result = call("models", "prune", "--yes", *here)
+        told = answer("models", "prune", "--yes", *here)
+    assert "acme/x is being pulled, so it stays" in result.stderr
+    assert told["being_pulled"] == ["acme/x, a part"]
+    assert part.exists()

@@ -148,7 +148,11 @@ def test_settings_that_would_do_the_same_are_shown(here: tuple[str, ...], tmp_pa
 def test_out_names_another_file(here: tuple[str, ...], theirs: Path, tmp_path: Path) -> None:
     """--out writes a registry of its own, or prints one, and leaves the one in use alone."""
     out = tmp_path / "new" / "registry.json"
-    assert call("import", theirs, "--out", out, *here).exit_code == 0
+    assert "no folder" in call("import", theirs, "--dry-run", "--out", out, *here).stderr
+    assert not out.parent.exists()
+    result = call("import", theirs, "--out", out, *here)
+    assert result.exit_code == 0
+    assert f"there was no folder {out.parent}: it is new" in result.stderr
     assert list(entries(out)) == ["both", "new"]
     printed = call("import", theirs, "--out", "-", *here)
     assert json.loads(printed.stdout) == json.loads(out.read_text())
@@ -247,3 +251,12 @@ def test_a_registry_that_cannot_be_written_is_named(here: tuple[str, ...], their
     assert result.exit_code == 1
     assert "Is a directory" in result.stderr
     assert curated(tmp_path).read_text() == MINE
+
+
+def test_only_new_warnings_are_told(here: tuple[str, ...], theirs: Path, tmp_path: Path) -> None:
+    """What the registry was warned about before is nothing that the import did."""
+    curated(tmp_path).write_text('[{ "name": "mine", "backend": "llama_cpp", "capabilities": ["flying"] }]')
+    result = call("import", theirs, *here)
+    assert result.exit_code == 0
+    assert "warning: " not in result.stderr
+    assert answer("import", theirs, "--replace", *here)["warnings"] == []

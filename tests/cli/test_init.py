@@ -141,6 +141,15 @@ def test_a_folder_that_was_named_is_made(tmp_path: Path, models: Path) -> None:
     assert (result.exit_code, "is not a folder that exists" in result.stderr) == (2, True)
 
 
+def test_a_place_of_models_that_is_no_folder(tmp_path: Path) -> None:
+    """It ends with 1 and writes nothing: of a file the folder is named, of nothing that it is not there."""
+    (tmp_path / "model.gguf").touch()
+    for name, words in (("model.gguf", f"name the folder that it lies in, {tmp_path}"), ("gone", "one that exists")):
+        result = call("init", tmp_path / name, "--yes", *SILENT, "--config-dir", tmp_path / "new")
+        assert (result.exit_code, words in result.stderr) == (1, True)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_broken_configuration_is_told_and_left_alone(tmp_path: Path, models: Path) -> None:
     """The file and what is wrong with it; nothing is written."""
     here = configured(tmp_path)

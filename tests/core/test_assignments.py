@@ -26,7 +26,8 @@ from rolecall.core.assignments import Assignment, read_assignment
         ('request.set={"user": "x"}', ("request", "set"), {"user": "x"}),
         ("metadata.note=a=b", ("metadata", "note"), "a=b"),
         ('metadata.note=""', ("metadata", "note"), ""),
-        ("metadata.ratio=NaN", ("metadata", "ratio"), "NaN"),
+        ("display_name=NaN", ("display_name",), "NaN"),
+        ('metadata.ratio="NaN"', ("metadata", "ratio"), "NaN"),
     ],
 )
 def test_a_value_is_json_where_the_field_takes_it(text: str, path: tuple[str, ...], value: Any) -> None:
@@ -70,3 +71,10 @@ def test_what_is_no_field_is_named(text: str, words: str) -> None:
 def test_a_field_is_shown_as_it_is_written() -> None:
     """Parts that hold a dot stand in quotes again."""
     assert Assignment(("role_priority", "gpt-4.1")).field == 'role_priority."gpt-4.1"'
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999", "[1, NaN]"])
+def test_a_number_that_json_cannot_hold_is_refused(value: str) -> None:
+    """Where a number may stand, such a word is hardly meant as a text; in quotes it is one."""
+    with pytest.raises(ValueError, match=r"generation_defaults\.temperature: .* is no number that JSON can hold"):
+        read_assignment(f"generation_defaults.temperature={value}")

@@ -169,8 +169,8 @@ def test_null_gives_way_to_an_object() -> None:
 @pytest.mark.parametrize(
     ("text", "path", "words"),
     [
-        ('[{"a": 1}]', [0, "a", "b"], r"0\.a is no object, so it has no 'b'"),
-        ('[{"a": [1]}]', [0, "a", 3], r"0\.a is no object, so it has no 3"),
+        ('[{"a": 1}]', [0, "a", "b"], r"^a is no object, so it has no 'b'"),
+        ('[{"a": [1]}]', [0, "a", 3], r"^a is no object, so it has no 3"),
         ("1", ["b"], "the whole is no object"),
         ("[1", [0], "Expecting"),
         ("[" * 100_000 + "]" * 100_000, [0], "is nested too deep"),

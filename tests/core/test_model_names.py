@@ -34,7 +34,8 @@ from rolecall.core.model_names import (
         ("a-Q4_K_M-Q8_0", "a-q4_k_m", "Q8_0"),
         ("plain", "plain", None),
         ("Some Model (v2)-GGUF", "some-model-v2", None),
-        ("Modèle", "mod-le", None),
+        ("Modèle", "modele", None),
+        ("ünï 模型-F16", "uni", "F16"),
     ],
 )
 def test_a_file_name_is_taken_apart(stem: str, bare: str, label: str | None) -> None:

@@ -166,6 +166,12 @@ def test_a_backend_that_nobody_knows_is_warned_about(backend: str, command: list
         ({"command": ["x", "{port}"], "extra_args": ["--host=::"]}, "llama_cpp", "its command listens on ::"),
         ({"command": ["x", "--host", "{HOST}", "{port}"]}, "new", None),
         ({"command": ["x", "--host", "localhost", "{port}"]}, "llama_cpp", None),
+        ({"command": ["/usr/bin/docker", "run", "x", "--host", "0.0.0.0", "{port}"]}, "vllm", None),
+        (
+            {"command": ["podman", "run", "--network=host", "x", "--host", "0.0.0.0", "{port}"]},
+            "vllm",
+            "its command listens on 0.0.0.0",
+        ),
         ({}, "llama_cpp", None),
     ],
 )

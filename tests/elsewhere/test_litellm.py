@@ -183,3 +183,25 @@ def test_a_credential_without_a_name_is_nobodys() -> None:
           - {credential_name: c, credential_values: {api_base: "http://h/v1", api_key: os.environ/C_KEY}}
         """
     assert entry(text)["backend_config"] == {"base_url": "http://h/v1", "api_key_env": "C_KEY"}
+
+
+def with_variables(name: str, **more: Any) -> str:
+    """A configuration whose address is in a variable that it sets itself."""
+    variables = {name: "http://own/v1", **more}
+    return json.dumps(
+        json.loads(litellm("openai/x", api_base=f"os.environ/{name}")) | {"environment_variables": variables}
+    )
+
+
+def test_variables_that_the_file_sets_itself() -> None:
+    """An address in a variable of the same file is filled in; the environment's value goes before it."""
+    text = with_variables("BASE", N=1)
+    assert entry(text)["backend_config"] == {"base_url": "http://own/v1"}
+    assert entry(text, BASE="http://h/v1")["backend_config"] == {"base_url": "http://h/v1"}
+
+
+def test_a_secret_that_the_file_sets_is_not_used() -> None:
+    """A variable whose name says that it is secret is not filled in: it would stand in the registry."""
+    text = with_variables("A_TOKEN")
+    with pytest.raises(SourceError, match="A_TOKEN, which is not set"):
+        read(text)

@@ -42,6 +42,7 @@ def test_llama_servers_options_become_fields() -> None:
 
 def test_values_without_a_field_stay_arguments() -> None:
     """A context of 0 is the model's own; what is no number, and an option at the end, stay as they stand."""
+    assert entry(swap(f"{LLAMA} -c 32k"))["backend_config"]["extra_args"] == ["-c", "32k"]  # a letter is vLLM's
     assert entry(swap(f"{LLAMA} -c 0 -n -1 --temp warm --ctx-size all --top-k"))["backend_config"]["extra_args"] == [
         *("--temp", "warm", "--ctx-size", "all", "--top-k"),
     ]
@@ -358,3 +359,13 @@ def test_selectors_of_one_and_of_none() -> None:
     assert entries(outcome)[0]["role_priority"] == {"one model": 90, "two words": 90, "both": 90}
     assert [found.get("model_aliases") for found in entries(outcome)] == [None, ["a"], None]
     assert outcome.settings == ["[roles.both]\nquality_tolerance = 10"]
+
+
+@pytest.mark.parametrize(("members", "pinned"), [("[m]", [True]), ("[m, n]", [None, None])])
+def test_a_persistent_group_that_swaps(members: str, pinned: list[bool | None]) -> None:
+    """One model alone is swapped for nothing, so it is pinned; of several, that is left out and told."""
+    listed = "".join(f"\n  {name}: {{cmd: '{LLAMA}'}}" for name in members.strip("[]").split(", "))
+    outcome = read(f"models:{listed}\ngroups:\n  g: {{persistent: true, members: {members}}}\n")
+    assert [each.get("pinned") for each in entries(outcome)] == pinned
+    lost = [remark.text for remark in outcome.remarks if remark.kind == "lost" and remark.subject == "groups.g"]
+    assert ["persistent was left out" in text for text in lost] == ([] if pinned == [True] else [True])

@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
-from rolecall.cli.edits import DryRun, change_registry, difference, prepared, say, show_difference
+from rolecall.cli.edits import DryRun, change_registry, difference, prepared, say, show_difference, warnings_of
 from rolecall.cli.table import labelled, show
 from rolecall.core.json_edit import append, exchange
 from rolecall.elsewhere.merge import Conflict, Merge, merge
@@ -97,7 +97,12 @@ def _write(
         return append(text, registry.place, *found[0].added)
 
     file = None if out is None else Path(out)
+    makes_folder = file is not None and not file.parent.is_dir()
     edit = change_registry(config_dir, change, file=file, dry_run=dry_run, backup=True)
+    if makes_folder:
+        say(
+            f"there {'is' if dry_run else 'was'} no folder {edit.path.parent}: it {'would be' if dry_run else 'is'} new"
+        )
     return found[0], edit
 
 
@@ -114,7 +119,7 @@ def _report(file: str, outcome: Outcome, merged: Merge, edit: RegistryEdit, *, d
         "conflicts": [asdict(conflict) for conflict in merged.conflicts],
         "remarks": [asdict(remark) for remark in outcome.remarks],
         "settings": outcome.settings,
-        "warnings": list(edit.registry.warnings),
+        "warnings": warnings_of(edit),
     }
     return report | (
         {"diff": "\n".join(difference(edit.path, *_hidden(outcome, edit.before, edit.after)))} if dry_run else {}
@@ -161,7 +166,7 @@ def _remarks(outcome: Outcome, *, error: bool = False) -> None:
 
 
 def _closing(merged: Merge, edit: RegistryEdit, *, dry_run: bool, in_use: bool) -> list[str]:
-    lines = [f"warning: {warning}" for warning in edit.registry.warnings] if edit.changed else []
+    lines = [f"warning: {warning}" for warning in warnings_of(edit)] if edit.changed else []
     if merged.conflicts:
         lines.append(f"{len(merged.conflicts)} kept as the registry has them; --replace takes those of the file")
     if edit.backup is not None:

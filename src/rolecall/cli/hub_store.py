@@ -14,7 +14,7 @@ from rich.text import Text
 from rolecall.cli.client import NoRolecall, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, fail, print_json
 from rolecall.cli.hub_words import Meter, Yes, confirmed, explained, megabytes, settings_for
-from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
+from rolecall.cli.table import NOTHING, Column, Row, labelled, printable, show, table
 from rolecall.core.hub_listing import amount
 from rolecall.core.models import ModelEntry
 from rolecall.hub.keeping import Removal, leftovers, outdated, problems, removal, remove, sweep
@@ -242,19 +242,24 @@ def prune(
     gone = [removal(pulled, model) for pulled, model in old] + left
     if not as_json:
         show(lambda width: labelled(_to_go(gone), width))
-    freed = 0
+    freed, busy = 0, list[Removal]()
     is_meant = bool(gone) and not dry_run
     if is_meant and not confirmed(f"remove this, {amount(sum(each.freed_bytes for each in gone))}?", yes=yes):
         fail("nothing was removed")
     if is_meant:
         with explained():
             freed += sum(_remove(settings, _Here(pulled, model, ())) for pulled, model in old)
-            freed += sum(sweep(store, each) or 0 for each in left)
+            swept = [(each, sweep(store, each)) for each in left]
+            freed += sum(size or 0 for _, size in swept)
+            busy = [each for each, size in swept if size is None]
     if as_json:
         rows = [{"what": each.what, "paths": list(map(str, each.paths))} for each in gone]
-        print_json({"found": rows, "removed": is_meant, "freed_bytes": freed})
+        kept = [each.what for each in busy]
+        print_json({"found": rows, "removed": is_meant, "freed_bytes": freed, "being_pulled": kept})
     elif is_meant:
         typer.echo(f"{amount(freed)} are free again")
+        for each in busy:
+            typer.echo(printable(f"{each.what}: {each.repository} is being pulled, so it stays"), err=True)
 
 
 def _to_go(gone: Iterable[Removal]) -> Iterator[tuple[str, str]]:

@@ -235,5 +235,9 @@ def folder_of(path: Path) -> Path:
     """Return a folder as it was named, with the home filled in; raises ``CommandError`` if it is none."""
     folder = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises without a home
     if not folder.is_dir():
-        raise CommandError(f"{folder} is no folder that can be looked at: name one that exists")
+        raise CommandError(f"{folder} is no folder that can be looked at: {_instead(folder)}")
     return folder
+
+
+def _instead(path: Path) -> str:
+    return f"name the folder that it lies in, {path.parent}" if path.is_file() else "name one that exists"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ def read_assignment(text: str) -> Assignment:
     """Return what ``field=value`` stands for; raises ``ValueError`` that names the field and what would do.
 
     Parts of a field are joined by dots, and one that holds a dot itself stands in double quotes. A value is JSON where
-    the field takes that, else the text as it stands. An empty value, or null, removes the field.
+    the field takes that, else the text as it stands; ``NaN`` and infinities are refused where a number may stand. An
+    empty value, or null, removes the field.
     """
     path, raw = _split(text)
     if (problem := unknown_field(path)) is not None:
@@ -61,7 +63,11 @@ def read_value(path: Sequence[str], raw: str) -> Any:
     if not raw:
         return None
     try:
-        value = json.loads(raw, parse_constant=_no_number)
+        value = json.loads(raw, parse_constant=_no_number, parse_float=_finite)
+    except _NoNumber as error:
+        if not _fits(path, 1.5) and _fits(path, raw):  # a text, which may be any word
+            return raw
+        raise ValueError(f"{'.'.join(path)}: {error} is no number that JSON can hold") from None
     except (ValueError, RecursionError):
         return raw
     if isinstance(value, dict | list | str) or value is None or _fits(path, value) or not _fits(path, raw):
@@ -69,8 +75,16 @@ def read_value(path: Sequence[str], raw: str) -> Any:
     return raw
 
 
+class _NoNumber(ValueError):
+    """What Python reads as a number and JSON has no word for."""
+
+
 def _no_number(text: str) -> NoReturn:
-    raise ValueError(text)
+    raise _NoNumber(text)
+
+
+def _finite(text: str) -> float:
+    return number if math.isfinite(number := float(text)) else _no_number(text)
 
 
 def _fits(path: Sequence[str], value: Any) -> bool:

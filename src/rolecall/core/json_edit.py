@@ -23,14 +23,14 @@ def put(text: str, path: Path, value: Any) -> str:
     """Return the text with the value at a path, which is added to its object where it is missing.
 
     Objects on the way are made where there is nothing or a null. Raises ``ValueError`` for a way that leads through
-    anything else, naming the place.
+    anything else, naming it by the last step to it.
     """
     node = parse_tree(text)
     for depth, step in enumerate(path):
         member = _step(node, step)
         if member is None:
             if node.kind != "{" and text[node.start : node.end] != "null":
-                raise ValueError(f"{_dotted(path[:depth])} is no object, so it has no {step!r}")
+                raise ValueError(f"{_dotted(path[:depth][-1:])} is no object, so it has no {step!r}")
             value = _nested(path[depth + 1 :], value)
             if node.kind != "{":
                 return _replaced(text, node, {step: value}, _Style.of(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
 LONGEST = 120
@@ -37,8 +38,12 @@ def split_label(stem: str) -> tuple[str, str | None]:
 
 
 def bare_name(text: str) -> str:
-    """Return a name in lower case, of letters, digits and ``.-_+``, without what says only how it is packed."""
-    plain = re.sub(r"[^a-z0-9.+_-]+", "-", text.lower())
+    """Return a name in lower case, of letters, digits and ``.-_+``, without what says only how it is packed.
+
+    Letters with accents lose them; those that are none of the Latin ones go.
+    """
+    letters = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    plain = re.sub(r"[^a-z0-9.+_-]+", "-", "".join(letters).lower())
     plain = re.sub(r"[-_.]?(?:i1-)?gguf$", "", plain)
     return re.sub(r"-{2,}", "-", plain).strip("-_.")[:LONGEST]
 

@@ -178,6 +178,8 @@ def _short(value: Any) -> str:
 
 _ADDRESS_FLAGS = ("--host", "--port", "--uds")
 _STARTED = ("llama_cpp", "vllm")
+_CONTAINERS = ("docker", "podman", "nerdctl")
+"""Programs whose engines listen inside a container, where nobody reaches an address but by ``--publish``."""
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "{host}", "${host}")
 
 _PARTS: dict[str, type[BaseModel]] = {
@@ -261,6 +263,9 @@ def _addresses(entries: Iterable[ModelEntry]) -> list[str]:
 def _address_problems(entry: ModelEntry) -> Iterator[str]:
     config = entry.backend_config
     if config.command:
+        network = flag_value(config.command, "--network", "--net")
+        if config.command[0].rpartition("/")[2] in _CONTAINERS and network != "host":
+            return
         host = flag_value((*config.command, *config.extra_args), "--host")
         if host is not None and host.lower() not in _LOOPBACK:
             yield (

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
+
+from rolecall.core.model_names import split_label, split_part
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 OWN_KEY = "rolecall gives each engine a key of its own, new with each start"
 PLAIN_HTTP = "rolecall speaks plain HTTP with the engines of this machine"
 
-_QUANTIZATION = re.compile(
-    r"(?<![A-Za-z0-9])(I?Q[1-8]_[A-Z0-9]+(?:_[A-Z0-9]+)*|BF16|F16|F32|MXFP4|FP8|AWQ|GPTQ)(?![A-Za-z0-9])", re.IGNORECASE
-)
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
+_METHOD = re.compile(r"(?<![A-Za-z0-9])(AWQ|GPTQ)(?![A-Za-z0-9])", re.IGNORECASE)
+"""What the folders of quantized models are called by, where the files of others have a label."""
 
 
 @dataclass(slots=True)
@@ -41,10 +43,12 @@ class Command:
         self.parts.append(Part(word, kind, text))
 
 
-def put_count(fields: dict[str, Any], name: str, value: str) -> bool:
-    """Put a number above 0 into a field; ``32k`` and ``32K`` are vLLM's 32,000 and 32,768."""
-    found = re.fullmatch(r"(\d+)([kK]?)", value)
-    count = int(found[1]) * {"": 1, "k": 1000, "K": 1024}[found[2]] if found else 0
+def put_count(
+    fields: dict[str, Any], name: str, value: str, suffixes: Mapping[str, int] = MappingProxyType({})
+) -> bool:
+    """Put a number above 0 into a field; ``suffixes`` are the letters that may follow it, with what they stand for."""
+    found = re.fullmatch(r"(\d+)([a-zA-Z]?)", value)
+    count = int(found[1]) * {"": 1, **suffixes}.get(found[2], 0) if found else 0
     if count:
         fields[name] = count
     return bool(count)
@@ -70,10 +74,13 @@ def whole_path(path: str, folder: str, command: Command) -> str:
 
 
 def note_quantization(path: str, command: Command) -> None:
-    stem = _SPLIT.sub("", posixpath.basename(path.rstrip("/")).removesuffix(".gguf"))
-    found = _QUANTIZATION.findall(stem)
+    name = posixpath.basename(path.rstrip("/"))
+    stem = name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+    part = split_part(stem)
+    _, label = split_label(part[0] if part else stem)
+    found = label or next(iter(_METHOD.findall(stem)), None)
     if found:
-        command.fields["quantization"] = found[-1].lower()
+        command.fields["quantization"] = found.lower().removeprefix("ud-")
 
 
 def leave_out(flag: str, value: str, why: str, command: Command) -> None:

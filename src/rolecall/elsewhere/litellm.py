@@ -70,6 +70,7 @@ class Deployment:
 def read_litellm(root: Node, environ: Mapping[str, str]) -> Outcome:
     """Return the models of a configuration; raises ``SourceError`` for what makes no sense."""
     outcome = Outcome(FORMAT)
+    environ = _variables(root) | dict(environ)
     credentials = _credentials(root, outcome)
     found = []
     listed = root["model_list"]
@@ -85,6 +86,13 @@ def read_litellm(root: Node, environ: Mapping[str, str]) -> Outcome:
     for each in found:
         outcome.add(each.entry, each.node, each.subject)
     return outcome.finished()
+
+
+def _variables(root: Node) -> dict[str, str]:
+    """Return the variables that the file itself sets and that are no secrets; the environment's own go before them."""
+    section = root["environment_variables"]
+    members = section.members() if section is not None and isinstance(section.value, dict) else ()
+    return {name: node.value for name, node in members if isinstance(node.value, str) and not is_secret(name)}
 
 
 def _credentials(root: Node, outcome: Outcome) -> dict[str, Node]:

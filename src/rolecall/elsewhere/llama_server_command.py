@@ -89,22 +89,6 @@ def read_llama_server(words: list[str], folder: str, command: Command) -> None:
         command.config["extra_args"] = extra
 
 
-_PROJECTOR = ("-mm", "--mmproj")
-_FIELDS = (
-    "-m",
-    "--model",
-    "-mm",
-    "--mmproj",
-    "-c",
-    "--ctx-size",
-    "-a",
-    "--alias",
-    "-n",
-    "--predict",
-    "--n-predict",
-)
-
-
 def _put(flag: str, value: str, model: str, command: Command) -> bool:
     """Put an option's value into its field; whether there is one for it."""
     defaults = command.fields.setdefault("generation_defaults", {})

@@ -55,10 +55,13 @@ def _groups(parent: Node, where: str, ids: Mapping[str, Model], outcome: Outcome
                 outcome.lost(member.line, f"{subject}.members", f"there is no model {member.value!r}")
         swap = outcome.flag(group, "swap", subject) is not False
         outcome.flag(group, "exclusive", subject)
-        if outcome.flag(group, "persistent", subject) and not swap:
+        is_persistent = outcome.flag(group, "persistent", subject)
+        if is_persistent and (not swap or len(members) == 1):  # one alone is swapped for nothing
             _pin(group, members, subject, outcome)
         elif swap:
             text = "its models may be loaded together where they fit; max_concurrent_models of the profile is a limit"
+            if is_persistent:
+                text += "; persistent was left out: its models take turns here, so none of them can be pinned"
             outcome.lost(group.line, subject, text)
         else:
             text = "its models stay loaded together as far as they fit; [[groups]] in profiles.toml loads them together"

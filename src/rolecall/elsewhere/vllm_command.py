@@ -17,6 +17,8 @@ _OURS = {
 }
 _SHOWS = {"--enable-auto-tool-choice": "tools", "--reasoning-parser": "reasoning"}
 _FIELDS = ("--model", "--max-model-len", "--served-model-name", "--max-num-seqs")
+_THOUSANDS = {"k": 1000, "K": 1024}
+"""How vLLM reads ``32k`` and ``32K``; llama-server takes no such letters."""
 _EMBEDS = {"embed": "embedding", "embedding": "embedding", "score": "rerank", "rerank": "rerank"}
 
 
@@ -67,7 +69,7 @@ def _put(flag: str, value: str, command: Command) -> bool:
     elif flag == "--served-model-name":
         command.fields["served_model_id"] = value
     elif flag == "--max-num-seqs":
-        return put_count(command.fields, "max_parallel", value)
+        return put_count(command.fields, "max_parallel", value, _THOUSANDS)
     elif flag == "--max-model-len":
-        return put_count(command.fields, "context_length", value)
+        return put_count(command.fields, "context_length", value, _THOUSANDS)
     return True
