@@ -44,6 +44,7 @@ class Repo:
     gated: str | bool = False
     private: bool = False
     downloads: int = 100
+    license_tag_only: bool = False
     listed: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -146,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
             "downloads": repo.downloads,
             "likes": 3,
             "tags": tags,
-            "cardData": {"license": repo.license} if repo.license else {},
+            "cardData": {"license": repo.license} if repo.license and not repo.license_tag_only else {},
             "gguf": {"total": 8_000_000_000, "architecture": "llama", "context_length": 32768},
             "siblings": [self.sibling(repo, file) if blobs else {"rfilename": file} for file in repo.files],
         }

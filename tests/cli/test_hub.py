@@ -410,6 +410,14 @@ def test_what_lies_on_the_disk_is_listed(hub: HubServer, here: tuple[str, ...]) 
     assert "1 models" in result.stderr
 
 
+def test_a_note_with_half_a_character_is_listed(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """A note that an earlier rolecall wrote, or anybody, can be printed."""
+    answer("models", "pull", NAME, *here)
+    (note,) = (path for path in (tmp_path / "state" / "models").rglob("*.json") if "apache-2.0" in path.read_text())
+    note.write_text(note.read_text().replace("apache-2.0", "a\\ud800b"))
+    assert [each["license"] for each in answer("models", "list", "--disk", *here)] == ["a\ud800b"]
+
+
 def test_damage_ends_verify_with_1(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
     """A file that changed is named with both hashes, and what brings it anew."""
     made = answer("models", "pull", NAME, *here)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.invoke import answer, call, configured, in_terminal, rolecall
-from model_places import into_hub, listing, model_folder, model_gguf, ollama_model, projector_gguf
+from model_places import CONFIG, into_hub, listing, model_folder, model_gguf, ollama_model, projector_gguf
 from process.fake_ollama import FakeOllama
 
 FILE = "model_registry.discovered.json"
@@ -223,6 +223,18 @@ def test_names_that_are_not_utf8_can_be_printed(tmp_path: Path, home: Path) -> N
         done = rolecall("models", "scan", tmp_path / "mine", *here, *options)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False)
         assert "is not UTF-8" in done.stdout + done.stderr
+
+
+def test_a_configuration_that_names_half_a_character(tmp_path: Path, home: Path) -> None:
+    """The entry holds the sign for what cannot be read, so that it can be printed and served."""
+    here = configured(tmp_path, [])
+    quantization = {"quant_method": "a\ud800b"}
+    names = {"architectures": ["A\ud800"], "model_type": "t\ud800", "quantization_config": quantization}
+    model_folder(tmp_path / "mine" / "Odd-1B", {**CONFIG, **names})
+    report = answer("models", "scan", tmp_path / "mine", "--only", *here)
+    (model,) = report["models"]
+    assert (model["entry"]["quantization"], model["entry"]["family"]) == ("a�b", "t�")
+    assert [each["name"] for each in answer("models", "list", "--all", *here)] == [model["name"]]
 
 
 def test_a_dry_run_in_an_empty_home_writes_nothing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,9 @@ def test_a_wrong_value_is_left_to_the_registry_to_refuse() -> None:
         ("a..b=1", "is no field=value"),
         ('"open=1', "is no field=value"),
         ("a b", "is no field=value"),
+        ("display_name=a\udcff", "'display_name=a�' holds what is no UTF-8 text"),
+        ('display_name="\\ud800"', "or half a character"),
+        ("metadata.\ud800=1", "or half a character"),
     ],
 )
 def test_what_is_no_field_is_named(text: str, words: str) -> None:

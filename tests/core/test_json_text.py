@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from rolecall.core.json_text import MOST_SHOWN, as_json
+from rolecall.core.json_text import MOST_SHOWN, as_json, as_text, escaped, is_text, no_text
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,26 @@ def test_a_deep_value_is_cut() -> None:
     for _ in range(100_000):
         value = [value]
     assert as_json(value).startswith("[[[[")
+
+
+@pytest.mark.parametrize(("text", "shown"), [("a", "a"), ("é😀", "é😀"), ("é\ud800", "é�")])
+def test_half_a_character_is_no_text(text: str, shown: str) -> None:
+    """It is told, can be shown, and is written as JSON's own escape; what is whole stays as it is."""
+    assert (is_text(text), as_text(text)) == (text == shown, shown)
+    written = escaped(json.dumps(text, ensure_ascii=False))
+    assert is_text(written)
+    assert json.loads(written) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        ({"a": ["b", {"c": "d"}], "e": 1, "f": None}, None),
+        ({"a": ["b", {"c": "\ud800"}]}, "a.1.c"),
+        ({"a": {"\ud800": 1}}, "a.�"),
+        ("\udfff", ""),
+    ],
+)
+def test_where_half_a_character_is(value: Any, where: str | None) -> None:
+    """Names count as texts; the way to it can be shown."""
+    assert no_text(value) == where

@@ -21,6 +21,7 @@ from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.pictures import Pictures
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.routes import Json
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.engine import EngineMaker
@@ -485,3 +486,8 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
     assert row.in_flight == 0
     (line,) = (json.loads(each) for each in settings.log_path.read_text().splitlines())
     assert (line["status"], line["request_id"]) == (500, answer.headers["x-request-id"])
+
+
+def test_an_answer_with_half_a_character() -> None:
+    """What UTF-8 cannot hold is escaped, and the rest of the answer is there."""
+    assert json.loads(bytes(Json({"a": "é\ud800", "b": 1}).body)) == {"a": "é\ud800", "b": 1}

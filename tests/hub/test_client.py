@@ -70,6 +70,14 @@ def test_search_lists_repositories_by_downloads(client: Hub, hub: HubServer) -> 
     assert client.search("nothing of that name", 10) == []
 
 
+def test_a_license_that_is_no_text(client: Hub, hub: HubServer) -> None:
+    """Half a character, which JSON can name and no file can hold, becomes the sign for what cannot be read."""
+    hub.repos[NAME].license = "a\ud800b"
+    assert client.repository(NAME).license == "a�b"
+    hub.repos[NAME].license_tag_only = True
+    assert client.repository(NAME).license == "a�b"
+
+
 def test_large_files_come_from_another_host_which_is_not_told_the_token(
     client: Hub, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

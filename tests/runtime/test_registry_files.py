@@ -11,7 +11,7 @@ import pytest
 
 from builders import entry, row
 from fakes import FakeBackend
-from rolecall.core.registry import RegistryError, registry_schema
+from rolecall.core.registry import Registry, RegistryError, registry_schema
 from rolecall.runtime.registry import (
     CURATED,
     DISCOVERED,
@@ -151,10 +151,17 @@ def test_a_snapshot_that_is_rubbish_is_replaced(tmp_path: Path) -> None:
 
 
 def test_half_a_character_in_the_registry(tmp_path: Path) -> None:
-    """JSON can hold what UTF-8 cannot; the snapshot keeps it as it came."""
-    (tmp_path / CURATED).write_text('[{"name": "a", "backend": "b", "metadata": {"x": "\\ud800"}}]', encoding="utf-8")
-    write_snapshot(tmp_path, load_registry(tmp_path))
+    """JSON can hold what UTF-8 cannot, and no answer could: a written entry is refused, a discovered one left out."""
+    row = '[{"name": "a", "backend": "b", "metadata": {"x": "\\ud800"}}]'
+    (tmp_path / DISCOVERED).write_text(row)
+    registry = load_registry(tmp_path)
+    assert registry.entries == ()
+    assert "field metadata.x: is no Unicode text" in registry.warnings[0]
+    write_snapshot(tmp_path, Registry(merged=tuple(json.loads(row))))
     assert json.loads((tmp_path / SNAPSHOT).read_bytes())[0]["metadata"] == {"x": "\ud800"}
+    (tmp_path / CURATED).write_text(row)
+    with pytest.raises(RegistryError, match=r"field metadata\.x: is no Unicode text"):
+        load_registry(tmp_path)
 
 
 def test_a_snapshot_that_cannot_be_written_is_no_reason_to_stop(

@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from rolecall.core.json_text import escaped
+
 ConfigDir = Annotated[
     Path | None,
     typer.Option(
@@ -38,4 +40,4 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    typer.echo(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
+    typer.echo(escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
+from rolecall.core.json_text import as_text, is_text, no_text
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import unknown_field
 
@@ -42,6 +43,8 @@ def read_assignment(text: str) -> Assignment:
     if (problem := unknown_field(path)) is not None:
         raise ValueError(problem)
     value = read_value(path, raw)
+    if not is_text(text) or no_text(value) is not None:
+        raise ValueError(f"{as_text(text)!r} holds what is no UTF-8 text, or half a character, which no answer could")
     return Assignment(path, value, removes=value is None)
 
 

@@ -142,7 +142,7 @@ def _header(data: Mapping[str, Any]) -> Header:
 def _dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value, default=_plain, option=orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # integers over 64 bits and lone surrogates, which a registry may hold
+    except TypeError:  # integers over 64 bits, which a registry may hold
         return json.dumps(_all_plain(value)).encode() + b"\n"
 
 

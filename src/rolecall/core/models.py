@@ -17,7 +17,10 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
+
+from rolecall.core.json_text import no_text
 
 ReasoningField: TypeAlias = Literal["as_is", "reasoning_content", "reasoning", "think", "drop"]
 """How thoughts reach the client: as the engine gives them, in one of two fields, in the content, or not at all."""
@@ -286,6 +289,13 @@ class ModelEntry(_Record):
         None, description="How its thoughts reach clients; null: as the setting of that name says."
     )
     backend_alternatives: Any = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and (field := no_text(value)) is not None:
+            raise ValueError(f"field {field}: is no Unicode text (got half a character, a lone surrogate)")
+        return value
 
     @field_validator("backend")
     @classmethod

@@ -165,9 +165,11 @@ def _twice(entry: ModelEntry, id_: str, owner: str) -> str:
 
 def _field_problem(problem: Any) -> str:
     path = ".".join(str(part) for part in problem["loc"])
+    what = str(problem["msg"]).removeprefix("Value error, ")
+    if not path:  # of the entry as a whole, which names the field itself
+        return what
     if problem["type"] == "missing":
         return f"field {path}: is missing"
-    what = problem["msg"].removeprefix("Value error, ")
     return f"field {path}: {what} (got {_short(problem['input'])})"
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.core.discovery import Found
+from rolecall.core.json_text import as_text
 from rolecall.core.model_names import bare_name, size_b, unquantized_name
 from rolecall.discovery.found import Model, Yield, why
 from rolecall.discovery.gguf_models import LONGEST_TEXT, path_mark
@@ -116,11 +117,11 @@ def repository_of(snapshot: Path) -> str | None:
 
 def _text(config: Mapping[str, Any], key: str) -> str:
     value = config.get(key)
-    return value[:LONGEST_TEXT] if isinstance(value, str) else ""
+    return as_text(value[:LONGEST_TEXT]) if isinstance(value, str) else ""
 
 
 def _words(value: Any) -> tuple[str, ...]:
-    return tuple(word for word in value if isinstance(word, str)) if isinstance(value, list) else ()
+    return tuple(as_text(word) for word in value if isinstance(word, str)) if isinstance(value, list) else ()
 
 
 def _folder_name(path: Path, config: Mapping[str, Any]) -> str:

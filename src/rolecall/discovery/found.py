@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.core.discovery import Found
+from rolecall.core.json_text import is_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ def shown(path: Path | str) -> str:
 
 def is_utf8(name: str) -> bool:
     """Whether a name of the file system is text; others hold lone surrogates, which no registry can."""
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return is_text(name)
 
 
 def why(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Scope
 
 from rolecall.core.catalog import ROLE_PREFIX, Target
+from rolecall.core.json_text import escaped
 from rolecall.core.keys import Scope as ApiKeyScope
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
@@ -70,7 +72,10 @@ class Json(Response):
 
     def render(self, content: Any) -> bytes:
         """Return the encoded object."""
-        return orjson.dumps(content)
+        try:
+            return orjson.dumps(content)
+        except orjson.JSONEncodeError:  # a lone surrogate, as an environment variable may have
+            return escaped(json.dumps(content, ensure_ascii=False)).encode()
 
 
 def routes(

@@ -31,6 +31,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_r
 
 from rolecall import __version__
 from rolecall.core.hub_listing import HubFile, unsafe
+from rolecall.core.json_text import as_text
 from rolecall.hub.failures import HubError, HubInterruption
 
 T = TypeVar("T")
@@ -258,9 +259,9 @@ def _license(info: ModelInfo) -> str | None:
     card = info.card_data
     named = getattr(card, "license_name", None) or getattr(card, "license", None)
     if isinstance(named, str) and named:
-        return named[:80]
+        return as_text(named[:80])
     tags = [tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:")]
-    return tags[0][:80] if tags else None
+    return as_text(tags[0][:80]) if tags else None
 
 
 def _file(sibling: Any) -> HubFile:
