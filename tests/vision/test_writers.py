@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import DEADLINE_S, eventually
-from rolecall.vision.batch_record import Record, from_json, to_json
+from rolecall.vision.batch_record import COLUMNS, Record, from_json, to_json
 from rolecall.vision.writers import Output, OutputError, OutputRefused, open_output
 from rolecall.vision.writers_cells import from_cells, to_cells
 
@@ -152,6 +152,65 @@ def test_files_of_others_are_refused(name: str, content: bytes, reason: str, tmp
     assert path.read_bytes() == content
 
 
+HEAD = ",".join(COLUMNS).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b'name,note\npipe,5" wide\nb,two\nc,three\n'),
+        ("a.csv", b"diary of mine, one line"),
+        ("a.csv", b'name,note\npipe,5" wide'),
+        ("a.jsonl", b'{"my":"data","n":1}'),
+        ("a.jsonl", b'{"my":"data","n":1}\n{"last":"line"}'),
+        ("a.jsonl", to_json(ONE).encode() + b'\n{"last":"line"}'),
+        ("a.jsonl", b'{"my":"data","n":1}\n{"file":"'),
+    ],
+)
+def test_not_one_byte_of_others_is_cut_off(name: str, content: bytes, tmp_path: Path) -> None:
+    """Whose a file is is found out before anything is cut off its end; also where it has no line end at all."""
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="is it another program's file"):
+        open_output(path, resume=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("place", [b"/p/c.jpg", b"caption,2,{}", b"failed"])
+def test_a_stray_quote_cuts_nothing_off(place: bytes, tmp_path: Path) -> None:
+    """Where somebody put a quote into a row by hand, the records after it are not taken for a torn one."""
+    path = tmp_path / "a.csv"
+    output(
+        path, ONE, replace(TWO, error="empty"), replace(ONE, file="/p/e.jpg"), THREE, replace(TWO, file="/p/f")
+    ).close()
+    for old, new in ((place, place + b'"'), (place, b'"' + place)):
+        content = HEAD + path.read_bytes().removeprefix(HEAD).replace(old, new, 1)
+        edited = tmp_path / "edited.csv"
+        edited.write_bytes(content)
+        with pytest.raises(OutputError, match="mend the line"):
+            open_output(edited, resume=True)
+        assert edited.read_bytes() == content
+
+
+def test_a_stray_quote_in_the_last_row(tmp_path: Path) -> None:
+    """It is no torn record either, for it has all its cells and its end."""
+    path = tmp_path / "a.csv"
+    output(path, ONE, replace(TWO, error='5" wide')).close()
+    content = path.read_bytes().replace(b'"5"" wide"', b'5" wide')
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match="a quote is open"):
+        open_output(path, resume=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("text", ["a\rb", "\r", "one\r\ntwo", "tail\r"])
+def test_a_carriage_return_is_read_again(text: str, path: Path) -> None:
+    """In a name or an answer it is one character as any other, whatever line ends CSV has elsewhere."""
+    record = replace(THREE, file=f"/p/{text}.jpg", value=text)
+    output(path, record, TWO).close()
+    assert read(path) == [record, TWO]
+
+
 def test_a_database_with_another_table_is_refused(tmp_path: Path) -> None:
     """A table of the same name with other columns is left alone; other tables do not matter."""
     path = tmp_path / "a.duckdb"
@@ -178,7 +237,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 WRITE = """
 import resource, sys
 from pathlib import Path
-from rolecall.vision.batch_record import Record
+from rolecall.vision.batch_record import COLUMNS, Record
 from rolecall.vision.writers import OutputError, open_output
 path, limit = Path(sys.argv[1]), int(sys.argv[2])
 output = open_output(path, resume=True)

@@ -1,7 +1,8 @@
 """Records on the disk: JSON lines and CSV, to which one whole line at a time is added.
 
 A line goes to the kernel in one piece, or not at all: where the disk is full the file is cut back to the line before.
-What a killed process left of a line is cut off when the file is opened again. So every line but those is a record.
+What a killed process left of a line is cut off when the file is opened again, once all before it was read as records:
+of another program's file not one byte is touched.
 A record that is made anew is added like any other; the one before is left out when the file is tidied at the end.
 """
 
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import os
 import secrets
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -59,7 +61,7 @@ def read_output(path: Path) -> list[Record]:
     form = _form(path)
     if form is not None:
         data = path.read_bytes()
-        return list(_records(path, form, data[: form.whole(data)]))
+        return list(_records(path, form, data[: _whole(path, form, data)]))
     from rolecall.vision.writers_duckdb import read_database  # noqa: PLC0415 - see above
 
     return read_database(path)
@@ -82,6 +84,16 @@ def exists(path: Path) -> OutputRefused:
     return OutputRefused(f"{path} is there already: --resume continues it; or name another file")
 
 
+def _whole(path: Path, form: Form, data: bytes) -> int:
+    """Return how many bytes are whole records; raises ``OutputError`` if what comes after them is not of a record."""
+    size = form.whole(data)
+    try:
+        form.check_rest(data[size:], size)
+    except ValueError as error:
+        raise OutputError(_not_ours(path, str(error))) from None
+    return size
+
+
 def _records(path: Path, form: Form, data: bytes) -> Iterator[Record]:
     number = 0
     try:
@@ -90,9 +102,11 @@ def _records(path: Path, form: Form, data: bytes) -> Iterator[Record]:
             yield form.record(line)
     except (ValueError, RecursionError) as error:
         where = f"record {number} is none ({error})" if number else str(error)
-        raise OutputError(
-            f"{path}: {where}; is it another program's file? Name another one, or take the line out"
-        ) from None
+        raise OutputError(_not_ours(path, where)) from None
+
+
+def _not_ours(path: Path, why: str) -> str:
+    return f"{path}: {why}; is it another program's file? Name another one, or mend the line"
 
 
 class Lines:
@@ -123,7 +137,9 @@ class Lines:
             pass
         self._seen: set[Key] = set()
         self._superseded = False
-        self._size = self._form.whole(self._path.read_bytes())
+        data = self._path.read_bytes()
+        self._size = _whole(self._path, self._form, data)
+        deque(_records(self._path, self._form, data[: self._size]), maxlen=0)  # raises before anything is cut
         os.ftruncate(self._fd, self._size)
         if not self._size:
             self._write(self._form.head)

@@ -21,6 +21,9 @@ class Form(Protocol):
     def whole(self, data: bytes) -> int:
         """Return how many bytes are whole records."""
 
+    def check_rest(self, rest: bytes, whole: int) -> None:
+        """Raise ``ValueError`` unless what comes after so many whole bytes is the beginning of one of our records."""
+
     def line(self, record: Record) -> bytes:
         """Return a record's bytes."""
 
@@ -31,6 +34,9 @@ class Form(Protocol):
         """Yield each record's bytes, counted from 1; raises ``ValueError`` for another program's file."""
 
 
+_JSON_BEGINS = f'{{"{COLUMNS[0]}":"'.encode()
+
+
 class JsonLines:
     """One JSON object a line."""
 
@@ -39,6 +45,12 @@ class JsonLines:
     def whole(self, data: bytes) -> int:
         """Return how many bytes are whole records."""
         return data.rfind(b"\n") + 1
+
+    def check_rest(self, rest: bytes, whole: int) -> None:
+        """Raise ``ValueError`` unless what comes last begins like one of our records."""
+        del whole
+        if not (rest.startswith(_JSON_BEGINS) or _JSON_BEGINS.startswith(rest)):
+            raise ValueError("its last line has no end and does not begin like a record")
 
     def line(self, record: Record) -> bytes:
         """Return a record's bytes."""
@@ -55,8 +67,9 @@ class JsonLines:
 
 def _csv_line(cells: Sequence[str]) -> bytes:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
+    # The writer puts only those line ends between quotes that it ends a line with itself: so it ends it with both.
+    csv.writer(text, lineterminator="\r\n").writerow(cells)
+    return text.getvalue().removesuffix("\r\n").encode() + b"\n"
 
 
 def _rows(data: bytes) -> Iterator[bytes]:
@@ -81,7 +94,13 @@ class Csv:
 
     def record(self, line: bytes) -> Record:
         """Return the record of some bytes; raises ``ValueError``."""
-        return from_cells(next(csv.reader(io.StringIO(line.decode(), newline=""))))
+        try:
+            rows = list(csv.reader(io.StringIO(line.decode(), newline="")))
+        except csv.Error as error:
+            raise ValueError(str(error)) from None
+        if len(rows) != 1:
+            raise ValueError("it has a quote or a line end that belongs to no cell")
+        return from_cells(rows[0])
 
     def numbered(self, data: bytes) -> Iterator[tuple[int, bytes]]:
         """Yield each record's bytes, counted from 1."""
@@ -93,3 +112,23 @@ class Csv:
     def whole(self, data: bytes) -> int:
         """Return how many bytes are whole records."""
         return sum(map(len, _rows(data)))
+
+    def check_rest(self, rest: bytes, whole: int) -> None:
+        """Raise ``ValueError`` for another program's file, and where a stray quote hides records that are whole."""
+        if not whole and not self.head.startswith(rest):
+            raise ValueError("its first line is not that of rolecall's records")
+        lines = rest.decode(errors="replace").splitlines(keepends=True)
+        if any(_begins_record(lines[at:]) for at in range(len(lines))):
+            raise ValueError(
+                "behind its last record that can be read a quote is open, and further records come after it"
+            )
+
+
+def _begins_record(lines: Sequence[str]) -> bool:
+    """Whether lines begin with a whole row that is a record."""
+    reader = csv.reader(lines)
+    try:
+        from_cells(next(reader))
+    except (ValueError, csv.Error, StopIteration):
+        return False
+    return lines[reader.line_num - 1].endswith("\n")
