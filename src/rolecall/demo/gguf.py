@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from rolecall.demo.script import Script
-
 VERSION = 3
 """Raise it with every change to what the files hold: existing ones are then replaced."""
 
@@ -54,6 +52,8 @@ def _stamp(paths: list[Path]) -> str:
 
 
 def _writers() -> dict[str, Writer]:
+    from rolecall.demo.script import Script  # noqa: PLC0415 - a server that finds the models in place does without
+
     try:
         from rolecall.demo.weights import write_chat, write_vision_projector  # noqa: PLC0415 - gguf is an extra
     except ImportError as error:
