@@ -173,6 +173,33 @@ def test_a_pull_ends_with_a_registered_model(hub: HubServer, here: tuple[str, ..
     assert [each["name"] for each in answer("models", "list", *here)] == [entry["name"]]
 
 
+def test_a_pull_keeps_a_broken_registry(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """What was there before is copied, and the pull says so."""
+    path = tmp_path / "configs" / DISCOVERED
+    path.write_text("[{")
+    told = call("models", "pull", f"{NAME}:Q2_K", *here)
+    assert told.exit_code == 0, told.output
+    assert "the earlier registry was broken" in " ".join(told.stdout.split())
+    (backup,) = path.parent.glob(f"{DISCOVERED}.*.bak")
+    assert backup.read_text() == "[{"
+    path.write_text("7,")
+    made = answer("models", "pull", f"{NAME}:Q8_0", *here)
+    assert Path(made["backup"]).read_text() == "7,"
+    assert "is not JSON" in made["problem"]
+
+
+def test_what_is_no_model_ends_with_1(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """Files that are whole and verified, and that no engine could load, are told, and their bytes stay."""
+    hub.repos[NAME].files["Odd-Q4_0.gguf"] = b"no GGUF" * 1000
+    told = call("models", "pull", f"{NAME}:Odd-Q4_0.gguf", *here)
+    assert told.exit_code == 1
+    assert "not registered" in told.stdout
+    told = call("models", "pull", f"{NAME}:Odd-Q4_0.gguf", "--json", *here)
+    assert told.exit_code == 1
+    assert json.loads(told.stdout)["entry"] is None
+    assert entries(tmp_path) == []
+
+
 def test_what_is_named_is_pulled(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
     """A quantization, a file, and the address of a page name a model; --json says all of it."""
     made = answer("models", "pull", f"{NAME}:q8_0", *here)
@@ -493,6 +520,26 @@ def test_a_running_model_is_not_removed(hub: HubServer, tmp_path: Path) -> None:
         assert f"{name} is running: `rolecall unload '{name}'` first" in result.stderr
         assert call("unload", name, "--url", server.base_url).exit_code == 0
         assert call("models", "remove", name, "--yes", "--url", server.base_url, *here).exit_code == 0
+
+
+def test_a_model_that_runs_elsewhere_is_not_removed(hub: HubServer, tmp_path: Path) -> None:
+    """A rolecall that is not where the settings say has written down in the state folder what it runs."""
+    with Rolecall(tmp_path, []) as server:
+        here = ("--config-dir", str(server.config_dir), "--state-dir", str(server.state))
+        name = answer("models", "pull", NAME, *here)["name"]
+        path = Path(entries_of(server)[0]["backend_config"]["model_path"])
+        stub = fake_entry(name)
+        stub["backend_config"]["model_path"] = str(path)
+        (server.config_dir / "model_registry.curated.json").write_text(json.dumps([stub]))
+        eventually(lambda: call("load", name, "--url", server.base_url).exit_code == 0)
+        unreachable = {"CHAT_PROXY_PORT": "9"}
+        result = call("models", "remove", name, "--yes", *here, env=unreachable)
+        assert result.exit_code == 1
+        assert f"`rolecall unload '{name}'` first, with --url" in result.stderr
+        assert path.exists()
+        assert call("unload", name, "--url", server.base_url).exit_code == 0
+        assert call("models", "remove", name, "--yes", *here, env=unreachable).exit_code == 0
+        assert not path.exists()
 
 
 def entries_of(server: Rolecall) -> list[dict[str, Any]]:

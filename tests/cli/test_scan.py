@@ -237,6 +237,32 @@ def test_a_configuration_that_names_half_a_character(tmp_path: Path, home: Path)
     assert [each["name"] for each in answer("models", "list", "--all", *here)] == [model["name"]]
 
 
+def test_a_file_that_is_broken_is_kept(tmp_path: Path, home: Path) -> None:
+    """It may have been somebody's work: a copy stays beside the new one, and is named, once."""
+    here = configured(tmp_path, [])
+    model_gguf(tmp_path / "mine" / "Own-1B-F16.gguf")
+    (tmp_path / "configs" / FILE).write_text('[{"name": "mine",')
+    told = call("models", "scan", tmp_path / "mine", "--only", *here)
+    assert told.exit_code == 0, told.output
+    (backup,) = (tmp_path / "configs").glob(f"{FILE}.*.bak")
+    assert backup.read_text() == '[{"name": "mine",'
+    assert backup.name in "".join(told.stderr.split())
+    assert len(file_of(tmp_path)) == 1
+    assert answer("models", "scan", tmp_path / "mine", "--only", *here)["backup"] is None
+    assert len(list((tmp_path / "configs").glob(f"{FILE}.*.bak"))) == 1
+
+
+def test_a_broken_file_that_cannot_be_copied_stays(tmp_path: Path, home: Path) -> None:
+    """Nothing is written over what could not be kept; the way out is told."""
+    here = configured(tmp_path, [])
+    model_gguf(tmp_path / "mine" / "Own-1B-F16.gguf")
+    (tmp_path / "configs" / FILE).mkdir()
+    told = call("models", "scan", tmp_path / "mine", "--only", *here)
+    assert told.exit_code == 2
+    assert "so it is left as it is: move it aside" in told.output
+    assert (tmp_path / "configs" / FILE).is_dir()
+
+
 def test_a_dry_run_in_an_empty_home_writes_nothing(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even the config folder, whose shipped registry counts all the same."""
     monkeypatch.chdir(home)

@@ -45,7 +45,8 @@ def command(  # noqa: PLR0913 - options
 
     Without QUANT or FILE it is the quantization that suits this machine's profile best. All parts and the projector
     come with it. What breaks off is gone on with by the same command; nothing is registered before all is there and has
-    the right hash. HF_ENDPOINT names another hub than Hugging Face's, HF_TOKEN is the token for what is not public.
+    the right hash, and files that turn out to be no model end it with 1. HF_ENDPOINT names another hub than Hugging
+    Face's, HF_TOKEN is the token for what is not public.
     """
     settings = settings_for(config_dir, state_dir, profile)
     machine = Machine.of(settings)
@@ -69,6 +70,8 @@ def command(  # noqa: PLR0913 - options
         print_json(_report(found, machine, fit, store, registered))
     elif registered is not None:
         show(lambda width: labelled(_done(fit, registered, settings), width))
+    if registered is not None and registered.entry is None:
+        raise typer.Exit(1)
 
 
 def _plan(found: Offer, fit: Fit, store: ModelStore, machine: Machine) -> Mapping[str, str]:
@@ -129,11 +132,16 @@ def _report(
         "name": registered.entry["name"] if registered and registered.entry else None,
         "entry": registered.entry if registered else None,
         "reason": registered.reason if registered else None,
+        "problem": registered.problem if registered else None,
+        "backup": str(registered.backup) if registered and registered.backup else None,
     }
 
 
 def _done(fit: Fit, registered: Registered, settings: Settings) -> Iterator[tuple[str, str]]:
     entry = registered.entry
+    if registered.problem:
+        kept = f"; it is kept as {registered.backup}" if registered.backup else ""
+        yield "replaced", f"the earlier registry was broken: {registered.problem}{kept}"
     if entry is None:
         yield "not registered", f"its files are here and verified, but {registered.reason}"
         return

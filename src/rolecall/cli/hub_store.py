@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from rolecall.core.hub_listing import amount
 from rolecall.core.models import ModelEntry
 from rolecall.hub.keeping import Removal, leftovers, outdated, problems, removal, remove, sweep
 from rolecall.hub.registering import entries_by_path, forget
+from rolecall.runtime.leftovers import engines_seen
 from rolecall.runtime.model_store import ModelStore, Pulled, PulledModel
 from rolecall.settings import Settings
 
@@ -173,7 +174,7 @@ def remove_model(  # noqa: PLR0913 - options
     """
     settings = settings_for(config_dir, state_dir)
     here = _called(settings, name)
-    _refuse_running(here, url, config_dir)
+    _refuse_running(here, settings, url, config_dir)
     gone = [removal(each.pulled, each.model) for each in here]
     if not confirmed(_question(gone), yes=yes):
         fail("nothing was removed")
@@ -205,8 +206,19 @@ def _tell_kept(here: Iterable[_Here], forgotten: Iterable[str]) -> None:
         typer.echo(f"{', '.join(kept)}: a person's entry, which stays and counts as not installed", err=True)
 
 
-def _refuse_running(here: Iterable[_Here], url: str | None, config_dir: Path | None) -> None:
+def _refuse_running(here: Iterable[_Here], settings: Settings, url: str | None, config_dir: Path | None) -> None:
     names = {entry.name for each in here for entry in each.entries}
+    _refuse_listed(names, url, config_dir)
+    for seen in engines_seen(settings.state_dir):  # of a rolecall that is elsewhere, too
+        name = seen.record.model
+        if name in names and (seen.is_owned or seen.record.can_be_adopted):
+            raise CommandError(
+                f"{name} is running (pid {seen.pid}): `rolecall unload '{name}'` first, with --url if its rolecall is "
+                "not where the settings say"
+            )
+
+
+def _refuse_listed(names: Collection[str], url: str | None, config_dir: Path | None) -> None:
     try:
         with connect(url, config_dir) as client:
             client.health()

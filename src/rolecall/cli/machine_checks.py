@@ -23,12 +23,11 @@ from rolecall.cli.client import KeyNeeded, connect, default_url
 from rolecall.cli.common import CommandError
 from rolecall.core.models import ModelEntry
 from rolecall.errors import ConfigurationError
-from rolecall.runtime import family
 from rolecall.runtime.api_keys import KeyStore, open_keys
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.engines import EMBEDDED, find_llama_engine
 from rolecall.runtime.learnt import VERSION
-from rolecall.runtime.leftovers import EngineRecord, Identity
+from rolecall.runtime.leftovers import engines_seen
 from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.registry import load_registry
 from rolecall.runtime.roster import LEARNT
@@ -307,16 +306,9 @@ def engines(subject: Subject) -> Finding:
     running: list[str] = []
     kept: list[str] = []
     left: list[str] = []
-    processes = family.look()
-    for path in sorted((subject.settings.state_dir / "engines").glob("*.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            roll = json.loads(path.read_text(encoding="utf-8"))
-            owned = Identity(**roll["owner"]).is_running()
-            for record in [EngineRecord.from_row(*row) for row in roll["engines"].items()]:
-                pids = [seen.pid for seen in record.family(watched=False).members(processes)]
-                if pids:
-                    where = running if owned else kept if record.can_be_adopted else left
-                    where.append(f"{record.model} (pid {record.pid if record.pid in pids else pids[0]})")
+    for seen in engines_seen(subject.settings.state_dir):
+        where = running if seen.is_owned else kept if seen.record.can_be_adopted else left
+        where.append(f"{seen.record.model} (pid {seen.pid})")
     lines = [f"{what}: {', '.join(who)}" for what, who in (("running", running), (_KEPT, kept), (_LEFT, left)) if who]
     if left:
         return Finding("warn", "\n".join(lines), "the next `rolecall serve` with this state folder ends them")

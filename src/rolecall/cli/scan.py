@@ -142,7 +142,8 @@ def _notes(found: Discovery) -> Iterator[tuple[str, str]]:
     for name in found.next.dropped:
         yield "taken out", name
     if found.earlier.problem:
-        yield "replaced", f"the earlier file was broken: {found.earlier.problem}"
+        kept = f"; it is kept as {found.backup}" if found.backup else ""
+        yield "replaced", f"the earlier file was broken: {found.earlier.problem}{kept}"
 
 
 # --- for programs
@@ -168,4 +169,5 @@ def _report(found: Discovery, *, written: bool, dry_run: bool) -> dict[str, Any]
         "same_name": found.naming.conflicts,
         "taken_out": found.next.dropped,
         "problem": found.earlier.problem,
+        "backup": found.backup and str(found.backup),
     }

@@ -11,7 +11,7 @@ from typing import Any
 from rolecall.backends.base import Places
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import RegistryError, read_registry
-from rolecall.discovery.discovered_file import Earlier, Next, following, read_earlier, write
+from rolecall.discovery.discovered_file import Earlier, Next, following, keep_broken, read_earlier, write
 from rolecall.discovery.entries import Ground, Naming, entries_of, identity, owned_paths
 from rolecall.discovery.ollama_models import TIMEOUT_S, Daemon
 from rolecall.discovery.places import Place, known_places, ollama_address
@@ -31,16 +31,21 @@ class Discovery:
     naming: Naming
     earlier: Earlier
     next: Next
+    backup: Path | None = None
+    """The copy of an earlier file that was broken."""
 
     def write(self) -> bool:
         """Write the file; False if it stands so already.
 
-        What somebody else has added since it was read, such as a pull that ended meanwhile, stays in it.
+        What somebody else has added since it was read, such as a pull that ended meanwhile, stays in it. Of a file that
+        was broken a copy is kept. Raises ``OSError``, and ``RegistryError`` where that copy cannot be made.
         """
         path = self.earlier.path
         with locked(path.parent) if path.parent.is_dir() else nullcontext():
             known = {*self.earlier.names(), *(identity(each.entry) for each in self.naming.named)}
-            added = [entry for entry in read_earlier(path.parent).scanned if identity(entry) not in known]
+            now = read_earlier(path.parent)
+            self.backup = keep_broken(now)
+            added = [entry for entry in now.scanned if identity(entry) not in known]
             return write(path, [*self.next.entries, *added])
 
 

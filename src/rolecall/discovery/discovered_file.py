@@ -14,6 +14,7 @@ from rolecall.core.registry import RegistryError
 from rolecall.discovery.entries import MARK, Entry, Named, identity
 from rolecall.discovery.scan import Findings
 from rolecall.runtime.registry import DISCOVERED, read_list, write_atomically
+from rolecall.runtime.registry_edit import back_up
 
 
 @dataclass
@@ -105,6 +106,17 @@ def _lies_in(path: str, folder: Path) -> bool:
 def as_text(entries: Sequence[Any]) -> str:
     """Return the file's content."""
     return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+def keep_broken(earlier: Earlier) -> Path | None:
+    """Copy a file that cannot be read as a registry beside itself, for it may have been more; returns the copy."""
+    if earlier.problem is None:
+        return None
+    try:
+        return back_up(earlier.path, earlier.path.read_bytes())
+    except OSError as error:
+        reason = f"{earlier.problem}\nit cannot be copied ({error.strerror}), so it is left as it is: move it aside"
+        raise RegistryError(reason.splitlines()) from None
 
 
 def write(path: Path, entries: Sequence[Any]) -> bool:

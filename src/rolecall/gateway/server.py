@@ -37,7 +37,7 @@ from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.guardian import Guardian
 from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import EngineLauncher
-from rolecall.runtime.leftovers import EngineRoll
+from rolecall.runtime.leftovers import ENGINES, EngineRoll
 from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.plain_http import plain_client
 from rolecall.runtime.registry import registry_state, write_snapshot
@@ -135,7 +135,7 @@ async def _go_on(what: Callable[[], Awaitable[None]], pause_s: float) -> None:
 async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
     """Run everything but the HTTP server; at the end no engine is left and every line is written."""
     settings = roster.settings
-    roll = EngineRoll(settings.state_dir / "engines")
+    roll = EngineRoll(settings.state_dir / ENGINES)
     async with plain_client() as http, contextlib.AsyncExitStack() as stack:
         guardian = Guardian()
         stack.push_async_callback(guardian.close)

@@ -20,10 +20,15 @@ from rolecall.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What the registry says of a pulled model: its entry as written, or why there is none."""
+    """What the registry says of a pulled model: its entry as written, or why there is none.
+
+    ``problem`` is what was wrong with the file before, of which ``backup`` is the copy.
+    """
 
     entry: Mapping[str, Any] | None
     reason: str | None = None
+    problem: str | None = None
+    backup: Path | None = None
 
 
 def register(settings: Settings, path: Path) -> Registered:
@@ -34,12 +39,13 @@ def register(settings: Settings, path: Path) -> Registered:
     settings.config_dir.mkdir(parents=True, exist_ok=True)
     found = discover_in(settings, [Place(PROVIDER, settings.models_folder)])
     found.write()
+    before = found.earlier.problem, found.backup
     for named in found.naming.named:
         if named.model.path == path:
-            return Registered(named.entry)
+            return Registered(named.entry, None, *before)
     skipped = (*found.naming.skipped, *found.findings.skipped)
     reason = next((each.reason for each in skipped if each.path == str(path)), "a scan does not see it")
-    return Registered(None, reason)
+    return Registered(None, reason, *before)
 
 
 def entries_by_path(settings: Settings) -> dict[Path, list[ModelEntry]]:
@@ -55,6 +61,8 @@ def entries_by_path(settings: Settings) -> dict[Path, list[ModelEntry]]:
 
 def forget(settings: Settings, paths: Collection[Path]) -> list[str]:
     """Take the discovered entries of these files out of the registry; return their names. Raises ``OSError``."""
+    if not settings.config_dir.is_dir():
+        return []
     with locked(settings.config_dir):
         earlier = read_earlier(settings.config_dir)
         gone = [entry for entry in earlier.scanned if _path(entry) in paths]

@@ -22,6 +22,8 @@ from rolecall.runtime.registry import write_atomically
 log = logging.getLogger(__name__)
 
 _WAIT_S = 3.0
+ENGINES = "engines"
+"""The folder in the state folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,28 @@ class EngineRecord:
         known = {each.name: row[each.name] for each in fields(cls) if each.name in row}
         placement = tuple(Share(**share) for share in row.get("placement", ()))
         return cls(**{**known, "model": model, "pid": int(row["pid"]), "born": row["born"], "placement": placement})
+
+
+@dataclass(frozen=True, slots=True)
+class SeenEngine:
+    """An engine that is written down and has processes, ``pid`` one of them; ``is_owned``: its rolecall runs."""
+
+    record: EngineRecord
+    pid: int
+    is_owned: bool
+
+
+def engines_seen(state_dir: Path) -> Iterator[SeenEngine]:
+    """Yield the engines that run, whoever started them with this state folder; files that make no sense are none."""
+    processes = family.look()
+    for path in sorted((state_dir / ENGINES).glob("*.json")):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            roll = json.loads(path.read_text(encoding="utf-8"))
+            owned = Identity(**roll["owner"]).is_running()
+            for record in [EngineRecord.from_row(*row) for row in roll["engines"].items()]:
+                pids = [seen.pid for seen in record.family(watched=False).members(processes)]
+                if pids:
+                    yield SeenEngine(record, record.pid if record.pid in pids else pids[0], owned)
 
 
 class EngineRoll:
