@@ -384,7 +384,7 @@ def test_dry_run_says_what_would_be_done(server: Rolecall, here: tuple[str, ...]
     assert "1. sentence, words: 4 pictures at a time" in text
     ok(call("run", "sentence", pictures / "IMG_0000.jpg", "--out", out, *here))
     with out.open("ab") as file:
-        file.write(b'{"torn')
+        file.write(b'{"file":"/torn')
     before = out.read_bytes()
     facts = answer(
         "run", "sentence", "slowly", pictures, "--out", out, "--resume", "--stage-by-stage", "--dry-run", *here
