@@ -451,6 +451,22 @@ def test_every_answer_is_json_with_a_request_id(server: Rolecall, method: str, p
         assert answer.headers["allow"]
 
 
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/api/config", "GET, HEAD, POST"),
+        ("/datasets", "GET, HEAD, POST"),
+        ("/datasets/1/samples/1", "GET, HEAD, PATCH"),
+        ("/v1/chat/completions", "POST"),
+    ],
+)
+def test_a_wrong_method_is_told_all_that_are_right(server: Rolecall, path: str, allowed: str) -> None:
+    """Also where each method of a path has a route of its own."""
+    answer = server.http.put(path)
+    assert answer.headers["allow"] == allowed
+    assert problem(answer, 405)["message"] == f"{path} does not take PUT; it takes {allowed}."
+
+
 # -- a bug of our own, inside of this process
 
 

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
@@ -125,12 +126,19 @@ async def _http_error(request: Request, error: Exception) -> Json:
     """Starlette's own errors: no such path, wrong method."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     path = request.scope["path"]
+    headers = dict(getattr(error, "headers", None) or {})
     if status == MethodNotAllowed.status:
-        allowed = (getattr(error, "headers", None) or {}).get("Allow", "")
+        headers["Allow"] = allowed = ", ".join(_methods(request))
         known: RolecallError = MethodNotAllowed(f"{path[:200]} does not take {request.method}; it takes {allowed}.")
     else:
         known = not_found(path)
-    return Json(error_body(path, known), status_code=known.status, headers=getattr(error, "headers", None))
+    return Json(error_body(path, known), status_code=known.status, headers=headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what a path takes: a method may have a route of its own, of which Starlette names the first one's."""
+    matching = (route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matching for method in getattr(route, "methods", None) or ()})
 
 
 async def _bug(_request: Request, error: Exception) -> Json:
