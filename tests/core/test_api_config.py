@@ -62,6 +62,13 @@ def test_a_patch_changes_what_it_names() -> None:
         ({"llm_params": {"ctx_size": 100}}, "llm_params.ctx_size", "256"),
         ({"llm_params": {"ctx_size": 4096.0}}, "llm_params.ctx_size", "integer"),
         ({"llm_params": {"batch_size": True}}, "llm_params.batch_size", "integer"),
+        ({"llm_params": {"batch_size": 31}}, "llm_params.batch_size", "greater than or equal to 32"),
+        ({"llm_params": {"ubatch_size": 1}}, "llm_params.ubatch_size", "greater than or equal to 32"),
+        (
+            {"llm_params": {"batch_size": 64, "ubatch_size": 99}},
+            "llm_params",
+            "llm_params is wrong: ubatch_size (99) must not be above batch_size (64).",
+        ),
         ({"llm_params": [1]}, "llm_params", "wrong"),
     ],
 )

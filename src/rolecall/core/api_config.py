@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from rolecall.core.models import ModelEntry
 from rolecall.errors import BadRequest
@@ -32,6 +33,9 @@ DEFAULTS: Mapping[str, float] = MappingProxyType(
 )
 """What is shown, and used by the endpoints of single pictures, where nobody has set anything."""
 
+LEAST_BATCH = 32
+"""Tokens. llama.cpp begins with less, and ends (SIGABRT) with the first picture."""
+
 SIZES = ("ctx_size", "batch_size", "ubatch_size")
 """Those that an engine is started with; the others are fields of a request."""
 
@@ -49,8 +53,14 @@ class LlmParams(BaseModel):
     top_k: Annotated[Whole, Field(ge=0, le=2**20)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
     mirostat: Annotated[Whole, Field(ge=0, le=2)] | None = None
-    batch_size: Annotated[Whole, Field(ge=1, le=2**20)] | None = None
-    ubatch_size: Annotated[Whole, Field(ge=1, le=2**20)] | None = None
+    batch_size: Annotated[Whole, Field(ge=LEAST_BATCH, le=2**20)] | None = None
+    ubatch_size: Annotated[Whole, Field(ge=LEAST_BATCH, le=2**20)] | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.batch_size is not None and self.ubatch_size is not None and self.ubatch_size > self.batch_size:
+            raise ValueError(f"ubatch_size ({self.ubatch_size}) must not be above batch_size ({self.batch_size})")
+        return self
 
     @property
     def given(self) -> dict[str, float]:
@@ -96,7 +106,8 @@ def read_config(values: object) -> ApiConfig:
         if first["type"] == "extra_forbidden":
             known = LlmParams.model_fields if len(first["loc"]) > 1 else ApiConfig.model_fields
             raise BadRequest(f"There is no {place}; there are {', '.join(known)}.", param=place) from None
-        raise BadRequest(f"{place or 'The configuration'} is wrong: {first['msg']}.", param=place) from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"{place or 'The configuration'} is wrong: {message}.", param=place) from None
 
 
 def configured_entry(entry: ModelEntry, config: ApiConfig, own_context: int | None = None) -> ModelEntry:
