@@ -75,6 +75,35 @@ def test_what_is_not_in_the_vocabulary_is_discarded_and_counted() -> None:
     assert answer.problem is None
 
 
+@pytest.mark.parametrize(
+    ("text", "tags", "dropped"),
+    [
+        ("dark, sharp, bustling, outdoor", ("dark", "sharp", "outdoor"), ["bustling"]),
+        ('["dark", "bustling", 7, "unknown", ""]', ("dark",), ["bustling", "7"]),
+        ('{"tags": ["dark", "sharp", "bustling"]}', ("dark", "sharp"), ["bustling"]),
+        ('{"result": {"tags": ["dark", "sharp"]}}', ("dark", "sharp"), []),
+        (
+            "The picture is dark and blurry, taken outdoors.",
+            ("blurry",),
+            ["The picture is dark", "taken outdoors."],
+        ),
+    ],
+)
+def test_what_no_dimension_of_a_list_knows_is_counted(text: str, tags: tuple[str, ...], dropped: list[str]) -> None:
+    """Where words stand in a mere list, those that are of no dimension are told with their reason like all others."""
+    answer = read_structured(TAGS, text)
+    assert answer.tags == tags
+    assert [each.text for each in answer.discarded] == dropped
+    assert {each.reason for each in answer.discarded} <= {"not in the vocabulary"}
+
+
+def test_a_list_under_the_name_of_a_dimension_is_of_that() -> None:
+    """Only under another name it is a list of all tags."""
+    answer = read_structured(TAGS, '{"lighting": ["dark", "sharp"]}')
+    assert answer.tags == ("dark",)
+    assert [(each.dimension, each.text) for each in answer.discarded] == [("lighting", "sharp")]
+
+
 def test_a_dimension_that_is_left_out_is_missing() -> None:
     """It is no word that was discarded, and it is told all the same."""
     answer = read_structured(TAGS, '{"lighting": "dark"}')

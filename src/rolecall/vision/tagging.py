@@ -58,15 +58,18 @@ def limit(dimension: Dimension) -> str:
 
 def read_structured(task: Task, text: str) -> Answer:
     """Return the tags of an answer to all questions: an object, or lines, or a list of words."""
-    found = _parts(task, text)
+    found, unknown = _parts(task, text)
     if not found:
         problem = "the answer is empty" if not unwrapped(text) else "the answer names no dimension and no tag"
         dropped = (discarded(unwrapped(text), problem),) if unwrapped(text) else ()
         return Answer(None, discarded=dropped, missing=tuple(task.dimensions), problem=problem)
     strange = [
-        discarded(f"{name}: {_shown(value)}", "there is no such dimension")
-        for name, value in found.items()
-        if name not in task.dimensions
+        *(discarded(word, "not in the vocabulary") for word in unknown),
+        *(
+            discarded(f"{name}: {_shown(value)}", "there is no such dimension")
+            for name, value in found.items()
+            if name not in task.dimensions
+        ),
     ]
     reads = {name: read_values(name, task.dimensions[name], found[name]) for name in task.dimensions if name in found}
     return joined(task, reads, strange)
@@ -98,31 +101,37 @@ def joined(
     return Answer(None if problem else value, tags, dropped, missing, problem)
 
 
-def _parts(task: Task, text: str) -> dict[str, Any]:
-    """Return what an answer says of which dimension."""
+def _parts(task: Task, text: str) -> tuple[dict[str, Any], list[str]]:
+    """Return what an answer says of which dimension, and the words of a mere list that no dimension knows."""
     value = json_in(text)
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
     if isinstance(value, dict):
         if len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
             value = inner
-        return {normal(str(name)): each for name, each in value.items()}
+        named = {normal(str(name)): each for name, each in value.items()}
+        (name, value), *others = named.items() or [("", None)]
+        if others or not isinstance(value, list) or name in task.dimensions:
+            return named, []
     if isinstance(value, list):
-        return _sorted_in(task, [str(each) for each in value if isinstance(each, str)])
+        return _sorted_in(task, [_shown(each) for each in value])
     words = unwrapped(text)
     lines = [found for line in words.splitlines() if (found := _LINE.match(line))]
     named = {normal(found[1]): found[2] for found in lines if normal(found[1]) in task.dimensions}
-    return named or _sorted_in(task, _SEPARATOR.split(words))
+    return (named, []) if named else _sorted_in(task, _SEPARATOR.split(words))
 
 
-def _sorted_in(task: Task, words: Iterable[str]) -> dict[str, Any]:
-    """Return words by the dimension whose value or synonym they are; none is of two."""
+def _sorted_in(task: Task, words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return words by the dimension whose value or synonym they are, none is of two; and those that are of none."""
     found: dict[str, Any] = {}
+    unknown: list[str] = []
     for word in words:
-        for name, dimension in task.dimensions.items():
-            if _value(dimension, normal(word)) is not None:
-                found.setdefault(name, []).append(word)
-    return found
+        owners = (name for name, each in task.dimensions.items() if _value(each, normal(word)) is not None)
+        if (name := next(owners, None)) is not None:
+            found.setdefault(name, []).append(word)
+        elif normal(word) and normal(word) not in _ABSTENTIONS:
+            unknown.append(word)
+    return found, unknown
 
 
 def read_values(name: str, dimension: Dimension, said: Any) -> tuple[tuple[str, ...], tuple[Discarded, ...], bool]:
