@@ -89,6 +89,15 @@ def test_samples_by_tags_and_in_parts(store: DatasetStore, dataset: Dataset) -> 
     assert store.dataset(dataset.id).tagged == 2
 
 
+def test_tags_are_found_and_counted_whatever_their_capitals(store: DatasetStore, dataset: Dataset) -> None:
+    """One sample has it with a capital, another without: it is one tag of two samples."""
+    names = ids(store, dataset)
+    store.edit_tags(dataset.id, names["a.jpg"], lambda tags: tags.edited(["Sharp"]))
+    store.edit_tags(dataset.id, names["b.jpg"], lambda tags: tags.edited(["sharp"]))
+    assert [s.file.name for s in store.samples(dataset.id, ["SHARP"])[0]] == ["a.jpg", "b.jpg"]
+    assert store.tag_counts(dataset.id) == [("sharp", 2)]
+
+
 def test_a_rescan(store: DatasetStore, dataset: Dataset) -> None:
     """New files come, gone ones are kept out of sight with their tags, changed ones are to be tagged again."""
     names = ids(store, dataset)

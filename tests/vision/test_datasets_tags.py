@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from rolecall.errors import BadRequest
 from rolecall.vision.datasets_records import MAX_TAG_CHARACTERS, MAX_TAGS, Tags, clean_tags, clean_text
 
-WORDS = st.lists(st.sampled_from("abcdef"), max_size=5)
+WORDS = st.lists(st.sampled_from("abcdefAB"), max_size=5)
 
 
 def test_new_tags_are_merged_without_repetitions() -> None:
@@ -36,35 +38,58 @@ def test_a_tag_that_a_person_took_away_is_not_given_again() -> None:
 
 
 def test_the_whole_list_is_what_is_shown_then() -> None:
-    """Tags that stay keep who gave them; the rest is added or taken away."""
+    """Whoever sends it has seen all of it: what is in it is hers, and what is not is taken away."""
     tags = Tags().merged(["dark", "sharp"], instead=False).edited(add=["mine"])
     edited = tags.replaced(["sharp", "new"])
-    assert (edited.shown, edited.own, edited.given) == (("sharp", "new"), ("new",), ("sharp",))
+    assert (edited.shown, edited.own, edited.given) == (("sharp", "new"), ("sharp", "new"), ())
     assert edited.refused == ("dark",)
+
+
+def test_a_tag_that_a_person_confirms_is_hers() -> None:
+    """A model gave it, and the next one does not: it stays all the same."""
+    tags = Tags().merged(["dark", "sharp"], instead=False).edited(add=["dark"])
+    assert (tags.shown, tags.own, tags.given) == (("dark", "sharp"), ("dark",), ("sharp",))
+    assert tags.merged(["bright"], instead=True).shown == ("dark", "bright")
+
+
+def test_capitals_make_no_other_tag() -> None:
+    """As in sidecars: what differs in nothing else is one tag, as the person wrote it, in its old place."""
+    tags = Tags().merged(["sharp", "Sharp", "dark"], instead=False)
+    assert tags.shown == ("sharp", "dark")
+    mine = tags.edited(add=["Sharp"])
+    assert (mine.shown, mine.own, mine.given) == (("Sharp", "dark"), ("Sharp",), ("dark",))
+    assert mine.merged(["SHARP"], instead=True).shown == ("Sharp",)
+    gone = mine.edited(remove=["sharp", "DARK"])
+    assert (gone.shown, gone.merged(["Dark"], instead=False).shown) == ((), ())
+    assert clean_tags(["a", "A", "b"]) == ("a", "b")
 
 
 @given(st.lists(st.tuples(st.sampled_from(["merge", "again", "add", "remove", "replace"]), WORDS), max_size=12))
 def test_no_model_takes_a_persons_tag_away(steps: list[tuple[str, list[str]]]) -> None:
     """Whatever happens in whichever order: own tags stay until a person removes them, and nothing is shown twice."""
     tags, own = Tags(), set[str]()
+
+    def plain(words: Iterable[str]) -> set[str]:
+        return {word.casefold() for word in words}
+
     for what, words in steps:
         if what in {"merge", "again"}:
             tags = tags.merged(words, instead=what == "again")
-            assert set(words) <= set(tags.shown) | set(tags.refused)
+            assert plain(words) <= plain(tags.shown) | plain(tags.refused)
         elif what == "add":
-            own |= {word for word in words if word not in tags.shown}
+            own |= plain(words)
             tags = tags.edited(add=words)
         elif what == "remove":
-            own -= set(words)
+            own -= plain(words)
             tags = tags.edited(remove=words)
         else:
-            own = (own & set(words)) | (set(words) - set(tags.shown))
+            own = plain(words)
             tags = tags.replaced(words)
-            assert set(tags.shown) == set(words)
-        assert set(tags.own) == own <= set(tags.shown)
+            assert plain(tags.shown) == plain(words)
+        assert plain(tags.own) == own <= plain(tags.shown)
         assert sorted(tags.shown) == sorted((*tags.own, *tags.given))
-        assert len(set(tags.shown)) == len(tags.shown)
-        assert not set(tags.refused) & set(tags.shown)
+        assert len(plain(tags.shown)) == len(tags.shown)
+        assert not plain(tags.refused) & plain(tags.shown)
 
 
 def test_tags_of_people_are_tidied() -> None:

@@ -47,6 +47,7 @@ class Dataset:
 class Tags:
     """A sample's tags: ``shown`` are all in their order, ``own`` those of a person, ``given`` those of a model.
 
+    Two that differ in their capitals alone are the same one; each stays as it was written first, or by a person.
     ``refused`` are tags of a model that a person took away; no model gives them again.
     """
 
@@ -57,29 +58,29 @@ class Tags:
 
     def merged(self, new: Iterable[str], *, instead: bool) -> Tags:
         """Return the tags with those that a model gives now, ``instead`` of the ones that it gave before."""
-        fresh = _distinct(tag for tag in new if tag not in self.refused and tag not in self.own)
+        settled = _alike((*self.refused, *self.own))
+        fresh = _distinct(tag for tag in new if tag.casefold() not in settled)
         given = fresh if instead else _distinct((*self.given, *fresh))
         return self._ordered(replace(self, given=given))
 
     def edited(self, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Tags:
-        """Return the tags as a person changes them."""
-        gone = frozenset(remove)
-        added = [tag for tag in add if tag not in self.shown or tag in gone]
-        own = _distinct((*(tag for tag in self.own if tag not in gone), *added))
-        given = tuple(tag for tag in self.given if tag not in gone and tag not in own)
-        refused = _distinct((*self.refused, *(tag for tag in self.given if tag in gone)))
-        return self._ordered(Tags((), own, given, tuple(tag for tag in refused if tag not in own)))
+        """Return the tags as a person changes them; one that a model gave and the person adds is the person's."""
+        gone = _alike(remove)
+        own = _distinct((*_without(self.own, gone), *add))
+        taken = tuple(tag for tag in self.given if tag.casefold() in gone)
+        given = _without(self.given, gone | _alike(own))
+        refused = _without(_distinct((*self.refused, *taken)), _alike(own))
+        return self._ordered(Tags((), own, given, refused))
 
     def replaced(self, wanted: Iterable[str]) -> Tags:
-        """Return the tags so that exactly the ones that a person wants are shown."""
-        tags = _distinct(wanted)
-        return self.edited(tags, [tag for tag in self.shown if tag not in tags])
+        """Return the tags so that exactly the ones that a person wants are shown, all of them the person's."""
+        return self.edited(wanted, self.shown)
 
     def _ordered(self, changed: Tags) -> Tags:
         """Return what changed with all tags in one list; those that stay keep their order."""
-        every = (*changed.own, *changed.given)
-        kept = (tag for tag in self.shown if tag in every)
-        return replace(changed, shown=_distinct((*kept, *every)))
+        every = {tag.casefold(): tag for tag in (*changed.given, *changed.own)}
+        kept = (every[tag.casefold()] for tag in self.shown if tag.casefold() in every)
+        return replace(changed, shown=_distinct((*kept, *changed.own, *changed.given)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,4 +161,17 @@ def _has_surrogates(text: str) -> bool:
 
 
 def _distinct(tags: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(tags))
+    """Return tags once each, as they are written first."""
+    found: dict[str, str] = {}
+    for tag in tags:
+        found.setdefault(tag.casefold(), tag)
+    return tuple(found.values())
+
+
+def _alike(tags: Iterable[str]) -> frozenset[str]:
+    """Return tags without their capitals, by which they are told apart."""
+    return frozenset(tag.casefold() for tag in tags)
+
+
+def _without(tags: Iterable[str], alike: frozenset[str]) -> tuple[str, ...]:
+    return tuple(tag for tag in tags if tag.casefold() not in alike)

@@ -168,9 +168,10 @@ class DatasetStore:
     ) -> tuple[list[Sample], int]:
         """Return samples that have all these tags, by file name, and how many there are in all.
 
-        ``failed`` leaves those that could not be tagged at the last try.
+        Capitals make no tag another one. ``failed`` leaves those that could not be tagged at the last try.
         """
-        where = "dataset_id = ? AND NOT missing AND list_has_all(tags, ?::VARCHAR[])"
+        where = "dataset_id = ? AND NOT missing AND "
+        where += "list_has_all([lower(t) for t in tags], [lower(t) for t in ?::VARCHAR[]])"
         where += " AND problem IS NOT NULL" if failed else ""
         ((total,),) = self._rows(f"SELECT count(*) FROM samples WHERE {where}", dataset_id, list(tags))  # noqa: S608
         rows = self._rows(
@@ -196,8 +197,8 @@ class DatasetStore:
     def tag_counts(self, dataset_id: int) -> list[tuple[str, int]]:
         """Return each tag with the number of samples that have it, the most frequent ones first."""
         rows = self._rows(
-            "SELECT tag, count(*) AS n FROM (SELECT unnest(tags) AS tag FROM samples WHERE dataset_id = ? AND NOT "
-            "missing) GROUP BY tag ORDER BY n DESC, tag",
+            "SELECT max(tag) AS tag, count(DISTINCT id) AS n FROM (SELECT id, unnest(tags) AS tag FROM samples "
+            "WHERE dataset_id = ? AND NOT missing) GROUP BY lower(tag) ORDER BY n DESC, 1",
             dataset_id,
         )
         return [(tag, count) for tag, count in rows]
