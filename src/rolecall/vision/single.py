@@ -197,13 +197,13 @@ class SingleRequests:
         try:
             return await run_task(session.asker, task, photo, variables, model=model)
         except WrongVariable as error:
-            raise BadRequest(f"{str(error).capitalize()}.", param=next(iter(variables), "task")) from None
+            raise BadRequest(_sentence(error), param=next(iter(variables), "task")) from None
 
     def _task(self, name: str, parser: str | None) -> Task:
         try:
             task = self._tasks.find(name)
         except UnknownTask as error:
-            raise BadRequest(f"{str(error).capitalize()}.", param="task") from None
+            raise BadRequest(_sentence(error), param="task") from None
         if parser is not None and task.parser != parser:
             raise BadRequest(f"The task {task.id!r} does not end in a text; /api/tag is for tags.", param="task")
         if parser is None and task.parser not in {"tags", "keywords"}:
@@ -273,6 +273,12 @@ def _text_of(outcome: Outcome) -> str:
         problem = outcome.problem or "it is no text"
         raise UpstreamError(f"The answer of {outcome.model!r} cannot be used: {problem}.", code="unusable_answer")
     return outcome.value
+
+
+def _sentence(error: Exception) -> str:
+    """Return what an error says with a capital at its start, and a mark at its end."""
+    words = str(error)
+    return words[:1].upper() + words[1:] + ("" if words.endswith(("?", ".", "!")) else ".")
 
 
 async def _unless_gone(request: Request, work: Awaitable[Response]) -> Response:
