@@ -78,6 +78,44 @@ def test_a_license_that_is_no_text(client: Hub, hub: HubServer) -> None:
     assert client.repository(NAME).license == "a�b"
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_search_waits_as_everything_does(client: Hub, hub: HubServer, waits: Waits, status: int) -> None:
+    """A pause that is asked for is made once, by rolecall alone; one that is too long is not waited for."""
+    hub.fault("/api/models", Fault(status=status, headers={"Retry-After": "7"}))
+    assert [each.id for each in client.search("tiny", 10)] == [NAME]
+    assert waits.seconds == [7.0]
+    hub.requests.clear()
+    hub.fault("/api/models", Fault(status=status, headers={"Retry-After": "999"}, times=-1))
+    with pytest.raises(HubInterruption):
+        client.search("tiny", 10)
+    assert (waits.seconds, len(hub.requests)) == ([7.0], 1)
+
+
+def test_a_search_that_reaches_nobody(waits: Waits, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried five times, and only rolecall speaks of it."""
+    with pytest.raises(HubInterruption):
+        Hub("http://127.0.0.1:9", waits).search("tiny", 10)
+    assert waits.seconds == [0.5, 1.0, 2.0, 4.0]
+    assert [record.message for record in caplog.records if record.name.startswith("huggingface_hub")] == []
+
+
+def test_an_address_that_is_none(waits: Waits) -> None:
+    """It will be none the next time as well: told at once."""
+    with pytest.raises(HubError, match="foo is no address of a hub"):
+        Hub("foo", waits).search("tiny", 10)
+    with pytest.raises(HubError, match="foo is no address of a hub"):
+        Hub("foo", waits).repository(NAME)
+    assert waits.seconds == []
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}x", b'{"error": "x"}', b"[7]", b"[{}]"])
+def test_a_search_that_is_answered_with_nonsense(client: Hub, hub: HubServer, content: bytes) -> None:
+    """What is no list of models is not a hub's answer."""
+    hub.fault("/api/models", Fault(content=content))
+    with pytest.raises(HubError, match="does not speak a hub's language"):
+        client.search("tiny", 10)
+
+
 def test_large_files_come_from_another_host_which_is_not_told_the_token(
     client: Hub, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

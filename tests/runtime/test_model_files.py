@@ -204,6 +204,7 @@ def test_metadata_that_makes_no_sense_is_refused(tmp_path: Path, key: str, conte
     [
         ("attention.head_count_kv", 0, "attn_k.weight has 128"),
         ("attention.head_count_kv", 2**31, "attn_k.weight has 128"),
+        ("attention.head_count", 0, r"head_count is 0, and there is attention \(blk\.0\.attn_q\.weight\)"),
         ("attention.key_length", 2**31, "attn_k.weight has 128"),
         ("block_count", 4096, "it claims 4096 layers, and has tensors of 4"),
         ("embedding_length", 2**31, "token_embd.weight has 256"),

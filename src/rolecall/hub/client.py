@@ -1,7 +1,7 @@
 """Hugging Face's hub, or another one that speaks its interface, through huggingface_hub.
 
 Only this module imports that library, and the commands import this module when they need it: it takes 0.15 s and 25 MB.
-Repositories, search, tokens and errors are the library's. Contents are streamed over its session, but not by its
+Repositories, tokens and errors are the library's. Contents are streamed over its session, but not by its
 ``hf_hub_download``, which since release 1.18 begins each file anew after a break (issue 4196 of its repository) and
 never compares hashes.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -102,15 +102,21 @@ class Hub:
 
     def search(self, query: str, limit: int, *, gguf: bool = True) -> list[Listed]:
         """Return repositories of models for a few words, the most downloaded first."""
-        kinds = "gguf" if gguf else None
-        expand: Any = ["downloads", "likes", "gated", "tags", "gguf"]
-        found = self.patiently(
-            lambda: list(
-                self._api.list_models(search=query, filter=kinds, sort="downloads", limit=limit, expand=expand)
-            ),
-            query,
-        )
-        return [_listed(info) for info in found]
+        params = {
+            "search": query,
+            "sort": "downloads",
+            "limit": limit,
+            "expand": ["downloads", "likes", "gated", "tags", "gguf"],
+            **({"filter": "gguf"} if gguf else {}),
+        }
+        return self.patiently(lambda: self._page(params)[:limit], query)
+
+    def _page(self, params: Mapping[str, Any]) -> list[Listed]:
+        """Ask for one page of models, once: the library's own search asks again by itself, for as long as it likes."""
+        headers = build_hf_headers(library_name="rolecall", library_version=__version__)
+        response = get_session().get(f"{self.endpoint}/api/models", params=params, headers=headers)
+        hf_raise_for_status(response)
+        return [_listed(ModelInfo(**row)) for row in response.json()]  # type: ignore[no-untyped-call] # not typed there
 
     def repository(self, name: str, revision: str | None = None) -> Repository:
         """Return a repository with the names, sizes and digests of its files."""
@@ -188,6 +194,8 @@ class Hub:
             raise HubError(f"{name!r} is no name of a repository: {error}") from None
         except HfHubHTTPError as error:
             raise self._answered(name, error) from None
+        except httpx2.UnsupportedProtocol as error:
+            raise HubError(f"{self.endpoint} is no address of a hub: {error}; HF_ENDPOINT names it") from None
         except httpx2.TransportError as error:
             reason = str(error) or type(error).__name__
             raise HubInterruption(f"{self.endpoint} cannot be reached, or broke off: {reason}") from None

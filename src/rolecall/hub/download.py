@@ -36,7 +36,8 @@ def fetch(hub: Hub, repository: Repository, file: HubFile, part: Path, report: R
     _make_folder(part.parent)
     if size(part) > file.size_bytes:
         part.unlink()
-    part.touch()
+    if not file.size_bytes:
+        part.touch()
     tries = 0
     while (have := size(part)) < file.size_bytes:
         try:
@@ -63,7 +64,7 @@ def _make_folder(folder: Path) -> None:
 
 def _receive(hub: Hub, repository: Repository, file: HubFile, part: Path, report: Report) -> None:
     have = size(part)
-    with hub.stream(repository, file.path, have) as incoming, part.open("r+b", buffering=0) as out:
+    with hub.stream(repository, file.path, have) as incoming, _opened(part) as out:
         if incoming.total_bytes not in (None, file.size_bytes) or incoming.start not in (0, have):
             raise WrongContent(
                 f"{repository.id} lists {file.path} with {file.size_bytes} bytes, and {incoming.total_bytes} are served"
@@ -79,6 +80,11 @@ def _receive(hub: Hub, repository: Repository, file: HubFile, part: Path, report
             report("fetching", file.path, at, file.size_bytes)
     if at < file.size_bytes:
         raise HubInterruption(f"{hub.endpoint} sent {at} bytes of the {file.size_bytes} of {file.path}")
+
+
+def _opened(part: Path) -> BinaryIO:
+    """Open a part to go on with it; it is made only now that something comes."""
+    return os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
 
 
 def _write(out: BinaryIO, chunk: bytes, part: Path) -> None:

@@ -90,8 +90,16 @@ def _check(header: GgufHeader, model: _Architecture, layers: Sequence[Layer]) ->
         raise ValueError(f"it claims {model.layers} layers, and has tensors of {there}")
     _compare(header, "token_embd.weight", 0, "embedding_length", model.width)
     for index, layer in enumerate(layers[: _caching(model)]):
+        if not model.heads[index] and (name := _attention(header, index)) is not None:
+            raise ValueError(f"attention.head_count is 0, and there is attention ({name})")
         if not layer.state_bytes:
             _compare(header, f"blk.{index}.attn_k.weight", -1, "attention.head_count_kv", layer.key_width)
+
+
+def _attention(header: GgufHeader, index: int) -> str | None:
+    """Return the name of a tensor by which a layer has heads."""
+    names = (f"blk.{index}.attn_{part}.weight" for part in ("q", "k", "qkv"))
+    return next((name for name in names if name in header.tensors), None)
 
 
 def _compare(header: GgufHeader, name: str, axis: int, key: str, claimed: int) -> None:
