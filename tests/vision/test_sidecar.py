@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import threading
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.vision.sidecar import SidecarError, sidecar_path, write_sidecar
+from harness import DEADLINE_S
+from rolecall.vision.sidecar import Neighbours, SidecarError, sidecar_path, write_sidecar
 from rolecall.vision.xmp import merge
 from rolecall.vision.xmp_reader import DC, RDF, XML, XmpError
 
@@ -146,6 +151,18 @@ def test_every_empty_form_is_filled(property_: str) -> None:
     assert merge(after, ["yard", "cat"], "Both.") == (after, ((), False))
 
 
+@pytest.mark.parametrize("inside", ["/>", "></r:RDF>", ">\n</r:RDF>", "><!-- nothing yet --></r:RDF>"])
+def test_xmp_without_a_description_element_gets_one(inside: str) -> None:
+    """XMP that says nothing at all is XMP still."""
+    data = f'<x:xmpmeta xmlns:x="adobe:ns:meta/">\n <r:RDF xmlns:r="{RDF}"{inside}\n</x:xmpmeta>\n'.encode()
+    after, (added, described) = merge(data, ["yard", "cat"], "Both.")
+    assert (added, described) == (("yard", "cat"), True)
+    assert (subjects(after), descriptions(after)) == (["yard", "cat"], {"x-default": "Both."})
+    nodes = ET.fromstring(after).findall(f".//{{{RDF}}}Description")  # noqa: S314 - our own
+    assert [node.attrib for node in nodes] == [{f"{{{RDF}}}about": ""}]
+    assert merge(after, ["yard", "cat"], "Both.") == (after, ((), False))
+
+
 def test_a_description_as_attribute_counts() -> None:
     """The short form is read, and not written over."""
     data = f'<rdf:RDF xmlns:rdf="{RDF}"><rdf:Description xmlns:dc="{DC}" dc:description="Old"/></rdf:RDF>'.encode()
@@ -164,7 +181,6 @@ def test_a_description_as_attribute_counts() -> None:
         (DARKTABLE[:-40], "no XML"),
         (DARKTABLE.replace(b"<rdf:Bag>", b"<rdf:Bag"), "no XML"),
         (b"<html/>", "no rdf:RDF"),
-        (f'<r:RDF xmlns:r="{RDF}"/>'.encode(), "no rdf:Description"),
         (b'<!DOCTYPE x [<!ENTITY a "aaaa">]><x>&a;</x>', "document type"),
         (LIGHTROOM.decode().encode("utf-16"), "not UTF-8"),
         (b'<?xml version="1.0" encoding="ISO-8859-1"?>' + LIGHTROOM, "not UTF-8"),
@@ -212,6 +228,60 @@ def test_mode_and_links_are_kept(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert stat.S_IMODE(real.stat().st_mode) == 0o640
     assert b">cat<" in real.read_bytes()
+
+
+def test_no_word_is_lost_where_several_write_at_once(tmp_path: Path) -> None:
+    """Whoever reads a sidecar that another one replaces meanwhile adds to the new one."""
+    names = [[f"{who}-{number}" for number in range(20)] for who in "abcdef"]
+    begin = threading.Barrier(len(names))
+
+    def add(words: list[str]) -> None:
+        begin.wait(DEADLINE_S)
+        for word in words:
+            write_sidecar(tmp_path / "a.jpg", [word])
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(add, names))
+    assert set(subjects((tmp_path / "a.jpg.xmp").read_bytes())) == {word for words in names for word in words}
+    assert names_in(tmp_path) == ["a.jpg.xmp"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    """A named pipe that nobody writes to is not waited for, and a folder is none either."""
+    path = tmp_path / "a.jpg.xmp"
+    make(path)
+    with pytest.raises(SidecarError, match=r"a\.jpg\.xmp cannot be read: "):
+        write_sidecar(tmp_path / "a.jpg", ["cat"])
+    assert names_in(tmp_path) == ["a.jpg.xmp"]
+
+
+@pytest.mark.parametrize("target", ["no/such/folder/real", "a.jpg.xmp"])
+def test_a_link_that_leads_nowhere_is_named(target: str, tmp_path: Path) -> None:
+    """The message has the name of the sidecar, not that of a file that nobody knows."""
+    (tmp_path / "a.jpg.xmp").symlink_to(target)
+    with pytest.raises((SidecarError, OSError)) as raised:
+        write_sidecar(tmp_path / "a.jpg", ["cat"])
+    assert str(tmp_path / "a.jpg.xmp") in str(raised.value)
+    assert ".tmp" not in str(raised.value)
+    assert names_in(tmp_path) == ["a.jpg.xmp"]
+
+
+def test_a_folder_is_listed_once_for_all_pictures(tmp_path: Path) -> None:
+    """What is known of a folder is not asked again for the next picture in it, or ten thousand would take minutes."""
+    for name in ("a.jpg", "a.xmp", "b.jpg", "b.xmp", "c.jpg", "c.xmp", "c.cr2"):
+        (tmp_path / name).touch()
+    neighbours = Neighbours()
+    assert sidecar_path(tmp_path / "a.jpg", neighbours).name == "a.xmp"
+    (tmp_path / "b.cr2").touch()
+    assert sidecar_path(tmp_path / "b.jpg", neighbours).name == "b.xmp"
+    assert sidecar_path(tmp_path / "c.jpg", neighbours).name == "c.jpg.xmp"
+    assert sidecar_path(tmp_path / "b.jpg").name == "b.jpg.xmp"
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names of all that is in a folder."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from rolecall.vision.batch_record import Key, Record, variables_text
 from rolecall.vision.photos import Photo, PhotoError, prepare
 from rolecall.vision.plan import Plan, Stage
 from rolecall.vision.runner import Outcome, run_task
-from rolecall.vision.sidecar import SidecarError, write_sidecar
+from rolecall.vision.sidecar import Neighbours, SidecarError, write_sidecar
 from rolecall.vision.task import Task
 from rolecall.vision.writers import Output, OutputError
 
@@ -99,6 +99,7 @@ class Batch:
         self._wishes = wishes or Wishes()
         self._earlier = earlier or Earlier()
         self._describes = next((task.id for task in tasks.values() if task.goes_to == "description"), None)
+        self._neighbours = Neighbours()
         self._writing = anyio.Lock()
         self._scope = anyio.CancelScope()
         self._failure: Exception | None = None
@@ -256,7 +257,8 @@ class Batch:
         if not words and not text:
             return record
         try:
-            written = write_sidecar(path, words, text, replace=self._wishes.replace_descriptions)
+            replaces = self._wishes.replace_descriptions
+            written = write_sidecar(path, words, text, replace=replaces, neighbours=self._neighbours)
         except (SidecarError, OSError) as error:
             return replace(record, sidecar=None, sidecar_error=_words(error))
         return replace(record, sidecar=printable(written.path), sidecar_error=None)

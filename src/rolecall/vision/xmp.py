@@ -45,7 +45,7 @@ def merge(
         edits = [_filled(data, found.default, escape(text))]
     elif describes:
         children += _new_description(found, text)
-    edits += _edits(found, children)
+    edits += _edits(found, _with_node(found, children))
     result = _spliced(data, edits)
     if edits:
         _check(result, [*found.subjects, *added], text if describes else found.description)
@@ -148,9 +148,20 @@ def _prefix(found: Xmp) -> str:
 
 
 def _node(found: Xmp) -> Element:
-    if found.node is None:
-        raise XmpError("it is no XMP: there is no rdf:Description in it")
-    return found.node
+    """Return what new properties are put into; where there is no ``rdf:Description`` that is made by ``_with_node``."""
+    node = found.node or found.rdf
+    assert node is not None  # noqa: S101 - read with success
+    return node
+
+
+def _with_node(found: Xmp, children: Sequence[_Child]) -> Sequence[_Child]:
+    """Return what is to be put into XMP that may have no ``rdf:Description`` yet."""
+    apart = [child for child in children if child.parent is found.rdf]
+    if not apart:
+        return children
+    rdf, node = _prefix(found), _node(found)
+    others = [child for child in children if child.parent is not found.rdf]
+    return [*others, _Child(node, f'{rdf}Description {rdf}about=""', tuple(apart))]
 
 
 def _appended(data: bytes, parent: Element, children: Sequence[_Child]) -> _Edit:
