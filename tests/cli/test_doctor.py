@@ -454,3 +454,21 @@ def test_the_room_for_models_is_told(tmp_path: Path) -> None:
     code, found = findings(*configure(tmp_path, f'models_dir = "{tmp_path / "file" / "models"}"'))
     assert (code, found["models folder"]["level"]) == (1, "fail")
     assert "models_dir" in found["models folder"]["advice"]
+
+
+def test_ollama_is_asked_where_scan_and_entries_ask(tmp_path: Path) -> None:
+    """At OLLAMA_HOST, as a scan does, and at the address of each entry; one that only entries name is told."""
+    gone = f"http://127.0.0.1:{free_port()}"
+    with FakeOllama("a:latest") as ours, FakeOllama("b:latest", "c:latest") as theirs:
+        entries = [
+            {"name": "m", "backend": "ollama", "backend_config": {"base_url": f"{theirs.base_url}/v1"}},
+            {"name": "n", "backend": "ollama", "backend_config": {"base_url": gone}},
+        ]
+        host = {"OLLAMA_HOST": ours.base_url}
+        _, found = findings(*configure(tmp_path, entries=entries), env=host)
+    assert found["Ollama"]["finding"].splitlines() == [
+        f"version 0.40.12 at {ours.base_url}, 1 model",
+        f"version 0.40.12 at {theirs.base_url}, 2 models",
+        f"none at {gone}; 1 entries name it",
+    ]
+    assert found["Ollama"]["advice"]

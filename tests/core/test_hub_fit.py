@@ -9,7 +9,7 @@ import pytest
 
 from rolecall.core.footprint import Demands
 from rolecall.core.gguf_footprint import HOST_PROCESS_MB, GgufFacts, Layer, ProjectorFacts, gguf_estimate
-from rolecall.core.hub_fit import GUESSED_MB, Fit, Knowledge, best, bits, fit, scaled
+from rolecall.core.hub_fit import GUESSED_MB, Fit, Knowledge, best, fit, scaled
 from rolecall.core.hub_listing import Choice, HubFile
 from rolecall.core.profiles import ActiveProfile, Profile
 from rolecall.core.vram import HOST, Device
@@ -140,12 +140,3 @@ def test_what_fits_goes_before_what_needs_a_shorter_context_and_a_gguf_before_a_
     assert label_of(best([folder], profile)) == "safetensors"
     assert best([large], profile) is None
     assert best([], profile) is None
-
-
-@pytest.mark.parametrize(
-    ("label", "expected"),
-    [("Q4_K_M", 4), ("UD-IQ2_XXS", 2), ("BF16", 16), ("MXFP4", 4), ("F32", 32), ("TQ1_0", 1), ("odd", 0)],
-)
-def test_bits_of_a_quantization(label: str, expected: int) -> None:
-    """The first number of a quantization's name are its bits."""
-    assert bits(label) == expected

@@ -10,11 +10,17 @@ from rolecall.core.model_names import (
     bare_name,
     free_name,
     full_name,
+    is_named_after,
+    is_projector_name,
+    label_bits,
     names,
+    part_names,
+    projector_rank,
     size_b,
     split_label,
     split_part,
     unquantized_name,
+    without_mark,
 )
 
 
@@ -48,6 +54,33 @@ def test_parts_of_a_split_model() -> None:
     """A part has a number and a count; any other name has none."""
     assert split_part("m-Q4_K_M-00002-of-00003") == ("m-Q4_K_M", 2, 3)
     assert split_part("m-2-of-3") is None
+    assert part_names("m-00001-of-00002.GGUF") == ["m-00001-of-00002.GGUF", "m-00002-of-00002.GGUF"]
+    assert part_names("m-00001-of-00000.gguf") == ["m-00001-of-00000.gguf"]
+    assert part_names("m-00002-of-00002.gguf") == ["m-00002-of-00002.gguf"]
+    assert part_names("m") == ["m"]
+
+
+@pytest.mark.parametrize(
+    ("label", "bits"),
+    [("UD-Q4_K_XL", 4), ("iq2_xxs", 2), ("BF16", 16), ("MXFP4", 4), ("TQ1_0", 1), ("F32", 32), ("safetensors", 0)],
+)
+def test_the_bits_that_a_label_states(label: str, bits: int) -> None:
+    """They are its first number."""
+    assert label_bits(label) == bits
+
+
+def test_names_of_projectors() -> None:
+    """The mark stands between separators: a model may have such letters in its name."""
+    assert [is_projector_name(stem) for stem in ("mmproj", "x.mm-proj-F16", "x_mmproj", "comm-project-7b")] == [
+        *(True, True, True),
+        False,
+    ]
+    assert without_mark("gemma-3-mmproj-model") == "gemma-3-model"
+    assert sorted(["F32", "odd", "F16", "Q8_0", "BF16"], key=projector_rank) == ["F16", "BF16", "Q8_0", "F32", "odd"]
+    assert projector_rank(None) == 4
+    assert is_named_after("a-4b-it-qat", "a-4b-it")
+    assert is_named_after("a", "a")
+    assert not is_named_after("a-2b", "a-7b")
 
 
 @pytest.mark.parametrize(

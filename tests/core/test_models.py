@@ -22,7 +22,7 @@ from rolecall.core.models import (
     dashed,
     flag_value,
 )
-from rolecall.core.registry import RegistryError, read_registry, registry_schema
+from rolecall.core.registry import RegistryError, read_registry, registry_schema, rows_of
 
 OPTIONAL = [name for name, field in ModelEntry.model_fields.items() if not field.is_required()]
 
@@ -631,3 +631,12 @@ def test_one_spelling_of_options() -> None:
         "a_b",
         "-a_b",
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [([1], [1]), ({"models": [2]}, [2]), ({"models": 3}, []), ({"m": []}, []), (None, []), ("text", [])],
+)
+def test_the_rows_of_a_file(data: Any, rows: list[Any]) -> None:
+    """A list, or that of an object; there are none in anything else."""
+    assert list(rows_of(data)) == rows

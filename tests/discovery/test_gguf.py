@@ -13,6 +13,7 @@ from model_places import hostile_gguf, listing, model_gguf, projector_gguf, spli
 from rolecall.discovery.found import Model
 from rolecall.discovery.places import Place
 from rolecall.discovery.scan import Findings, scan
+from rolecall.runtime.gguf_header import gguf_parts, is_gguf_name
 
 
 def look(folder: Path) -> Findings:
@@ -318,3 +319,22 @@ def test_nothing_is_moved(tmp_path: Path) -> None:
     before = listing(tmp_path)
     assert len(look(tmp_path).models) == 2
     assert listing(tmp_path) == before
+
+
+def test_an_ending_in_capitals(tmp_path: Path) -> None:
+    """Such a file is a model like others; of parts in capitals llama.cpp finds only the first, so they are left out."""
+    model_gguf(tmp_path / "one" / "Tiny-1B-Q8_0.GGUF")
+    parts = split_gguf(tmp_path / "two" / "Big-70B-Q4_K_M.gguf", 2)
+    for part in parts:
+        part.rename(part.with_suffix(".GGUF"))
+    findings = look(tmp_path)
+    (model,) = findings.models
+    assert model.path is not None
+    assert (model.path.name, model.bare) == ("Tiny-1B-Q8_0.GGUF", "tiny-1b")
+    assert is_gguf_name(model.path)
+    assert [path.name for path in gguf_parts(parts[0].with_suffix(".GGUF"))] == [
+        "Big-70B-Q4_K_M-00001-of-00002.GGUF",
+        "Big-70B-Q4_K_M-00002-of-00002.GGUF",
+    ]
+    (reason,) = reasons(findings).values()
+    assert "rename them so" in reason

@@ -52,7 +52,7 @@ class OllamaDaemon:
 
     def unavailable(self, entry: ModelEntry) -> str | None:
         """Return that the address is none; what Ollama has, only Ollama can say."""
-        base = self._daemon(entry)
+        base = self.address(entry)
         return None if _is_address(base) else f"the address of Ollama {base!r} is no address"
 
     def files(self, entry: ModelEntry) -> tuple[Path, ...]:
@@ -71,7 +71,7 @@ class OllamaDaemon:
     def launch(self, entry: ModelEntry, port: int, placement: Placement = ()) -> RemoteLoad:
         """Return how the model is loaded for good and unloaded; Ollama lays it out over its GPUs itself."""
         del placement
-        base, tag = self._daemon(entry), self.served_id(entry)
+        base, tag = self.address(entry), self.served_id(entry)
         return RemoteLoad(
             base_url=self.upstream(entry, port).base_url,
             load=_load(entry, base, tag),
@@ -96,7 +96,7 @@ class OllamaDaemon:
     def upstream(self, entry: ModelEntry, port: int) -> Upstream:
         """Return the address of Ollama's OpenAI-compatible interface."""
         del port
-        return Upstream(f"{self._daemon(entry)}/v1", entry.backend_config.api_key_env)
+        return Upstream(f"{self.address(entry)}/v1", entry.backend_config.api_key_env)
 
     def lacks(self, entry: ModelEntry, endpoint: str) -> str | None:
         """Return what no version of Ollama serves so far; what came lately (audio) it answers itself."""
@@ -118,7 +118,8 @@ class OllamaDaemon:
         del reduction
         return entry
 
-    def _daemon(self, entry: ModelEntry) -> str:
+    def address(self, entry: ModelEntry) -> str:
+        """Return where the Ollama of an entry is asked."""
         config = entry.backend_config
         base = config.base_url
         if base is None and (config.host or config.port):

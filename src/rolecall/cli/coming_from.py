@@ -14,7 +14,16 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
-from rolecall.cli.edits import DryRun, change_registry, difference, prepared, say, show_difference, warnings_of
+from rolecall.cli.edits import (
+    DryRun,
+    change_registry,
+    difference,
+    discovered_rows,
+    prepared,
+    say,
+    show_difference,
+    warnings_of,
+)
 from rolecall.cli.table import labelled, show
 from rolecall.core.json_edit import append, exchange
 from rolecall.elsewhere.merge import Conflict, Merge, merge
@@ -90,9 +99,7 @@ def _write(
     found: list[Merge] = []
 
     def change(registry: RegistryText) -> str:
-        discovered = registry.discovered
-        rows = discovered.get("models", ()) if isinstance(discovered, dict) else discovered
-        found.append(merge(registry.rows, rows, outcome, replace=replace))
+        found.append(merge(registry.rows, discovered_rows(registry), outcome, replace=replace))
         text = exchange(registry.text, registry.place, dict(found[0].replaced))
         return append(text, registry.place, *found[0].added)
 

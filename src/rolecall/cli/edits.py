@@ -14,7 +14,7 @@ from rich.text import Text
 from rolecall.cli.common import CommandError, print_json
 from rolecall.cli.table import printable, show
 from rolecall.core.json_edit import append
-from rolecall.core.registry import RegistryError, read_registry
+from rolecall.core.registry import RegistryError, read_registry, rows_of
 from rolecall.runtime.registry_edit import RegistryEdit, RegistryText, edit_registry
 from rolecall.settings import load_settings, prepare_config_dir
 
@@ -68,7 +68,7 @@ def with_entry(found: RegistryText, id_: str) -> tuple[RegistryText, int]:
 
 def discovered_rows(found: RegistryText) -> tuple[Any, ...]:
     """Return the entries that a scan or a pull has written."""
-    return tuple(found.discovered.get("models", ()) if isinstance(found.discovered, dict) else found.discovered)
+    return tuple(rows_of(found.discovered))
 
 
 def _unknown(id_: str, rows: Iterable[Any]) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,11 +18,13 @@ from typing import Any
 import httpx
 import psutil
 
+from rolecall.backends.ollama import OllamaDaemon
 from rolecall.backends.vllm import find_vllm
 from rolecall.cli.checks import Finding, Subject
 from rolecall.cli.client import KeyNeeded, connect, default_url
 from rolecall.cli.common import CommandError
 from rolecall.core.models import ModelEntry
+from rolecall.discovery.discover import own_ollama
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.api_keys import KeyStore, open_keys
 from rolecall.runtime.drivers import backends
@@ -168,16 +171,26 @@ def vllm(subject: Subject) -> Finding:
 
 
 def ollama(subject: Subject) -> Finding:
-    """Report an Ollama that answers, and how many models it has."""
-    url = subject.settings.ollama_base_url.rstrip("/")
+    """Report each Ollama that a scan or an entry would ask: its version, and how many models it has."""
+    settings = subject.settings
+    own = own_ollama(settings, os.environ).rstrip("/")
+    address = OllamaDaemon(settings.ollama_base_url).address
+    users = Counter(address(entry) for entry in _users(subject, "ollama"))
+    said = {url: _ollama_at(url) for url in dict.fromkeys((own, *users))}
+    shown = [url for url in said if said[url] or users[url]] or [own]
+    lines = [said[url] or f"none at {url}; {users[url]} entries name it" for url in shown]
+    is_lacking = any(said[url] is None for url in users)
+    return Finding("ok", "\n".join(lines), "start it (`ollama serve`), or set ollama_base_url" if is_lacking else "")
+
+
+def _ollama_at(url: str) -> str | None:
+    """Return what an Ollama says of itself; None if none answers there."""
     try:
         number = _answer(f"{url}/api/version")["version"]
         count = len(_answer(f"{url}/api/tags")["models"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
-        users = _users(subject, "ollama")
-        advice = "start it (`ollama serve`), or set ollama_base_url" if users else ""
-        return Finding("ok", f"none at {url}; {len(users)} entries name it", advice)
-    return Finding("ok", f"version {number} at {url}, {count} {'model' if count == 1 else 'models'}")
+        return None
+    return f"version {number} at {url}, {count} {'model' if count == 1 else 'models'}"
 
 
 def _answer(url: str) -> Any:

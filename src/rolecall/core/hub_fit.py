@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from rolecall.core.gguf_footprint import (
     gguf_estimate,
 )
 from rolecall.core.hub_listing import Choice
+from rolecall.core.model_names import label_bits
 from rolecall.core.profiles import ActiveProfile, Profile
 from rolecall.core.vram import HOST
 
@@ -150,11 +150,5 @@ def _plain(label: str) -> str:
 
 def _by_size(pool: Sequence[Fit], profile: Profile) -> Fit:
     by_size = sorted(pool, key=lambda fit: fit.choice.size_bytes)
-    enough = [fit for fit in by_size if bits(fit.choice.label) >= 4]
+    enough = [fit for fit in by_size if label_bits(fit.choice.label) >= 4]
     return by_size[-1] if profile.bias == "quality" or not enough else enough[0]
-
-
-def bits(label: str) -> int:
-    """Return the bits per weight that a quantization's name states; 0 for a name that states none."""
-    found = re.match(r"(?:UD-)?(?:I?Q|TQ|BF|FP|F|MXFP|NVFP)(\d{1,2})", label.upper())
-    return int(found[1]) if found else 0

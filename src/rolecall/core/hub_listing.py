@@ -8,15 +8,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rolecall.core.model_names import bare_name, split_label, split_part
+from rolecall.core.model_names import (
+    bare_name,
+    is_named_after,
+    is_projector_name,
+    projector_rank,
+    split_label,
+    split_part,
+    without_mark,
+)
 
 Format = Literal["gguf", "safetensors"]
 
 WHOLE = "safetensors"
 """The label of the one choice that is a folder, as vLLM takes it."""
-_PRECISIONS = ("F16", "BF16", "Q8_0", "F32")
-"""Of projectors, the best first: F16 runs everywhere and loses nothing that counts, F32 takes twice the memory."""
-_PROJECTOR = re.compile(r"(?:^|[-_.])mm-?proj(?=$|[-_.])", re.IGNORECASE)
 _NO_MODEL = re.compile(r"(?:^|[-_.])(?:imatrix|lora|adapter)(?=$|[-_.])", re.IGNORECASE)
 _GENERIC = frozenset({"", "model", "ggml-model", "f16"})
 _OF_A_FOLDER = (".safetensors", ".json", ".txt", ".model", ".jinja", ".tiktoken")
@@ -97,7 +102,7 @@ def choices(files: Iterable[HubFile]) -> tuple[Choice, ...]:
     """Return what may be pulled, the smallest first: each GGUF that is complete, and the folder for vLLM."""
     listed = sorted((file for file in files if not _is_hidden(file.path)), key=lambda file: file.path)
     gguf = [file for file in listed if file.path.lower().endswith(".gguf") and not _NO_MODEL.search(_stem(file.path))]
-    projectors = [file for file in gguf if _PROJECTOR.search(_stem(file.path))]
+    projectors = [file for file in gguf if is_projector_name(_stem(file.path))]
     groups = _complete(file for file in gguf if file not in projectors)
     bases = {bare_name(split_label(stem)[0]) for stem in map(_whole_stem, groups)}
     found = [_gguf_choice(first, parts, projectors, alone=len(bases) == 1) for first, parts in groups.items()]
@@ -143,17 +148,11 @@ def _projector(bare: str, projectors: Sequence[HubFile], *, alone: bool) -> HubF
     ranked = []
     for file in projectors:
         stem, precision = split_label(_stem(file.path))
-        own = bare_name(_PROJECTOR.sub("", stem))
-        rank = 1 if own in _GENERIC else 0 if _related(own, bare) else 2
+        own = bare_name(without_mark(stem))
+        rank = 1 if own in _GENERIC else 0 if is_named_after(own, bare) else 2
         if rank == 0 or alone:
-            preference = _PRECISIONS.index(precision) if precision in _PRECISIONS else len(_PRECISIONS)
-            ranked.append((rank, preference, file.path, file))
+            ranked.append((rank, projector_rank(precision), file.path, file))
     return min(ranked)[3] if ranked else None
-
-
-def _related(own: str, bare: str) -> bool:
-    shorter, longer = sorted((own, bare), key=len)
-    return longer == shorter or longer.startswith((f"{shorter}-", f"{shorter}.", f"{shorter}_"))
 
 
 def _folder(files: Sequence[HubFile]) -> list[Choice]:
@@ -184,7 +183,7 @@ def wanted(found: Sequence[Choice], name: str) -> Choice:
     if matching:
         listed = ", ".join(choice.first.path for choice in matching)
         raise NoSuchChoice(f"{name} may be each of {listed}: name the file")
-    if _PROJECTOR.search(_stem(name)):
+    if is_projector_name(_stem(name)):
         raise NoSuchChoice(f"{name} is a projector, which comes with its model: name the model")
     labels = ", ".join(dict.fromkeys(choice.label for choice in found)) or "nothing that is run here"
     raise NoSuchChoice(f"there is no {name}; it has {labels}")

@@ -13,7 +13,13 @@ _LABEL = re.compile(
     r"|MXFP4(?:_MOE)?|NVFP4))(?=$|[-_.])",
     re.IGNORECASE,
 )
-_PART = re.compile(r"-(\d{5})-of-(\d{5})$")
+_PART = re.compile(r"-(\d{5})-of-(\d{5})$", re.ASCII)
+_BITS = re.compile(r"(?:UD-)?(?:I?Q|TQ|BF|FP|F|MXFP|NVFP)(\d{1,2})", re.ASCII | re.IGNORECASE)
+_PROJECTOR = re.compile(r"(?:^|[-_.])mm-?proj(?:ector)?(?=$|[-_.])", re.IGNORECASE)
+_MARK = re.compile(r"(?:^|[-_.])(?:mm-?proj(?:ector)?|projector|clip|vision)(?=$|[-_.])", re.IGNORECASE)
+"""What is no part of the name of a projector's model, in a file that is known to be one."""
+_PRECISIONS = ("F16", "BF16", "Q8_0", "F32")
+"""Of projectors, the best first: F16 runs everywhere and loses nothing that counts, F32 takes twice the memory."""
 _QUANTIZED = re.compile(
     r"(?:[-_.](?:fp8|awq|gptq|mxfp4|nvfp4|int[48]|w\da\d+|bnb|[48]bit|dynamic|static|block|marlin|quantized|marlin"
     r"|compressed|autoround|auto|round|128g|g128|sym))+$"
@@ -27,6 +33,16 @@ def split_part(stem: str) -> tuple[str, int, int] | None:
     return (stem[: found.start()], int(found[1]), int(found[2])) if found else None
 
 
+def part_names(name: str) -> list[str]:
+    """Return the names of all parts of a file that is the first (``x-00001-of-00003.gguf``), of any other its own."""
+    stem, ending = name.rpartition(".")[::2]
+    part = split_part(stem)
+    if part is None or part[1] != 1:
+        return [name]
+    base, _, count = part
+    return [f"{base}-{number:05}-of-{count:05}.{ending}" for number in range(1, max(count, 1) + 1)]
+
+
 def split_label(stem: str) -> tuple[str, str | None]:
     """Return a file's name without the name of its quantization, and that in capitals; None where it has none."""
     found = None
@@ -35,6 +51,12 @@ def split_label(stem: str) -> tuple[str, str | None]:
     if found is None:
         return stem, None
     return (stem[: found.start()] + stem[found.end() :]).strip("-_."), found[1].upper()
+
+
+def label_bits(label: str) -> int:
+    """Return the bits per weight that the name of a quantization states; 0 for a name that states none."""
+    found = _BITS.match(label)
+    return int(found[1]) if found else 0
 
 
 def bare_name(text: str) -> str:
@@ -46,6 +68,30 @@ def bare_name(text: str) -> str:
     plain = re.sub(r"[^a-z0-9.+_-]+", "-", "".join(letters).lower())
     plain = re.sub(r"[-_.]?(?:i1-)?gguf$", "", plain)
     return re.sub(r"-{2,}", "-", plain).strip("-_.")[:LONGEST]
+
+
+def is_projector_name(stem: str) -> bool:
+    """Whether a file is a vision projector by its name: ``mmproj-F16``, ``gemma-3-4b-it-mmproj``."""
+    return _PROJECTOR.search(stem) is not None
+
+
+def without_mark(stem: str) -> str:
+    """Return a projector's name without the word that says what it is."""
+    return _MARK.sub("", stem)
+
+
+def projector_rank(precision: str | None) -> int:
+    """Return the place of a projector's precision among those that its model may have, 0 for the best."""
+    return _PRECISIONS.index(precision) if precision in _PRECISIONS else len(_PRECISIONS)
+
+
+def is_named_after(one: str, other: str) -> bool:
+    """Whether of two bare names one begins the other: ``gemma-3-4b-it`` and ``gemma-3-4b-it-qat``, in any order.
+
+    ``qwen2-vl-2b`` and ``qwen2-vl-7b`` are two models.
+    """
+    shorter, longer = sorted((one, other), key=len)
+    return longer == shorter or longer.startswith((f"{shorter}-", f"{shorter}.", f"{shorter}_"))
 
 
 def unquantized_name(name: str) -> str:

@@ -100,6 +100,12 @@ def _rows(data: Any, what: str) -> Sequence[Any]:
     return data
 
 
+def rows_of(data: Any) -> Sequence[Any]:
+    """Return the entries of a file, which is a list or an object that has one as ``models``; none of anything else."""
+    rows = data.get("models") if isinstance(data, Mapping) else data
+    return rows if isinstance(rows, list | tuple) else ()
+
+
 def _name(row: Any) -> str | None:
     name = row.get("name") if isinstance(row, dict) else None
     return name if isinstance(name, str) else None

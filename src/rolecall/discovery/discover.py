@@ -65,12 +65,16 @@ def discover(  # noqa: PLR0913 - where to look, and how
     Nothing is written. With ``known`` False only ``folders`` count, and no daemon is asked. ``forget`` leaves out
     models whose files are gone. Raises ``ConfigurationError`` for rules or a curated registry that are broken.
     """
-    is_given = settings.origin("ollama_base_url") != "by default"
-    address = ollama_address(environ, settings.ollama_base_url, is_given=is_given)
-    daemon = Daemon(address, daemon_timeout_s) if known else None
+    daemon = Daemon(own_ollama(settings, environ), daemon_timeout_s) if known else None
     own = [Place(PROVIDER, settings.models_folder)] if known and settings.models_folder.is_dir() else []
     places = [*own, *(known_places(environ, home) if known else ()), *(Place("folder", folder) for folder in folders)]
     return discover_in(settings, places, daemon, forget=forget, progress=progress)
+
+
+def own_ollama(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Return the address at which a scan asks Ollama."""
+    is_given = settings.origin("ollama_base_url") != "by default"
+    return ollama_address(environ, settings.ollama_base_url, is_given=is_given)
 
 
 def discover_in(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rolecall.core.registry import RegistryError
+from rolecall.core.registry import RegistryError, rows_of
 from rolecall.discovery.entries import MARK, Entry, Named, identity
 from rolecall.discovery.scan import Findings
 from rolecall.runtime.registry import DISCOVERED, read_list, write_atomically
@@ -48,8 +48,7 @@ def read_earlier(config_dir: Path) -> Earlier:
     except RegistryError as error:
         earlier.problem = str(error)
         return earlier
-    rows = data.get("models", []) if isinstance(data, dict) else data
-    for row in rows if isinstance(rows, list) else []:
+    for row in rows_of(data):
         (earlier.scanned if _is_scanned(row) else earlier.foreign).append(row)
     return earlier
 

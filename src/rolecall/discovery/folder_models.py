@@ -11,7 +11,7 @@ from typing import Any
 
 from rolecall.core.discovery import Found
 from rolecall.core.json_text import as_text
-from rolecall.core.model_names import bare_name, size_b, unquantized_name
+from rolecall.core.model_names import bare_name, part_names, size_b, split_part, unquantized_name
 from rolecall.discovery.found import Model, Yield, why
 from rolecall.discovery.gguf_models import LONGEST_TEXT, path_mark
 from rolecall.discovery.walk import Folder
@@ -26,7 +26,6 @@ PREFIX = "models--"
 """Of a repository's folder in the cache of the hub."""
 INDEX = "model.safetensors.index.json"
 
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.(safetensors|bin)$")
 _DTYPES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 _BYTES = {"bf16": 2.0, "fp16": 2.0, "fp32": 4.0, "fp64": 8.0, "fp8": 1.0, "w8a8": 1.0, "int8": 1.0}
 _METHODS = {"fbgemm_fp8": "fp8", "gptq_marlin": "gptq", "awq_marlin": "awq", "intel/auto-round": "auto-round"}
@@ -153,13 +152,13 @@ def _complete(folder: Folder) -> list[str]:
 def _wanted(names: Sequence[str]) -> list[str]:
     """Without an index: those named ``model…`` if there are any, and all parts where names count them."""
     own = [name for name in names if name.startswith(("model", "pytorch_model"))] or list(names)
-    parts = [found for name in own if (found := _PART.match(name))]
+    parts = [
+        (*part, ending) for stem, _, ending in (name.rpartition(".") for name in own) if (part := split_part(stem))
+    ]
     if not parts:
         return sorted(own)
-    counted = {
-        f"{part[1]}-{number:05}-of-{part[3]}.{part[4]}" for part in parts for number in range(1, int(part[3]) + 1)
-    }
-    return sorted(counted)
+    firsts = {f"{stem}-00001-of-{count:05}.{ending}" for stem, _, count, ending in parts}
+    return sorted(name for first in firsts for name in part_names(first))
 
 
 def _sizes(folder: Folder, weights: Iterable[str]) -> dict[str, int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.core.discovery import Found
-from rolecall.core.model_names import bare_name, split_label, split_part
+from rolecall.core.model_names import bare_name, label_bits, split_label, split_part
 from rolecall.discovery.found import Model, Yield, why
 from rolecall.discovery.projectors import Pairing, Projector, best_projector
 from rolecall.discovery.walk import Folder, Walk
@@ -133,6 +133,8 @@ def _groups(names: Iterable[str]) -> dict[str, list[str]]:
 def _unfinished(folder: Folder, first: str, names: Sequence[str]) -> str | None:
     """Why a file is not all there yet, by what lies beside it."""
     part = split_part(first[: -len(".gguf")])
+    if part is not None and not first.endswith(".gguf"):
+        return "llama.cpp finds the parts of a split model by names in .gguf alone: rename them so, in small letters"
     if part is not None and len(names) < part[2]:
         there = {split_part(name[: -len(".gguf")]) for name in names}
         missing = [str(number) for number in range(1, part[2] + 1) if (part[0], number, part[2]) not in there]
@@ -238,14 +240,9 @@ def _quantization(label: str | None, kind: str) -> tuple[str | None, str]:
         return (kind, "by its metadata") if kind != "-" else (None, "unknown")
     if kind == "-":
         return label, "by the file's name"
-    if _bits(label) == _bits(kind):
+    if label_bits(label) == label_bits(kind):
         return label, "by the file's name and its metadata"
     return kind, f"by its metadata, although the file's name says {label}"
-
-
-def _bits(label: str) -> str:
-    plain = label.removeprefix("UD-").removeprefix("I").removeprefix("MX").removeprefix("NV").removeprefix("FP")
-    return plain.lstrip("QTBF")[:1]
 
 
 def _pooling(file: GgufFile) -> str:

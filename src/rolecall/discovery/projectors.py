@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rolecall.core.model_names import bare_name, split_label
+from rolecall.core.model_names import bare_name, is_named_after, projector_rank, split_label, without_mark
 
 if TYPE_CHECKING:
     from rolecall.discovery.gguf_models import GgufFile
 
-_PRECISIONS = ("F16", "BF16", "Q8_0", "F32")
-"""The best first: F16 runs everywhere and loses nothing that counts, F32 takes twice the memory."""
-_MARK = re.compile(r"(?:^|[-_.])(?:mmproj|mm-?proj|projector|clip|vision)(?=$|[-_.])", re.IGNORECASE)
 _GENERIC = frozenset({"", "model", "ggml-model", "f16", "encoder"})
 
 
@@ -33,7 +29,7 @@ class Projector:
     def of(cls, file: GgufFile) -> Projector:
         """Return what a file says; among ``widths`` is that of the embeddings which it makes, or there are none."""
         stem, label = split_label(file.stem)
-        bare = bare_name(_MARK.sub("", stem))
+        bare = bare_name(without_mark(stem))
         metadata = file.header.metadata
         return cls(
             file,
@@ -67,7 +63,9 @@ def best_projector(model: GgufFile, bare: str, projectors: Sequence[Projector], 
     pairs = [(rank, reason, each) for each in projectors for rank, reason in _ranks(model, bare, each, alone=alone)]
     if not pairs:
         return None
-    rank, reason, projector = min(pairs, key=lambda pair: (pair[0], _preference(pair[2]), pair[2].file.path.name))
+    rank, reason, projector = min(
+        pairs, key=lambda pair: (pair[0], projector_rank(pair[2].precision), pair[2].file.path.name)
+    )
     others = sum(1 for pair in pairs if pair[0] == rank) - 1
     chosen = f", chosen of {others + 1} for its precision {projector.precision}" if others else ""
     return Pairing(projector, f"projector {projector.file.path.name}: {reason}{chosen}")
@@ -83,7 +81,7 @@ def _ranks(model: GgufFile, bare: str, projector: Projector, *, alone: bool) -> 
         yield 0, f"its {shared} is the model's"
     elif projector.bare == bare:
         yield 1, "it has the model's name"
-    elif projector.bare and _is_named_after(projector.bare, bare):
+    elif projector.bare and is_named_after(projector.bare, bare):
         yield 2, "it is named after the model"
     elif not projector.bare and alone:
         yield 3, "it lies beside this model alone" + (", and the widths of the embeddings agree" if fits else "")
@@ -95,13 +93,3 @@ _IDENTITIES = ("general.base_model.0.repo_url", "general.name")
 def _same(model: GgufFile, projector: GgufFile, key: str) -> bool:
     ours, theirs = (bare_name(split_label(file.text(key))[0]) for file in (model, projector))
     return bool(ours) and ours not in _GENERIC and ours == theirs
-
-
-def _is_named_after(projector: str, model: str) -> bool:
-    """``gemma-3-4b-it`` for ``gemma-3-4b-it-qat``, and the other way round; not ``qwen2-vl-2b`` for ``qwen2-vl-7b``."""
-    shorter, longer = sorted((projector, model), key=len)
-    return longer.startswith((f"{shorter}-", f"{shorter}.", f"{shorter}_"))
-
-
-def _preference(projector: Projector) -> int:
-    return _PRECISIONS.index(projector.precision) if projector.precision in _PRECISIONS else len(_PRECISIONS)

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
+from rolecall.core.model_names import part_names
 from rolecall.runtime.fields import MOST_HEADER_BYTES
 
 MOST_ENTRIES = 200_000
@@ -97,15 +98,12 @@ def read_gguf(path: Path) -> GgufHeader:
 
 def gguf_parts(path: Path) -> list[Path]:
     """Return the files of a model whose first is ``path``; only their names are looked at."""
-    split = re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", path.name)
-    if split is None:
-        return [path]
-    return [path.with_name(f"{split[1]}{number:05}{split[2]}") for number in range(1, int(split[3]) + 1)]
+    return [path.with_name(name) for name in part_names(path.name)] if is_gguf_name(path) else [path]
 
 
 def is_gguf_name(path: Path) -> bool:
     """Whether a file of that name is a GGUF: by its ending, or because it is a blob of Ollama's, which has none."""
-    return path.suffix == ".gguf" or path.name.startswith("sha256-")
+    return path.suffix.lower() == ".gguf" or path.name.startswith("sha256-")
 
 
 def _read_part(path: Path) -> GgufHeader:

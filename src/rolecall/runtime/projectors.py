@@ -7,18 +7,14 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from rolecall.core.model_names import is_projector_name, projector_rank, split_label, split_part, without_mark
 from rolecall.core.models import ModelEntry
 
-_MARK = "mmproj"
 _NAMED_BY = frozenset({"-mm", "--mmproj", "-mmu", "--mmproj-url", "--no-mmproj"})
 _VARIABLES = frozenset({"LLAMA_ARG_MMPROJ", "LLAMA_ARG_MMPROJ_URL"})
-_PART = re.compile(r"-\d{5}-of-\d{5}$")
-_QUANTIZATION = re.compile(
-    r"[-_.](?:ud[-_.]|i1[-_.])?(?:i?q\d(?:[-_.](?:[01k]|nl|xxs|xs|xl|s|m|l))*|tq\d_0|mxfp4|bf16|f16|f32|fp16|fp32)$"
-)
 _SEPARATORS = re.compile(r"[-_. ]+")
-_BEST = ("f16", "bf16", "f32", "q8_0")
-"""Of several that fit: most are published as f16, and every engine can read it."""
+_EMPTY = frozenset({"", "model", "i1"})
+"""Words that say nothing of which model a file is."""
 
 
 def may_have_one(entry: ModelEntry) -> bool:
@@ -42,7 +38,7 @@ def beside(model: Path) -> str | None:
 def belonging(model: str, names: Iterable[str]) -> str | None:
     """Return which of the file ``names`` of a folder is the projector of the ``model`` in it."""
     listed = sorted(names)
-    projectors = [name for name in listed if _MARK in name.lower()]
+    projectors = [name for name in listed if is_projector_name(_stem(name))]
     own = _plain(model)
     fitting = [name for name in projectors if _plain(name) == own]
     if not fitting and {_plain(name) for name in listed if name not in projectors} == {own}:
@@ -52,13 +48,18 @@ def belonging(model: str, names: Iterable[str]) -> str | None:
 
 def _plain(name: str) -> str:
     """Return a file's name without what says nothing of the model: the quantization, the part, the mark."""
-    stem = _PART.sub("", name.lower().removesuffix(".gguf"))
-    while (short := _QUANTIZATION.sub("", stem)) != stem:
-        stem = short
-    words = _SEPARATORS.split(_QUANTIZATION.sub("", stem.replace(_MARK, "-")))
-    return " ".join(word for word in words if word and word not in {"model", *_BEST})
+    stem = _stem(name)
+    stem = without_mark(stem) if is_projector_name(stem) else stem
+    while (found := split_label(stem))[1] is not None:
+        stem = found[0]
+    return " ".join(word for word in _SEPARATORS.split(stem.lower()) if word not in _EMPTY)
 
 
 def _rank(name: str) -> tuple[int, str]:
-    found = (place for place, kind in enumerate(_BEST) if re.search(rf"(?:^|[-_.]){kind}(?:[-_.]|$)", name.lower()))
-    return next(found, len(_BEST)), name
+    return projector_rank(split_label(_stem(name))[1]), name
+
+
+def _stem(name: str) -> str:
+    stem = name[: -len(".gguf")] if name.lower().endswith(".gguf") else name
+    part = split_part(stem)
+    return part[0] if part else stem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shlex
 import stat
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 from rolecall.backends.base import Backend
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import Registry, RegistryError, read_registry, registry_schema
+from rolecall.runtime.gguf_header import gguf_parts
 from rolecall.settings import standing
 
 CURATED = "model_registry.curated.json"
@@ -142,15 +142,8 @@ def files_mb(entry: ModelEntry, backend: Backend) -> int | None:
     The first part of a split GGUF (``x-00001-of-00003.gguf``) stands for all of them, as it does for llama.cpp.
     """
     sizes = []
-    for path in (part for file in backend.files(entry) for part in _parts(file)):
+    for path in (part for file in backend.files(entry) for part in gguf_parts(file)):
         with suppress(OSError, ValueError):  # it may go at any moment
             status = path.stat()
             sizes += [status.st_size] if stat.S_ISREG(status.st_mode) else []
     return -(-sum(sizes) // 2**20) if sizes else None
-
-
-def _parts(path: Path) -> list[Path]:
-    split = re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", path.name)
-    if split is None:
-        return [path]
-    return [path.with_name(f"{split[1]}{number:05}{split[2]}") for number in range(1, int(split[3]) + 1)]
