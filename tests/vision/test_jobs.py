@@ -247,7 +247,7 @@ async def test_a_dataset_that_is_removed_meanwhile(tmp_path: Path) -> None:
 
 
 async def test_results_that_cannot_be_written_end_the_job(tmp_path: Path) -> None:
-    """The disk is full: the job says so, and nothing that was written before is lost."""
+    """The disk is full: the job says so, later as well, and nothing that was written before is lost."""
 
     def full(_opened: DatasetStore) -> NoReturn:
         raise DiskFull("There is no room.")
@@ -269,10 +269,13 @@ async def test_results_that_cannot_be_written_end_the_job(tmp_path: Path) -> Non
     assert last.status == "error"
     assert last.message.endswith("There is no room.")
     store.is_full = False
-    assert await jobs.progress(one.id) == Progress("error", 0, 20, "Interrupted; start it again to go on.")
+    assert await jobs.progress(one.id) == await jobs.cancel(one.id) == last
+    assert await watched(jobs, one.id) == [last]
     assert (tmp_path / "running").exists()
     kept = await store.run(lambda opened: opened.dataset(one.id))
     assert last.processed <= kept.tagged < 20
+    told = Progress("error", kept.tagged, 20, "Interrupted; start it again to go on.")
+    assert await Jobs(store, tagger, tmp_path / "running").progress(one.id) == told
     await jobs.start(one.id, WISH)
     assert (await watched(jobs, one.id))[-1].status == "complete"
     assert (await store.run(lambda opened: opened.dataset(one.id))).tagged == 20

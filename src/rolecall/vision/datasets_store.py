@@ -255,12 +255,13 @@ class DatasetStore:
         return replace(job, total=total, processed=done, failed=failed, message="")
 
     def last_job(self, dataset_id: int) -> Job | None:
-        """Return the dataset's latest job."""
+        """Return the dataset's latest job; of one without an end what it has done is counted."""
         rows = self._rows(
             f"SELECT {_JOB} FROM jobs WHERE dataset_id = ? ORDER BY id DESC LIMIT 1",  # noqa: S608
             dataset_id,
         )
-        return _job(rows[0]) if rows else None
+        job = _job(rows[0]) if rows else None
+        return self._recounted(job) if job is not None and job.status == "running" else job
 
     def to_do(self, job: Job, after: str = "", limit: int | None = None) -> list[Sample]:
         """Return samples that a job has still to tag, by file name: those whose name comes ``after`` one."""

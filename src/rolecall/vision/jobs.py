@@ -100,6 +100,8 @@ class Jobs:
         self._marker = marker
         self._running: dict[int, _Run] = {}
         self._starting: set[int] = set()
+        self._unwritten: dict[int, Progress] = {}
+        """How jobs ended whose end could not be written: until the next start only this process knows."""
 
     async def start(self, dataset_id: int, wish: Wish) -> Job:
         """Begin to tag a dataset; raises ``NotFound``, and ``JobRunning`` if it is being tagged already."""
@@ -126,6 +128,7 @@ class Jobs:
 
     async def _launch(self, dataset: Dataset, job: Job) -> None:
         run = _Run(dataset, job, self._bench, self._over)
+        self._unwritten.pop(dataset.id, None)
         run.task = asyncio.ensure_future(run.run())
         await asyncio.sleep(0)  # a task that is cancelled before its first step never comes to its end
         if not run.task.done():
@@ -134,6 +137,8 @@ class Jobs:
     def _over(self, run: _Run) -> None:
         if self._running.get(run.dataset.id) is run:
             del self._running[run.dataset.id]
+        if not run.is_written and run.progress.status != "running":
+            self._unwritten[run.dataset.id] = run.progress
         if not self._running and not self._starting and run.is_written:
             self._marker.unlink(missing_ok=True)
 
@@ -154,7 +159,7 @@ class Jobs:
         if run is not None:
             await run.cancel()
             return run.progress
-        return progress_of(await self._store.run(lambda store: store.last_job(dataset_id)))
+        return await self._ended(dataset_id)
 
     async def progress(self, dataset_id: int) -> Progress:
         """Return how far a dataset's tagging is; raises ``NotFound`` if there is no such dataset."""
@@ -162,6 +167,11 @@ class Jobs:
         if run is not None:
             return run.progress
         await self._store.run(lambda store: store.dataset(dataset_id))
+        return await self._ended(dataset_id)
+
+    async def _ended(self, dataset_id: int) -> Progress:
+        if (known := self._unwritten.get(dataset_id)) is not None:
+            return known
         return progress_of(await self._store.run(lambda store: store.last_job(dataset_id)))
 
     async def watch(self, dataset_id: int) -> AsyncIterator[Progress | None]:
