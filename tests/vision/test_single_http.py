@@ -116,6 +116,23 @@ class TestAnswers:
         own = ok(send(server, "/api/describe", prompt="In one word?"))
         assert own == {"description": words(8), "model": "eyes", "task": None, "version": None}
 
+    def test_variables_of_a_task(self, server: Rolecall) -> None:
+        """In an object, whose values may be objects in turn, or as fields of their names; in a form as well."""
+        task = {"image": BASE64, "task": "mono_interpretation"}
+        sent: list[dict[str, Any]] = [
+            {"json": {**task, "variables": {"check": {"verdict": "fail"}, "language": "French"}}},
+            {"json": {**task, "check": '{"verdict": "fail"}', "language": "French"}},
+            {"files": {"task": (None, task["task"]), "variables": (None, '{"check": {"verdict": "fail"}}')}},
+            {"files": {"task": (None, task["task"]), "check": (None, '{"verdict": "fail"}')}},
+        ]
+        for each in sent:
+            if "files" in each:
+                each["files"]["file"] = ("p.jpg", PICTURE)
+            assert ok(server.http.post("/api/describe", **each))["task"] == "mono_interpretation"
+            asked = last_body(server, "eyes")["messages"][-1]["content"][1]["text"]
+            assert '{"verdict": "fail"}' in asked
+            assert ("in French" in asked) is ("json" in each)
+
     def test_tag(self, tmp_path: Path) -> None:
         """Tags of the vocabulary; what is beyond it is discarded and told."""
         with upstream(lambda connection, _: connection.sendall(whole(TAGS))) as engine:
@@ -243,7 +260,8 @@ class TestBadPictures:
     def test_in_a_form(self, server: Rolecall, path: str, name: str) -> None:
         """400 with the reason and the field, and no engine hears of it."""
         data, reason = BAD_PICTURES[name]
-        error = refused(send(server, path, data, prompt="hi"))
+        words = {} if path in {"/ocr", "/api/tag"} else {"prompt": "hi"}
+        error = refused(send(server, path, data, **words))
         assert reason in error["message"]
         assert (error["param"], error["type"], error["code"]) == ("file", "invalid_request_error", "invalid_image")
 
@@ -251,7 +269,7 @@ class TestBadPictures:
     def test_as_base64(self, server: Rolecall, path: str, name: str) -> None:
         """The same, by the field of the JSON."""
         data, reason = BAD_PICTURES[name]
-        body = {"image": base64.b64encode(data).decode(), "prompt": "hi"}
+        body = {"image": base64.b64encode(data).decode()} | ({} if path == "/api/tag" else {"prompt": "hi"})
         error = refused(server.http.post(path, json=body))
         assert reason in error["message"]
         assert (error["param"], error["code"]) == ("image", "invalid_image")
@@ -261,7 +279,8 @@ class TestBadRequests:
     @pytest.mark.parametrize("path", FORMS)
     def test_a_file_that_is_missing(self, server: Rolecall, path: str) -> None:
         """400 with the field."""
-        assert refused(send(server, path, None, prompt="hi"))["param"] == "file"
+        words = {} if path == "/ocr" else {"prompt": "hi"}
+        assert refused(send(server, path, None, **words))["param"] == "file"
 
     def test_fields_that_are_missing(self, server: Rolecall) -> None:
         """Each is named."""
@@ -282,7 +301,17 @@ class TestBadRequests:
             ("/api/tag", {"image": BASE64, "options": [1]}, "options"),
             ("/api/tag", {"image": BASE64, "model": 3}, "model"),
             ("/api/describe", {"image": BASE64, "task": "tags"}, "task"),
-            ("/api/describe", {"image": BASE64, "task": "mono_interpretation"}, "task"),
+            ("/api/describe", {"image": BASE64, "task": "mono_interpretation"}, "check"),
+            ("/api/describe", {"image": BASE64, "task": "ocr", "check": "x"}, "check"),
+            ("/api/describe", {"image": BASE64, "variables": {"langauge": "x"}}, "langauge"),
+            ("/api/describe", {"image": BASE64, "variables": "x"}, "variables"),
+            ("/api/describe", {"image": BASE64, "variables": {"language": "x" * 100_001}}, "variables.language"),
+            ("/api/tag", {"image": BASE64, "language": "x"}, "language"),
+            ("/api/tag", {"image": BASE64, "prompt": "hi"}, "prompt"),
+            ("/api/tag", {"image": BASE64, "bogus": 1}, "bogus"),
+            ("/api/describe", {"image": BASE64, "prompt": "hi", "bogus": None}, "bogus"),
+            ("/api/chat", {"prompt": "hi", "bogus": 1}, "bogus"),
+            ("/api/generate-embeddings", {"input": "hi", "dimensions": 3}, "dimensions"),
             ("/api/describe", {"image": BASE64, "language": 3}, "language"),
             ("/api/chat", {"messages": []}, "messages"),
             ("/api/chat", {"messages": [{}] * 1001}, "messages"),
@@ -298,6 +327,23 @@ class TestBadRequests:
     def test_values_that_are_wrong(self, server: Rolecall, path: str, body: dict[str, Any], param: str) -> None:
         """400 with the field."""
         assert refused(server.http.post(path, json=body))["param"] == param
+
+    @pytest.mark.parametrize(
+        ("path", "more", "param"),
+        [
+            ("/analyze_image", [("bogus", (None, "1"))], "bogus"),
+            ("/ocr", [("prompt", (None, "hi"))], "prompt"),
+            ("/api/tag", [("options", (None, "{}"))], "options"),
+            ("/api/describe", [("task", (None, "caption")), ("task", (None, "ocr"))], "task"),
+            ("/analyze_image", [("prompt", (None, "hi")), ("file", ("q.jpg", PICTURE))], "file"),
+            ("/analyze_image", [("prompt", (None, "hi")), ("photo", ("q.jpg", PICTURE))], "photo"),
+            ("/api/generate-embeddings", [("input", (None, "hi"))], "file"),
+        ],
+    )
+    def test_what_a_form_has_not(self, server: Rolecall, path: str, more: list[Any], param: str) -> None:
+        """Fields and files that the endpoint does not know, and what is there twice, are named, not passed over."""
+        files = [("file", ("p.jpg", PICTURE)), *more]
+        assert refused(server.http.post(path, files=files))["param"] == param
 
     def test_a_task_that_there_is_not(self, server: Rolecall) -> None:
         """What is said of it keeps its capitals, and ends once."""

@@ -182,7 +182,7 @@ def _variables(tasks: Sequence[Task], given: Mapping[str, str]) -> dict[str, dic
     if unknown := [name for name in given if name not in known]:
         who = f"the task {tasks[0].id} has no" if len(tasks) == 1 else "none of the tasks has a"
         there = f"there is {', '.join(sorted(known))}" if known else "there is none"
-        raise WrongVariable(f"{who} variable {unknown[0]!r}; {there}")
+        raise WrongVariable(f"{who} variable {unknown[0]!r}; {there}", unknown[0])
     own = {task.id: {name: text for name, text in given.items() if name in task.variables} for task in tasks}
     return {task.id: variables_of(task, own[task.id]) for task in tasks}
 

@@ -33,6 +33,7 @@ from rolecall.vision.runner import Outcome, messages, run_task
 from rolecall.vision.single_account import Refusal
 from rolecall.vision.single_answer import as_error, shown_headers
 from rolecall.vision.single_chat import Conversation, chat_answer, response_format
+from rolecall.vision.single_fields import check_fields, variables_in
 from rolecall.vision.single_input import Input, Pictures, check_length, picture_bytes
 from rolecall.vision.task import Task
 from rolecall.vision.tasks import Tasks, UnknownTask, WrongVariable
@@ -59,6 +60,7 @@ class _Session:
         self._caller = caller_of(request.scope)
         client.headers["user-agent"] = f"{agent} via {request.scope['path']}".strip()
         self.client = client
+        self.path: str = request.scope["path"]
         self.asker = Asker(client, patience_s=0)  # who asked is told when to come back
         self.sampling = gateway.services.roster.api_config.config.sampling
         self.named = {name: request.headers.get(header) for name, header in _FROM_HEADERS.items()}
@@ -117,7 +119,7 @@ class SingleRequests:
             given = await refusal.read(services.settings.max_body_bytes, form_only=request.scope["path"] in _FORMS)
             async with client_of(self._gateway.inference, caller) as client:
                 session = _Session(self._gateway, request, client)
-                return await _unless_gone(request, self._work[request.scope["path"]](given, session))
+                return await _unless_gone(request, self._work[session.path](given, session))
         except AskError as failed:  # the question has its line
             error = as_error(failed)
             return Json(error.body(), error.status, {**shown_headers(failed.headers), **error.headers()})
@@ -134,6 +136,7 @@ class SingleRequests:
         return Json(answer, headers=shown_headers(reply.headers))
 
     async def _analysis(self, given: Input, session: _Session, *, logprobs: bool) -> Reply:
+        check_fields(given, session.path)
         prompt = given.text("prompt")
         data, name = picture_bytes(given)
         photo = await self._prepared(data, name)
@@ -158,14 +161,13 @@ class SingleRequests:
             answer = {"description": reply.text, "model": reply.model, "task": None, "version": None}
             return Json(answer, headers=shown_headers(reply.headers))
         name = given.text("task", "description")
-        variables = {"language": language} if (language := given.text("language", "")) else {}
-        outcome = await self._run(name, given, session, variables, parser="text")
+        outcome = await self._run(name, given, session, parser="text")
         answer = {"description": _text_of(outcome), "model": outcome.model, "task": name, "version": outcome.version}
         return Json(answer, headers=shown_headers(outcome.headers))
 
     async def tag(self, given: Input, session: _Session) -> Response:
         name = given.text("task", "tags")
-        outcome = await self._run(name, given, session, {})
+        outcome = await self._run(name, given, session)
         by_dimension = outcome.value if isinstance(outcome.value, dict) else None
         answer = {
             "tags": outcome.value if isinstance(outcome.value, list) else list(outcome.tags),
@@ -184,10 +186,12 @@ class SingleRequests:
         name: str,
         given: Input,
         session: _Session,
-        variables: Mapping[str, str],
+        variables: Mapping[str, str] | None = None,
         parser: str | None = None,
     ) -> Outcome:
         task = self._task(name, parser)
+        check_fields(given, session.path, task.variables)
+        values = {**variables_in(given, task), **(variables or {})}
         data, where = picture_bytes(given)
         image = task.image
         photo = await self._pictures.prepared(data, where, max_side=image.max_side, jpeg_quality=image.jpeg_quality)
@@ -195,9 +199,9 @@ class SingleRequests:
         task = task.model_copy(update={"parameters": own})
         model = session.model(given, task.role, "vision")
         try:
-            return await run_task(session.asker, task, photo, variables, model=model)
+            return await run_task(session.asker, task, photo, values, model=model)
         except WrongVariable as error:
-            raise BadRequest(_sentence(error), param=next(iter(variables), "task")) from None
+            raise BadRequest(_sentence(error), param=error.name) from None
 
     def _task(self, name: str, parser: str | None) -> Task:
         try:
@@ -213,6 +217,7 @@ class SingleRequests:
     # -- questions without a task
 
     async def chat(self, given: Input, session: _Session) -> Response:
+        check_fields(given, session.path)
         conversation = Conversation(self._prepared)
         await conversation.read(given)
         model = session.model(given, SEES, "vision") if conversation.sees else session.model(given, CHATS, "text")
@@ -223,6 +228,7 @@ class SingleRequests:
         return Json(answer, headers=headers)
 
     async def embeddings(self, given: Input, session: _Session) -> Response:
+        check_fields(given, session.path)
         name = next((n for n in ("input", "text", "texts", "prompt") if given.fields.get(n) is not None), "input")
         texts = _texts(given.fields.get(name), name)
         model = session.model(given, EMBEDS, "embedding")

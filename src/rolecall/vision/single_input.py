@@ -111,10 +111,17 @@ async def _read_form(request: Request, headers: Mapping[bytes, bytes], max_bytes
     fields: dict[str, Any] = {}
     found: bytes | None = None
     for part in form.parts:
-        if not part.is_file:
-            fields.setdefault(part.name, part.content.decode("utf-8", "replace"))
-        elif found is None and part.name in {"file", "image"}:
+        name = part.name[:100]
+        if part.is_file and part.name not in {"file", "image"}:
+            raise BadRequest(f"There is no file {name!r} here; the picture is the field 'file'.", param=name)
+        if part.is_file and found is not None:
+            raise BadRequest("There is more than one file; each picture takes a request of its own.", param=name)
+        if part.is_file:
             found = file.getvalue()[part.start : part.start + part.size]
+        elif part.name in fields:
+            raise BadRequest(f"The field {name!r} is there more than once.", param=name)
+        else:
+            fields[part.name] = part.content.decode("utf-8", "replace")
     return Input(fields, found, is_form=True)
 
 

@@ -32,7 +32,14 @@ class UnknownTask(Exception):
 
 
 class WrongVariable(Exception):
-    """A task was given a variable that it does not have, or not given one that it needs; the message names both."""
+    """A task was given a variable that it does not have, or not given one that it needs; the message names both.
+
+    ``name`` is the variable's.
+    """
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
 
 
 class Tasks(Mapping[str, Task]):
@@ -146,10 +153,10 @@ def variables_of(task: Task, given: Mapping[str, str]) -> dict[str, str]:
     for name in given:
         if name not in task.variables:
             known = did_you_mean(name, task.variables) or f"; it has {', '.join(task.variables) or 'none'}"
-            raise WrongVariable(f"the task {task.id} has no variable {name!r}{known}")
+            raise WrongVariable(f"the task {task.id} has no variable {name!r}{known}", name)
     values = {name: given.get(name, variable.default) for name, variable in task.variables.items()}
     for name, variable in task.variables.items():
         if variable.is_required and not (values[name] or "").strip():
             what = f" ({variable.title})" if variable.title else ""
-            raise WrongVariable(f"the task {task.id} needs the variable {name!r}{what}")
+            raise WrongVariable(f"the task {task.id} needs the variable {name!r}{what}", name)
     return {name: value for name, value in values.items() if value is not None}
