@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.capacity import MOST_CONTEXT, Cards, Tenant, beside, cards_of, fit_together, largest_context
+from rolecall.core.capacity import MOST_CONTEXT, Cards, beside, cards_of, fit_together, largest_context
 from rolecall.core.profiles import Profile
+from rolecall.core.together import Tenant
 from rolecall.core.vram import HOST, Device
 
 

@@ -72,6 +72,17 @@ def test_cards_that_hold_it_alone_are_named_and_else_those_that_do_together() ->
     assert fit(choice("x", 40000), machine(16000, 16000), KNOWN).verdict == "too large"
 
 
+def test_parts_are_equal_on_as_few_cards_as_can_be() -> None:
+    """The scheduler spreads a model evenly: a small card beside a large one holds no more than its like."""
+    assert fit(choice("x", 20000), machine(16000, 6000), KNOWN).verdict == "too large"
+    third = fit(choice("x", 20000), machine(6000, 16000, 16000), KNOWN)
+    assert (third.verdict, third.cards) == ("fits together", (1, 2))
+    three = machine(14000, 14000, 14000)
+    assert fit(choice("x", 30000), three, KNOWN).cards == (0, 1, 2)
+    folder = Choice("safetensors", "safetensors", (HubFile("m.safetensors", 30000 * MB),))
+    assert fit(folder, three, None).verdict == "too large", "vLLM does not spread over three"
+
+
 def test_a_budget_below_the_cards_is_the_limit() -> None:
     """A ceiling that a person has set counts for one card and for all together."""
     assert fit(choice("x", 9000), machine(24000, budget_mb=8000), KNOWN).verdict == "too large"
@@ -79,11 +90,11 @@ def test_a_budget_below_the_cards_is_the_limit() -> None:
 
 
 def test_a_shorter_context_may_fit() -> None:
-    """What does not fit with its context is given the longest that does, in thousands of tokens, 4096 at the least."""
+    """What does not fit with its context is given the longest that does, in steps of 256 tokens, 4096 at the least."""
     made = fit(choice("x", 3000), machine(6000), KNOWN)
     assert (made.verdict, made.cards) == ("shorter context", (0,))
     assert made.context_tokens is not None
-    longer = made.context_tokens + 1024
+    longer = made.context_tokens + 256
     assert 4096 <= made.context_tokens < 32768
     assert fit(choice("x", 3000), machine(6000), replace(KNOWN, context_tokens=made.context_tokens)).verdict == "fits"
     assert fit(choice("x", 3000), machine(6000), replace(KNOWN, context_tokens=longer)).verdict == "shorter context"

@@ -1,6 +1,6 @@
 """What some cards can hold: the largest context of a model, and which models lie on them together.
 
-The books are those of the scheduler: `vram.Ledger` and `vram.placements` decide here as well.
+The books are those of the scheduler: `vram.Ledger` and `vram.placements` decide here as well, by way of `together`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from rolecall.core.profiles import RESERVE_MB, Profile
-from rolecall.core.together import settle
+from rolecall.core.together import Tenant, settled
 from rolecall.core.vram import HOST, Device, Ledger
 
 CONTEXT_STEP = 256
@@ -42,16 +42,6 @@ class Cards:
         return max((min(self.budget_mb, count * capacities[count - 1]) for count in counts), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """A model that wants room: MB over all its cards, over how many it may lie, and on which (none named: any)."""
-
-    name: str
-    mb: int
-    spread: tuple[int, ...] = (1,)
-    devices: tuple[str, ...] = ()
-
-
 def cards_of(profile: Profile) -> Cards:
     """Return the cards that a profile is made for, equal ones of its ``max_vram_mb`` together, wherever they are."""
     each_mb = -(-profile.max_vram_mb // profile.gpu_count)
@@ -80,12 +70,7 @@ def largest_context(need_mb: Callable[[int], int], room_mb: int, own_tokens: int
 
 def beside(cards: Cards, first: Tenant, others: Iterable[Tenant]) -> list[str]:
     """Return who of ``others`` fits beside ``first``, each without the others."""
-    found = []
-    for other in others:
-        ledger = cards.ledger()
-        if _settle(ledger, first) and _settle(ledger, other):
-            found.append(other.name)
-    return found
+    return [other.name for other in others if len(settled(cards.ledger(), (first, other))) > 1]
 
 
 def fit_together(cards: Cards, tenants: Sequence[Tenant]) -> list[tuple[str, ...]]:
@@ -96,13 +81,8 @@ def fit_together(cards: Cards, tenants: Sequence[Tenant]) -> list[tuple[str, ...
     """
     found: list[tuple[str, ...]] = []
     for first in tenants:
-        ledger = cards.ledger()
-        names = [t.name for t in (first, *(t for t in tenants if t is not first)) if _settle(ledger, t)]
-        members = tuple(t.name for t in tenants if t.name in names)
+        placed = settled(cards.ledger(), (first, *(tenant for tenant in tenants if tenant is not first)))
+        members = tuple(tenant.name for tenant in tenants if tenant.name in placed)
         if len(members) > 1 and first.name in members and members not in found:
             found.append(members)
     return found
-
-
-def _settle(ledger: Ledger, tenant: Tenant) -> bool:
-    return settle(ledger, tenant.name, tenant.mb, tenant.spread, tenant.devices) != ()

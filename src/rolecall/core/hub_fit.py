@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rolecall.core.capacity import Cards, largest_context
 from rolecall.core.footprint import CUDA_CONTEXT_MB, Demands, whole_mb
 from rolecall.core.gguf_footprint import (
     FITTED_CONTEXT_TOKENS,
@@ -25,7 +25,9 @@ Verdict = Literal["fits", "fits together", "shorter context", "too large"]
 
 GUESSED_MB = 1024
 """What a model is thought to need beside its weights where its header was not read: a cache of some thousand tokens."""
-_CONTEXT_STEP = 1024
+
+_OVER = {"gguf": range(2, 17), "safetensors": (2, 4, 8)}
+"""Over how many cards an engine spreads a model, in equal parts; the first that does is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +64,17 @@ def fit(choice: Choice, active: ActiveProfile, knowledge: Knowledge | None, para
     With ``knowledge`` of a GGUF it is llama.cpp's need by `gguf_footprint`; else the files and `GUESSED_MB`.
     """
     needs = _Needs(choice, knowledge if choice.format == "gguf" else None, parallel, active.devices[0].id != HOST)
+    cards = Cards(active.devices, active.budget_mb, 1)
     capacities = {device.index: min(device.capacity_mb, active.budget_mb) for device in active.devices}
-    largest_mb, together_mb = max(capacities.values()), min(sum(capacities.values()), active.budget_mb)
-    need_mb = needs.mb()
+    largest_mb, need_mb = cards.room_mb((1,)), needs.mb()
     made = Fit(choice, need_mb, "fits", context_tokens=needs.context_tokens, is_guessed=needs.knowledge is None)
     if need_mb <= largest_mb:
         return replace(made, cards=tuple(index for index, mb in capacities.items() if need_mb <= mb))
-    if len(capacities) > 1 and (spread_mb := needs.mb(gpus=len(capacities))) <= together_mb:
-        return replace(made, need_mb=spread_mb, verdict="fits together", cards=tuple(capacities))
+    largest_first = sorted(capacities, key=lambda index: -capacities[index])
+    for count in (each for each in _OVER[choice.format] if each <= len(capacities)):
+        if (spread_mb := needs.mb(gpus=count)) <= cards.room_mb((count,)):
+            holding = tuple(sorted(largest_first[:count]))
+            return replace(made, need_mb=spread_mb, verdict="fits together", cards=holding)
     if context := needs.largest_context(largest_mb):
         holding = tuple(index for index, mb in capacities.items() if mb == largest_mb)
         return replace(made, verdict="shorter context", cards=holding, context_tokens=context)
@@ -99,10 +104,10 @@ class _Needs:
 
     def largest_context(self, limit_mb: int) -> int | None:
         """Return the longest context that fits, as long as it is of use; None if there is none."""
-        steps = (self.context_tokens or 0) // _CONTEXT_STEP
-        least = FITTED_CONTEXT_TOKENS // _CONTEXT_STEP
-        at = bisect_right(range(least, steps), limit_mb, key=lambda step: self.mb(context_tokens=step * _CONTEXT_STEP))
-        return (least + at - 1) * _CONTEXT_STEP if at else None
+        if self.context_tokens is None:
+            return None
+        found = largest_context(lambda tokens: self.mb(context_tokens=tokens), limit_mb, self.context_tokens)
+        return found if found is not None and found >= FITTED_CONTEXT_TOKENS else None
 
 
 def scaled(facts: GgufFacts, to_bytes: int) -> GgufFacts:

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rolecall.core.events import Spec
 from rolecall.core.vram import Device, Ledger, Placement, placements
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """A model that wants room: MB over all its cards, over how many it may lie, and on which (none named: any).
+
+    One whose MB nobody knows (None) wants all that there is.
+    """
+
+    name: str
+    mb: int | None
+    spread: Sequence[int] = (1,)
+    devices: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +41,29 @@ def companies(specs: Sequence[Spec], devices: Sequence[Device], budget_mb: int, 
     One company: all fit at once. Two and more take turns. A model that others run takes no room and is in the first
     company; one that fits nowhere is in none. A model of unknown size has the machine to itself.
     """
-    ledgers: list[tuple[Ledger, Company]] = []
     guests = tuple(spec.name for spec in specs if not spec.managed)
-    for spec in (each for each in specs if each.managed):
-        for ledger, company in ledgers:
-            if placement := _place(ledger, spec):
-                company.placements[spec.name] = placement
-                break
-        else:
-            ledger = Ledger(devices, budget_mb, max_models)
-            if placement := _place(ledger, spec):
-                ledgers.append((ledger, Company((), {spec.name: placement})))
-    made = [Company(tuple(company.placements), company.placements) for _, company in ledgers]
+    left = [Tenant(spec.name, spec.footprint_mb, spec.spread, spec.devices) for spec in specs if spec.managed]
+    made: list[Company] = []
+    while placed := settled(Ledger(devices, budget_mb, max_models), left):
+        made.append(Company(tuple(placed), placed))
+        left = [tenant for tenant in left if tenant.name not in placed]
     if guests:
         first = made[0] if made else Company(())
         made[:1] = [Company((*guests, *first.names), first.placements)]
     return made
 
 
-def _place(ledger: Ledger, spec: Spec) -> Placement:
-    return settle(ledger, spec.name, spec.footprint_mb, spec.spread, spec.devices)
+def settled(ledger: Ledger, tenants: Iterable[Tenant]) -> dict[str, Placement]:
+    """Reserve room for each that still finds some, in their order; return where those lie."""
+    return {tenant.name: placement for tenant in tenants if (placement := _settle(ledger, tenant))}
 
 
-def settle(ledger: Ledger, name: str, mb: int | None, spread: Sequence[int], devices: Sequence[str] = ()) -> Placement:
+def _settle(ledger: Ledger, tenant: Tenant) -> Placement:
     """Reserve room for a model, on the devices that are fullest after it; an empty placement if there is none."""
-    fitting = [placement for placement in placements(ledger, mb, spread, devices) if not ledger.lack(placement)]
+    possible = placements(ledger, tenant.mb, tenant.spread, tenant.devices)
+    fitting = [placement for placement in possible if not ledger.lack(placement)]
     if not fitting:
         return ()
     best = min(fitting, key=lambda placement: sum(ledger.room_mb(share.device) for share in placement))
-    ledger.reserve(name, best)
+    ledger.reserve(tenant.name, best)
     return best

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 from rolecall.backends.base import Backend
 from rolecall.backends.smaller import with_context, with_slots
-from rolecall.core.capacity import Cards, Tenant, beside, largest_context
+from rolecall.core.capacity import Cards, beside, largest_context
 from rolecall.core.footprint import Estimate
 from rolecall.core.learning import Footprint
 from rolecall.core.models import ModelEntry
+from rolecall.core.together import Tenant
 from rolecall.runtime.footprints import Footprints, Gpu
 
 
