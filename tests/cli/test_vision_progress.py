@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import anyio
 import pytest
 
+from harness import DEADLINE_S
 from rolecall.cli.vision_progress import Pace, Shown, duration
 from rolecall.vision.batch_record import Record
 
@@ -37,6 +40,33 @@ def test_the_rate_is_that_of_the_last_minute() -> None:
         pace.step()
     assert pace.per_s == pytest.approx(2, rel=0.05)
     assert pace.left_s(60) == pytest.approx(30, rel=0.05)
+
+
+def test_a_limit_is_in_the_rate() -> None:
+    """Where three answers come at once and then none for the rest of each minute, it is about three a minute."""
+    clock = Clock()
+    pace = Pace(clock)
+    rates = []
+    for _ in range(5):
+        for _ in range(3):
+            clock.now += 0.1
+            pace.step()
+            rates.append(pace.per_s)
+        clock.now += 59.7
+    assert all(1.9 / 60 < rate < 6 / 60 for rate in rates[3:]), rates
+
+
+def test_the_rate_sinks_while_no_answer_comes() -> None:
+    """What was fast before a wait is not said to go on so; an answer that is not late changes nothing."""
+    clock = Clock()
+    pace = Pace(clock)
+    for _ in range(10):
+        clock.now += 1
+        pace.step()
+    clock.now += 0.9
+    assert pace.per_s == 1
+    clock.now += 99.1
+    assert pace.per_s == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
@@ -76,3 +106,34 @@ def test_problems_that_are_written_down_are_told_a_few_times(capsys: pytest.Capt
         told = capsys.readouterr().err.splitlines()
         assert len(told) == lines
     assert told[-1] == "rolecall: /p/29.jpg: caption: it is empty"
+
+
+def test_a_wait_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each line says how far it is, with the reason for as long as a question waits."""
+    clock = Clock()
+    shown = Shown(5, lambda _: None, None, now=clock)
+    shown.tick()
+    shown.waiting("the key 'photos' had its 3 requests", 20)
+    clock.now += 20
+    shown.tick()
+    clock.now += 2
+    shown.finished(record(1))
+    clock.now += 22
+    shown.tick()
+    assert capsys.readouterr().err.splitlines() == [
+        "rolecall: 0 of 5 answers, -/s",
+        "rolecall: 0 of 5 answers, -/s; it waits: the key 'photos' had its 3 requests",
+        "rolecall: 1 of 5 answers, 2.7/min, 1m28s left",
+    ]
+
+
+async def test_it_is_told_while_no_answer_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines come by the clock, not with the answers."""
+    shown = Shown(5, lambda _: None, None, every_s=0.01)
+    telling = asyncio.create_task(shown.tell_now_and_then())
+    said = ""
+    with anyio.fail_after(DEADLINE_S):
+        while said.count("rolecall: 0 of 5 answers, -/s") < 3:
+            await asyncio.sleep(0.01)
+            said += capsys.readouterr().err
+    telling.cancel()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from rolecall.cli.table import console_for, printable
 from rolecall.vision.batch_record import Key, Record
 from rolecall.vision.plan import Stage
 
-_EVERY_S = 10.0
+EVERY_S = 10.0
+_MARGIN_S = 1.0
+"""So long after a pause the question that waited is asked again, or waits anew."""
 _SHOWN_PROBLEMS = 20
 _WINDOW_S = 60.0
 """The rate is that of the last minute: a model that had to be loaded first does not slow it down for ever."""
@@ -64,14 +67,19 @@ class Pace:
         """There is one more."""
         now = self._now()
         self._times.append(now)
-        while self._times[0] < now - _WINDOW_S and len(self._times) > 2:
+        while self._times[1] < now - _WINDOW_S:
             self._times.popleft()
 
     @property
     def per_s(self) -> float:
-        """Answers in a second; 0 where nothing can be said yet."""
-        span_s = self._times[-1] - self._times[0]
-        return (len(self._times) - 1) / span_s if span_s > 0 else 0.0
+        """Answers in a second; 0 where nothing can be said yet.
+
+        Where the next one is late it is as if it came now, so that the rate sinks while all wait.
+        """
+        steps, span_s = len(self._times) - 1, self._times[-1] - self._times[0]
+        if steps == 0 or span_s <= 0:
+            return 0.0
+        return min(steps / span_s, (steps + 1) / (self._now() - self._times[0]))
 
     def left_s(self, count: int) -> float | None:
         """Return the seconds that ``count`` more answers will take; None where nothing can be said."""
@@ -82,15 +90,27 @@ class Pace:
 class Shown:
     """Tells how a run of so many answers goes; ``tally`` counts them."""
 
-    def __init__(self, total: int, show: Callable[[Record], None], kept: Path | None) -> None:
+    def __init__(
+        self,
+        total: int,
+        show: Callable[[Record], None],
+        kept: Path | None,
+        *,
+        every_s: float = EVERY_S,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Show each record with ``show``; where ``kept`` has all of them, the first problems are told alone."""
         self.tally = Tally()
         self._total = total
         self._show = show
         self._kept = kept
         self._problems = 0
-        self._pace = Pace()
-        self._told_at = time.monotonic()
+        self._every_s = every_s
+        self._now = now
+        self._pace = Pace(now)
+        self._wait = ""
+        self._wait_ends_at = now()
+        self._told_wait = ""
         self._progress: Progress | None = None
 
     @contextmanager
@@ -108,6 +128,22 @@ class Shown:
         with self._progress:
             yield
         self._progress = None
+
+    async def tell_now_and_then(self) -> None:
+        """Say how far it is and why it waits, also while no answer comes, until this is cancelled."""
+        with suppress(OSError):  # nobody reads stderr any more
+            while True:
+                await asyncio.sleep(self._every_s)
+                self.tick()
+
+    def tick(self) -> None:
+        """Say it once: on a terminal, where the bar says the rest, why it waits, unless that was said last."""
+        wait = self._wait if self._now() < self._wait_ends_at else ""
+        if self._progress is None:
+            self.say(self.line() + (f"; it waits: {wait}" if wait else ""))
+        elif wait and wait != self._told_wait:
+            self.say(f"it waits: {wait}")
+        self._told_wait = wait
 
     # -- what the run tells
 
@@ -132,9 +168,10 @@ class Shown:
             self._tell(f"{record.file}: {record.task}: {problem}")
         if self._progress is not None:
             self._progress.update(self._bar, advance=1)
-        elif time.monotonic() - self._told_at >= _EVERY_S:
-            self._told_at = time.monotonic()
-            self.say(self.line())
+
+    def waiting(self, reason: str, pause_s: float) -> None:
+        """A question is asked again after a pause."""
+        self._wait, self._wait_ends_at = reason, self._now() + pause_s + _MARGIN_S
 
     def _tell(self, problem: str) -> None:
         self._problems += 1

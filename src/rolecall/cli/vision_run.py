@@ -85,7 +85,11 @@ class _Run:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, batch.stop)
-            await batch.run(self.job.found.pictures)
+            telling = asyncio.create_task(shown.tell_now_and_then())
+            try:
+                await batch.run(self.job.found.pictures)
+            finally:
+                telling.cancel()
         return batch.stopped
 
     def _show(self, record: Record) -> None:

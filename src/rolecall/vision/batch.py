@@ -54,6 +54,9 @@ class Watch(Protocol):
     def finished(self, record: Record) -> None:
         """A record was written down."""
 
+    def waiting(self, reason: str, pause_s: float) -> None:
+        """A question got no answer, for that reason, and is asked again after so many seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -221,6 +224,7 @@ class Batch:
                 if pause_s is None:
                     self._count_failure(error)
                     raise
+                self._watch.waiting(error.message, pause_s)
             await anyio.sleep(pause_s)
 
     def _count_failure(self, error: AskError) -> None:
