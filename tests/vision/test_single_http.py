@@ -279,7 +279,7 @@ class TestBadRequests:
     @pytest.mark.parametrize("path", FORMS)
     def test_a_file_that_is_missing(self, server: Rolecall, path: str) -> None:
         """400 with the field."""
-        words = {} if path == "/ocr" else {"prompt": "hi"}
+        words = {"language": "ja"} if path == "/ocr" else {"prompt": "hi"}
         assert refused(send(server, path, None, **words))["param"] == "file"
 
     def test_fields_that_are_missing(self, server: Rolecall) -> None:
