@@ -33,6 +33,21 @@ def test_ones_own_are_told_apart(tmp_path: Path) -> None:
     assert [line.split()[0] for line in listed if line.endswith("own")] == ["caption"]
 
 
+def test_the_config_folder_may_stand_before_the_command(tmp_path: Path) -> None:
+    """As with `rolecall tasks --config-dir PATH list`; without a command the tasks are listed."""
+    (tmp_path / "tasks").mkdir()
+    text = call("tasks", "show", "caption", "--config-dir", tmp_path).stdout
+    (tmp_path / "tasks" / "caption.toml").write_text(text.replace('version = "1"', 'version = "mine"'))
+    assert answer("tasks", "--config-dir", tmp_path, "show", "caption")["version"] == "mine"
+    listed = call("tasks", "--config-dir", tmp_path, "list")
+    assert "mine" in listed.stdout
+    alone = call("tasks", "--config-dir", tmp_path)
+    assert (alone.exit_code, alone.stdout) == (0, listed.stdout)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert answer("tasks", "--config-dir", tmp_path, "show", "caption", "--config-dir", other)["version"] == "1"
+
+
 def test_an_unknown_task_is_told(tmp_path: Path) -> None:
     """A name that is near is proposed."""
     result = call("tasks", "show", "captoin", "--config-dir", tmp_path)

@@ -450,6 +450,14 @@ def test_wrong_usage(
     assert reason in result.stderr
 
 
+def test_capitals_make_no_other_task(here: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As everywhere else; but a folder whose name has capitals is that folder."""
+    folder(tmp_path / "Words", 2)
+    monkeypatch.chdir(tmp_path)
+    assert len(ok(call("run", "SENTENCE", "Words", *here)).stdout.splitlines()) == 2
+    assert len(ok(call("run", "Sentence", "WORDS", "Words", *here)).stdout.splitlines()) == 4
+
+
 def test_a_broken_task_is_named(server: Rolecall, tmp_path: Path) -> None:
     """File and field are in the message."""
     shutil.copytree(server.config_dir, tmp_path / "configs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from rolecall.cli.table import Column, Row, show, table
 from rolecall.settings import load_settings
 from rolecall.vision.tasks import Tasks, UnknownTask, tasks_of
 
-app = typer.Typer(no_args_is_help=True, help="List and show the tasks for pictures.")
+app = typer.Typer(no_args_is_help=True, invoke_without_command=True, help="List and show the tasks for pictures.")
 
 _COLUMNS = (
     Column("task"),
@@ -23,10 +24,18 @@ _COLUMNS = (
 )
 
 
+@app.callback()
+def main(context: typer.Context, *, config_dir: ConfigDir = None) -> None:
+    """List and show the tasks for pictures; with --config-dir alone, list them."""
+    context.obj = config_dir
+    if context.invoked_subcommand is None:
+        list_tasks(context)
+
+
 @app.command("list")
-def list_tasks(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
+def list_tasks(context: typer.Context, *, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
     """List the tasks; those of the config folder's tasks/ are your own. Fails for a file that cannot be used."""
-    tasks = _tasks(config_dir)
+    tasks = _tasks(context, config_dir)
     if as_json:
         print_json([{**task.model_dump(mode="json"), "file": str(tasks.file(id_))} for id_, task in tasks.items()])
         return
@@ -39,13 +48,14 @@ def list_tasks(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None
 
 @app.command("show")
 def show_task(
+    context: typer.Context,
     task: Annotated[str, typer.Argument(help="Its id.", metavar="TASK")],
     *,
     as_json: AsJson = False,
     config_dir: ConfigDir = None,
 ) -> None:
     """Print a task's file: as tasks/TASK.toml of the config folder, a changed copy takes its place."""
-    tasks = _tasks(config_dir)
+    tasks = _tasks(context, config_dir)
     try:
         found = tasks.find(task)
     except UnknownTask as error:
@@ -56,5 +66,6 @@ def show_task(
         typer.echo(tasks.file(found.id).read_text(encoding="utf-8"), nl=False)
 
 
-def _tasks(config_dir: ConfigDir) -> Tasks:
-    return tasks_of(load_settings({"config_dir": config_dir}))
+def _tasks(context: typer.Context, config_dir: Path | None) -> Tasks:
+    """Return the tasks of a folder that was named behind the command, or else before it."""
+    return tasks_of(load_settings({"config_dir": config_dir or context.obj}))
