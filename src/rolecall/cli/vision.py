@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,7 @@ from rolecall.cli.vision_job import Options, known_tasks, split
 from rolecall.cli.vision_run import run
 from rolecall.vision.batch_files import NoPictures
 from rolecall.vision.plan import Order
+from rolecall.vision.task import Task
 from rolecall.vision.tasks import UnknownTask
 
 
@@ -64,17 +66,25 @@ Set = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and why in this order.")]
 
 
-def command_for(task: str, text: str) -> Callable[..., None]:
-    """Return the command for one task, which is described by ``text``."""
+Chosen = Callable[[list[str], Path | None], tuple[list[Task], list[str]]]
+"""Finds the tasks and the paths that a command's words name, with the tasks of a config folder."""
+
+
+def _command(text: str, words: object, chosen: Chosen, *, has_order: bool) -> Callable[..., None]:
+    """Return a command over pictures; ``words`` is how Typer reads what ``chosen`` gets.
+
+    Typer takes options from a signature: that of one task's command lacks the order of several.
+    """
 
     def command(  # noqa: PLR0913 - each is an option of its own
-        paths: Paths,
+        words: list[str],
         *,
         out: Out = None,
         write_sidecar: WriteSidecar = None,
         replace_descriptions: Replace = False,
         resume: Resume = False,
         jobs: Jobs = None,
+        stage_by_stage: StageByStage = None,
         model: Model = None,
         language: Language = None,
         set_: Set = None,
@@ -83,15 +93,47 @@ def command_for(task: str, text: str) -> Callable[..., None]:
         url: Url = None,
         config_dir: ConfigDir = None,
     ) -> None:
+        order = None if stage_by_stage is None else Order.STAGE if stage_by_stage else Order.PICTURE
         variables = _variables(set_ or (), language)
         sidecars = write_sidecar is not None
         options = Options(
-            out, sidecars, replace_descriptions, resume, jobs, None, model, variables, dry_run, as_json, url, config_dir
+            out,
+            sidecars,
+            replace_descriptions,
+            resume,
+            jobs,
+            order,
+            model,
+            variables,
+            dry_run,
+            as_json,
+            url,
+            config_dir,
         )
-        run([known_tasks(config_dir).find(task)], paths, options)
+        tasks, paths = chosen(words, config_dir)
+        run(tasks, paths, options)
 
     command.__doc__ = text
+    command.__annotations__["words"] = words
+    if not has_order:
+        signature = inspect.signature(command, eval_str=True)
+        kept = [each for name, each in signature.parameters.items() if name != "stage_by_stage"]
+        command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined] # what inspect looks for
     return command
+
+
+def command_for(task: str, text: str) -> Callable[..., None]:
+    """Return the command for one task, which is described by ``text``."""
+    return _command(
+        text, Paths, lambda paths, config_dir: ([known_tasks(config_dir).find(task)], paths), has_order=False
+    )
+
+
+def _named(words: list[str], config_dir: Path | None) -> tuple[list[Task], list[str]]:
+    try:
+        return split(words, known_tasks(config_dir))
+    except (UnknownTask, NoPictures) as error:
+        fail(str(error), 2)
 
 
 tag = command_for("tags", "Tag pictures with words of a fixed vocabulary: light, clarity, setting, weather, density.")
@@ -99,41 +141,16 @@ caption = command_for("caption", "Caption pictures: one sentence each.")
 keywords = command_for("keywords", "Find keywords for pictures.")
 describe = command_for("description", "Describe pictures at length.")
 ocr = command_for("ocr", "Read the text in pictures.")
-
-
-def run_tasks(  # noqa: PLR0913 - each is an option of its own
-    words: TasksAndPaths,
-    *,
-    out: Out = None,
-    write_sidecar: WriteSidecar = None,
-    replace_descriptions: Replace = False,
-    resume: Resume = False,
-    jobs: Jobs = None,
-    stage_by_stage: StageByStage = None,
-    model: Model = None,
-    language: Language = None,
-    set_: Set = None,
-    dry_run: DryRun = False,
-    as_json: AsJson = False,
-    url: Url = None,
-    config_dir: ConfigDir = None,
-) -> None:
+run_tasks = _command(
     """Do one or several tasks for pictures, your own tasks included.
 
     Several tasks are done picture by picture where their models are loaded together, else stage by stage: all pictures
     for one model, then all for the next.
-    """
-    order = None if stage_by_stage is None else Order.STAGE if stage_by_stage else Order.PICTURE
-    variables = _variables(set_ or (), language)
-    sidecars = write_sidecar is not None
-    options = Options(
-        out, sidecars, replace_descriptions, resume, jobs, order, model, variables, dry_run, as_json, url, config_dir
-    )
-    try:
-        tasks, paths = split(words, known_tasks(config_dir))
-    except (UnknownTask, NoPictures) as error:
-        fail(str(error), 2)
-    run(tasks, paths, options)
+    """,
+    TasksAndPaths,
+    _named,
+    has_order=True,
+)
 
 
 def _variables(given: Sequence[str], language: str | None) -> dict[str, str]:
