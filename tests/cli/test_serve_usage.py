@@ -164,11 +164,13 @@ def test_unknown_variables_are_warned_about(tmp_path: Path) -> None:
 
 
 def test_without_a_config_folder_the_own_one_is_filled(tmp_path: Path) -> None:
-    """Away from any configs/ the user's own folder is used, and gets the shipped files the first time."""
+    """Away from any configs/ the user's own folder is used, and gets the shipped files when something is changed."""
     env = environment(HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path / "config"), XDG_STATE_HOME=str(tmp_path / "s"))
     first = rolecall("models", "list", "--all", "--json", env=env, cwd=tmp_path)
     assert {"demo-chat", "florence-2-large_(SAFETENSORS)"} <= {each["name"] for each in json.loads(first.stdout)}
     own = tmp_path / "config" / "rolecall"
+    assert not own.exists(), "who only looks makes no folder"
+    assert rolecall("models", "disable", "demo-chat", env=env, cwd=tmp_path).returncode == 0
     assert (own / "rolecall.toml").exists()
     (own / "model_registry.curated.json").write_text(json.dumps([fake_entry("mine")]))
     second = rolecall("models", "list", env=env, cwd=tmp_path)
@@ -177,7 +179,8 @@ def test_without_a_config_folder_the_own_one_is_filled(tmp_path: Path) -> None:
 
 def test_an_own_folder_that_cannot_be_made_is_a_reason_and_no_traceback(tmp_path: Path) -> None:
     """Where the user's folder cannot be written, the path and the system's reason are told."""
-    done = rolecall("models", "list", env=environment(XDG_CONFIG_HOME="/proc/none"), cwd=tmp_path)
+    env = environment(XDG_CONFIG_HOME="/proc/none")
+    done = rolecall("models", "disable", "demo-chat", env=env, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("rolecall: /proc/none")
     assert "No such file or directory" in done.stderr
