@@ -270,6 +270,30 @@ def test_a_busy_model_on_the_cpu_keeps_its_memory() -> None:
     assert bench.post(Exited("b"), Freed("b")) == ["start a cpu"]
 
 
+def on_cpu_then_changed(*a: Spec) -> Bench:
+    """Have a model answer on the CPU while its entry is changed, and another one need its place."""
+    b = spec("b", 300, cpu_mb=600)
+    bench = Bench(spec("a", 300, cpu_mb=600), b, gpus_mb=(1000,))
+    on_cpu(bench, 1, "a")
+    bench.post(configured(*a, b, host_mb=1000, gpus_mb=(1000,)), ask(2, "b"))
+    bench.oom("b")
+    return bench
+
+
+def test_a_model_that_was_removed_keeps_its_host_memory_until_it_is_gone() -> None:
+    """The next one waits for its end."""
+    bench = on_cpu_then_changed()
+    assert bench.oom("b") == []
+    assert bench.post(Released("a")) == ["stop a"]
+    assert bench.post(Exited("a"), Freed("a")) == ["start b cpu"]
+
+
+@pytest.mark.parametrize("changed", [spec("a", 300), spec("a", 300, cpu_mb=100)])
+def test_a_running_model_holds_the_host_memory_that_it_was_started_with(changed: Spec) -> None:
+    """Whatever its entry says now."""
+    assert on_cpu_then_changed(changed).oom("b") == ["reject 2 model_start_failed"]
+
+
 @pytest.mark.parametrize("mb", [1001, 2500])
 def test_a_model_that_no_gpu_could_hold_goes_to_the_cpu(mb: int) -> None:
     """It is started there at once: larger than each GPU, or than all of them; a role takes one that fits first."""

@@ -159,6 +159,7 @@ class Room:
         if slot.takes_room:
             self.ledger.reserve(slot.name, placement)
         slot.placement, slot.claim, slot.blocked_since = placement, None, None
+        slot.host_mb = (slot.spec.cpu_mb or 0) if slot.is_on_cpu else 0
         slot.is_alone, slot.started_as = slot.starts_alone, slot.spec
         slot.is_outdated = slot.comes_back = False
         slot.state = advance(slot.state, Step.START)
@@ -204,9 +205,9 @@ class Room:
         if not slot.spec.managed:
             return True
         among = states or _IN_MEMORY
-        others = [s for s in self._slots.values() if s.is_on_cpu and s is not slot and s.state in among]
+        others = [s for s in self._slots.values() if s.host_mb and s is not slot and s.state in among]
         idle = self._idle_in_host() if of_all else []
-        taken_mb = sum(s.spec.cpu_mb or 0 for s in others if s not in idle)
+        taken_mb = sum(s.host_mb for s in others if s not in idle)
         return slot.spec.cpu_mb is not None and taken_mb + slot.spec.cpu_mb <= self._host_mb
 
     def _can_have_host_room(self, slot: Slot) -> bool:

@@ -84,6 +84,8 @@ class Slot:
     reduction: Reduction | None = None
     """How it is started smaller than its entry says."""
     reduced_at: float = 0
+    host_mb: int = 0
+    """What its present engine, or the last one, was given of host RAM to run on the CPU; its spec may be new since."""
     measured_mb: int | None = None
     ready_since: float = 0
     last_used: float = 0
