@@ -67,6 +67,18 @@ def test_it_changes_nothing(tmp_path: Path) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_broken_task_is_told(tmp_path: Path) -> None:
+    """With the file and the field; the server goes on without it, so nothing fails."""
+    options = configure(tmp_path)
+    folder = Path(options[1]) / "tasks"
+    folder.mkdir()
+    assert findings(*options)[1]["tasks"]["level"] == "ok"
+    (folder / "mine.toml").write_text('title = "Mine"')
+    code, found = findings(*options)
+    assert (code, found["tasks"]["level"]) == (0, "warn")
+    assert f"{folder / 'mine.toml'}: role: is missing" in found["tasks"]["finding"]
+
+
 def test_a_broken_registry_is_a_failed_check(tmp_path: Path) -> None:
     """Entry and field are named, and all other checks are made."""
     here = configure(tmp_path, entries=[{"name": "one", "backend": "llama_cpp", "pinned": "perhaps"}])

@@ -56,10 +56,16 @@ def test_an_unknown_task_is_told(tmp_path: Path) -> None:
 
 
 def test_a_file_that_cannot_be_used_is_told(tmp_path: Path) -> None:
-    """It ends the command with the file, the field and exit code 2."""
+    """Exit code 2 with the file and the field, after the others; only what needs that file ends with it."""
     options, folder = ("--config-dir", tmp_path), tmp_path / "tasks"
     folder.mkdir()
     (folder / "mine.toml").write_text('version = 1\ntitle = "Mine"\nrole = "caption"\nuser = "{x}"\n')
     result = call("tasks", "list", *options)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"rolecall: {folder / 'mine.toml'}: user: {{x}} names no variable")
+    assert result.exit_code == 2
+    assert "mono_interpretation" in result.stdout
+    told = f"{folder / 'mine.toml'}: user: {{x}} names no variable"
+    assert result.stderr.startswith(f"rolecall: {told}")
+    assert answer("tasks", "show", "caption", *options)["id"] == "caption"
+    mine = call("tasks", "show", "mine", *options)
+    assert (mine.exit_code, mine.stdout) == (2, "")
+    assert mine.stderr.startswith(f"rolecall: the task mine cannot be used: {told}")

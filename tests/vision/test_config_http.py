@@ -213,17 +213,19 @@ def test_a_model_without_its_projector(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_task_that_is_broken(make: Make) -> None:
-    """Single requests are refused with the file and the field until it is mended; the rest goes on."""
+    """It is refused with the file and the field until it is mended; the rest, single requests too, goes on."""
     with make() as server:
         tasks = server.config_dir / "tasks"
         tasks.mkdir()
         (tasks / "mine.toml").write_text("id = 3")
-        refused = server.http.post("/api/chat", json={"prompt": "hi", "model": "m"})
+        asked = {"image": "", "task": "mine"}
+        refused = server.http.post("/api/tag", json=asked)
         assert refused.status_code == 503
-        assert "mine.toml" in refused.json()["error"]["message"]
+        assert "mine.toml: id: " in refused.json()["error"]["message"]
         assert server.chat("m").status_code == 200
-        (tasks / "mine.toml").unlink()
         assert server.http.post("/api/chat", json={"prompt": "hi", "model": "m"}).status_code == 200
+        (tasks / "mine.toml").unlink()
+        assert "There is no task 'mine'" in server.http.post("/api/tag", json=asked).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,11 @@ def tag(tmp_path: Path) -> Callable[..., Any]:
         inference: Inference, data: bytes | None = None, wish: Wish | None = None, *, is_known: bool = True
     ) -> Tagged:
         (tmp_path / "a.jpg").write_bytes(photograph() if data is None else data)
-        tagger = ModelTagger(inference, tasks, lambda _: Anyone() if is_known else None, pauses_s=(0.0, 0.0))
+        tagger = ModelTagger(inference, lambda: tasks, lambda _: Anyone() if is_known else None, pauses_s=(0.0, 0.0))
         sample = Sample(1, 1, FileFacts("a.jpg", 1, 1))
         return await tagger.tag(wish or Wish("tags@1"), tmp_path, sample, asyncio.Semaphore(1))
 
-    run.tagger = ModelTagger(Inference(None), tasks, lambda _: Anyone())  # type: ignore[attr-defined]
+    run.tagger = ModelTagger(Inference(None), lambda: tasks, lambda _: Anyone())  # type: ignore[attr-defined]
     return run
 
 
@@ -150,6 +150,8 @@ async def test_a_key_or_a_task_that_is_gone(tag: Callable[..., Any]) -> None:
         await tag(Inference(said("")), wish=Wish("tags@1", key="ci"), is_known=False)
     with pytest.raises(NothingWorks, match="no task 'gone'"):
         await tag(Inference(said("")), wish=Wish("gone@1"))
+    with pytest.raises(NothingWorks, match="has become version 1 meanwhile"):
+        await tag(Inference(said("")), wish=Wish("tags@0"))
 
 
 def test_tasks_that_tag(tag: Callable[..., Any]) -> None:

@@ -275,6 +275,25 @@ class TestBadPictures:
         assert (error["param"], error["code"]) == ("image", "invalid_image")
 
 
+def test_files_of_tasks(tmp_path: Path) -> None:
+    """A broken one is told at the start and refused by its name, everything else goes on; changes hold at once."""
+    server = Rolecall(tmp_path, ENTRIES)
+    path = server.config_dir / "tasks" / "mine.toml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('title = "Mine"')
+    with server:
+        eventually(lambda: f"{path}: role: is missing" in server.words())
+        assert server.get("/datasets")["data"] == []
+        ok(server.http.post("/api/chat", json={"prompt": "hi"}))
+        ok(server.http.post("/api/describe", json={"image": BASE64, "task": "caption"}))
+        mine = {"image": BASE64, "task": "mine"}
+        assert f"{path}: role: is missing" in refused(server.http.post("/api/describe", json=mine), 503)["message"]
+        path.write_text('version = "1"\ntitle = "Mine"\nrole = "caption"\nuser = "What is it?"')
+        assert ok(server.http.post("/api/describe", json=mine))["version"] == "1"
+        path.write_text('version = "2"\ntitle = "Mine"\nrole = "caption"\nuser = "And now?"')
+        assert ok(server.http.post("/api/describe", json=mine))["version"] == "2"
+
+
 class TestBadRequests:
     @pytest.mark.parametrize("path", FORMS)
     def test_a_file_that_is_missing(self, server: Rolecall, path: str) -> None:

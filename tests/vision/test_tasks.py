@@ -8,7 +8,7 @@ import pytest
 
 from rolecall.settings import load_settings, shipped
 from rolecall.vision.task import Task, filled
-from rolecall.vision.tasks import TaskError, UnknownTask, WrongVariable, load_tasks, tasks_of, variables_of
+from rolecall.vision.tasks import TaskError, TaskFolder, UnknownTask, WrongVariable, load_tasks, tasks_of, variables_of
 
 SHIPPED = load_tasks(shipped("tasks"))
 
@@ -40,9 +40,7 @@ def write(folder: Path, text: str, name: str = "mine") -> Path:
 def problem(folder: Path, text: str) -> str:
     """What is said of a file that cannot be used."""
     path = write(folder, text)
-    with pytest.raises(TaskError) as caught:
-        load_tasks(folder)
-    said = str(caught.value)
+    said = load_tasks(folder).problems[path]
     assert said.startswith(f"{path}: ")
     return said.removeprefix(f"{path}: ")
 
@@ -148,9 +146,7 @@ def test_every_problem_of_every_file_is_said(tmp_path: Path) -> None:
     """All that is to be mended is seen at once."""
     write(tmp_path, SMALL + "a = 1\nb = 2", "one")
     write(tmp_path, "", "two")
-    with pytest.raises(TaskError) as caught:
-        load_tasks(tmp_path)
-    lines = str(caught.value).splitlines()
+    lines = "\n".join(load_tasks(tmp_path).problems.values()).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["a", "b", "version", "title", "role", "user"]
 
 
@@ -158,19 +154,47 @@ def test_two_files_of_one_id_are_an_error(tmp_path: Path) -> None:
     """Within a folder nobody could say which of the two is meant."""
     write(tmp_path, 'id = "same"' + SMALL, "a")
     write(tmp_path, 'id = "same"' + SMALL, "b")
+    tasks = load_tasks(tmp_path)
+    assert list(tasks) == []
     with pytest.raises(TaskError, match=r"b\.toml: id: 'same' is the id of .*a\.toml too"):
-        load_tasks(tmp_path)
+        tasks.find("same")
 
 
 def test_no_text_is_an_error(tmp_path: Path) -> None:
     """A file that is not UTF-8, and a folder called like a file, are named."""
     (tmp_path / "latin.toml").write_bytes(b'title = "\xe4"')
     (tmp_path / "folder.toml").mkdir()
-    with pytest.raises(TaskError) as caught:
-        load_tasks(tmp_path)
-    folder, latin = str(caught.value).splitlines()
+    folder, latin = load_tasks(tmp_path).problems.values()
     assert "folder.toml: cannot be read: Is a directory" in folder
     assert "latin.toml: is no TOML" in latin
+
+
+def test_a_broken_file_takes_nothing_from_the_others(tmp_path: Path) -> None:
+    """It is refused by its name, and by the id that it gives itself; a shipped task is not used in its place."""
+    write(tmp_path, SMALL + "rolle = 1", "caption")
+    write(tmp_path, SMALL + 'id = "mine"\nrolle = 1', "other")
+    tasks = load_tasks(shipped("tasks"), tmp_path)
+    assert set(tasks) == set(SHIPPED) - {"caption"}
+    assert tasks.find("tags") == SHIPPED["tags"]
+    for name, file in (("Caption", "caption"), ("mine", "other"), ("other", "other")):
+        with pytest.raises(TaskError, match=rf"cannot be used: .*{file}\.toml: rolle: there is no such field"):
+            tasks.find(name)
+
+
+def test_files_are_read_again_when_they_change(tmp_path: Path) -> None:
+    """A file that comes, changes or goes does so at once; between changes nothing is read."""
+    tasks = TaskFolder(tmp_path / "tasks")
+    assert dict(tasks()) == {}
+    path = write(tmp_path / "tasks", SMALL)
+    first = tasks()
+    assert first["mine"].title == "Small"
+    assert tasks() is first
+    path.write_text(SMALL.replace("Small", "Large"), encoding="utf-8")
+    assert tasks()["mine"].title == "Large"
+    path.write_text("title = ", encoding="utf-8")
+    assert list(tasks().problems) == [path]
+    path.unlink()
+    assert (dict(tasks()), tasks().problems) == ({}, {})
 
 
 @pytest.mark.parametrize(

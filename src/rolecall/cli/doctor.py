@@ -25,6 +25,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "registry": checks.registry,
         "models": registry_checks.models,
         "roles": registry_checks.roles,
+        "tasks": registry_checks.tasks,
         "permissions": registry_checks.permissions,
         "profile": checks.profile,
         "GPU": machine_checks.gpu,

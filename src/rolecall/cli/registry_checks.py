@@ -17,6 +17,7 @@ from rolecall.core.selection import Rejected
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.registry import DISCOVERED
 from rolecall.settings import SHIPPED
+from rolecall.vision.tasks import tasks_of
 
 _NOT_LOOKED_AT = Finding("warn", "not looked at, because of another failed check")
 _MOST_NAMED = 5
@@ -95,6 +96,17 @@ def _missed(role: str, rejected: Sequence[Rejected]) -> Iterator[str]:
     large = [each for each in rejected if each.why == "too_large"]
     if large:
         yield f"{role}: {'; '.join(f'{each.name}: {each.reason}' for each in large)}"
+
+
+def tasks(subject: Subject) -> Finding:
+    """Report the tasks for pictures, and the files of those that cannot be used."""
+    found = tasks_of(subject.settings)
+    text = f"{len(found)} can be used, {sum(map(found.is_own, found))} of them your own"
+    if lines := [line for problem in found.problems.values() for line in problem.splitlines()]:
+        return Finding(
+            "warn", "\n".join([text, *_named(lines)]), "mend these files; until then their tasks are refused"
+        )
+    return Finding("ok", text)
 
 
 def permissions(subject: Subject) -> Finding:

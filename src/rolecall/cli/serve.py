@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any
 
 import typer
@@ -109,3 +110,14 @@ def _announce(url: str, roster: Roster) -> None:
     log.info("models: %s", ", ".join(entry.name for entry in listed) or "none is installed; see `rolecall models list`")
     log.info("log: %s", settings.log_path.absolute())
     log.info("ready at %s/v1 (Ctrl-C ends it)", url)
+    if next((settings.config_dir / "tasks").glob("*.toml"), None) is not None:
+        Thread(target=_warn_of_tasks, args=(settings,), daemon=True).start()
+
+
+def _warn_of_tasks(settings: Settings) -> None:
+    """Tell which files of tasks cannot be used. Tasks are read when they are needed, and others go on without them."""
+    from rolecall.vision.tasks import tasks_of  # noqa: PLC0415 - which many servers never need
+
+    for problem in tasks_of(settings).problems.values():
+        for line in problem.splitlines():
+            log.warning("a task cannot be used: %s", line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
 from rolecall.cli.table import Column, Row, show, table
 from rolecall.settings import load_settings
-from rolecall.vision.tasks import Tasks, UnknownTask, tasks_of
+from rolecall.vision.tasks import TaskError, Tasks, UnknownTask, tasks_of
 
 app = typer.Typer(no_args_is_help=True, invoke_without_command=True, help="List and show the tasks for pictures.")
 
@@ -38,12 +39,15 @@ def list_tasks(context: typer.Context, *, as_json: AsJson = False, config_dir: C
     tasks = _tasks(context, config_dir)
     if as_json:
         print_json([{**task.model_dump(mode="json"), "file": str(tasks.file(id_))} for id_, task in tasks.items()])
-        return
-    rows = [
-        Row((id_, task.version, task.role, task.parser, task.title, "own" if tasks.is_own(id_) else "rolecall"))
-        for id_, task in tasks.items()
-    ]
-    show(lambda width: table(_COLUMNS, rows, width))
+    else:
+        show(lambda width: table(_COLUMNS, list(_rows(tasks)), width))
+    if tasks.problems:
+        raise TaskError("\n".join(tasks.problems.values()))
+
+
+def _rows(tasks: Tasks) -> Iterator[Row]:
+    for id_, task in tasks.items():
+        yield Row((id_, task.version, task.role, task.parser, task.title, "own" if tasks.is_own(id_) else "rolecall"))
 
 
 @app.command("show")

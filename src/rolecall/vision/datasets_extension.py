@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rolecall.errors import ConfigurationError, DatasetsUnavailable, RolecallError
+from rolecall.errors import DatasetsUnavailable, RolecallError
 from rolecall.gateway.caller import Anyone, Caller, KeyHolder
 from rolecall.gateway.door import Keys
 from rolecall.gateway.server import Addition, Gateway
@@ -75,8 +75,6 @@ class LazyDatasets:
             return await asyncio.to_thread(self._make)
         except OSError as error:
             raise DatasetsUnavailable(f"{self._folder} cannot be used: {error.strerror or error}.") from None
-        except ConfigurationError as error:
-            raise DatasetsUnavailable(f"A task cannot be used, so nothing can be tagged: {error}") from None
 
     async def resume(self) -> None:
         """Go on with what an earlier process has begun, if there is any; again and again while that cannot be read."""
@@ -104,10 +102,10 @@ class LazyDatasets:
 def _made(gateway: Gateway) -> Datasets:
     from rolecall.vision.datasets import Datasets  # noqa: PLC0415 - DuckDB and Pillow, which most servers never need
     from rolecall.vision.datasets_tagger import ModelTagger  # noqa: PLC0415
-    from rolecall.vision.tasks import tasks_of  # noqa: PLC0415
+    from rolecall.vision.tasks import TaskFolder, folders_of  # noqa: PLC0415
 
     settings = gateway.services.settings
-    tagger = ModelTagger(gateway.inference, tasks_of(settings), partial(_caller, gateway.keys))
+    tagger = ModelTagger(gateway.inference, TaskFolder(*folders_of(settings)), partial(_caller, gateway.keys))
     return Datasets(settings.state_dir / FOLDER, tagger)
 
 

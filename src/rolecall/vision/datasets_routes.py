@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -61,7 +62,7 @@ class _Api:
         datasets = await self._get()
         found = await datasets.store.run(lambda store: store.datasets())
         is_admin = caller_of(request.scope).may("admin")
-        tasks = [{"id": task.id, "title": task.title} for task in datasets.tagger.tasks()]
+        tasks = [{"id": task.id, "title": task.title} for task in await asyncio.to_thread(datasets.tagger.tasks)]
         rows = [_dataset(each, with_folder=is_admin) for each in found]
         return Json({"object": "list", "data": rows, "tasks": tasks, "may_register": is_admin})
 
@@ -153,7 +154,8 @@ class _Api:
         body = await _body(request, {"task", "model", "again"}, may_be_empty=True)
         datasets = await self._get()
         await datasets.store.run(lambda store: store.dataset(id_))
-        wish = datasets.tagger.wish(
+        wish = await asyncio.to_thread(
+            datasets.tagger.wish,
             _text(body, "task", _DEFAULT_TASK),
             model=_text(body, "model", None),
             again=_flag(body, "again"),

@@ -15,7 +15,7 @@ import anyio
 import anyio.to_thread
 from starlette.types import ASGIApp
 
-from rolecall.errors import BadRequest
+from rolecall.errors import BadRequest, Unavailable
 from rolecall.gateway.caller import Caller
 from rolecall.vision.ask import Asker, AskError
 from rolecall.vision.datasets_files import opened
@@ -25,7 +25,7 @@ from rolecall.vision.jobs import Interrupted, NothingWorks, SampleFailed, Tagged
 from rolecall.vision.photos import Photo, PhotoError, prepare
 from rolecall.vision.runner import Outcome, run_task
 from rolecall.vision.task import Task
-from rolecall.vision.tasks import Tasks, UnknownTask
+from rolecall.vision.tasks import TaskError, Tasks, UnknownTask
 
 PAUSES_S = (1.0, 4.0)
 """Before a question that failed by an engine is asked again: it may have been killed, and starts anew."""
@@ -42,7 +42,11 @@ class ModelTagger:
     """Tags pictures by tasks whose answers are words: tags of a vocabulary, or keywords."""
 
     def __init__(
-        self, inference: ASGIApp, tasks: Tasks, callers: Callers, pauses_s: tuple[float, ...] = PAUSES_S
+        self,
+        inference: ASGIApp,
+        tasks: Callable[[], Tasks],
+        callers: Callers,
+        pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
         self._inference = inference
         self._tasks = tasks
@@ -51,19 +55,24 @@ class ModelTagger:
         self._decoding: anyio.CapacityLimiter | None = None  # belongs to a running loop
 
     def wish(self, task_id: str, *, model: str | None, again: bool, key: str | None) -> Wish:
-        """Return what a job is to do; raises ``BadRequest`` for a task that there is not, or that gives no tags."""
+        """Return what a job is to do; raises ``BadRequest`` for a task that there is not, or that gives no tags.
+
+        It reads files, as ``tasks`` does, and raises ``Unavailable`` where the task's own cannot be used.
+        """
         task = self._task(task_id)
         return Wish(f"{task.id}@{task.version}", model, again, key)
 
     def tasks(self) -> list[Task]:
         """Return the tasks that a dataset can be tagged by."""
-        return [task for task in self._tasks.values() if task.parser in _TAGGING]
+        return [task for task in self._tasks().values() if task.parser in _TAGGING]
 
     def _task(self, task_id: str) -> Task:
         try:
-            task = self._tasks.find(task_id)
+            task = self._tasks().find(task_id)
         except UnknownTask as error:
             raise BadRequest(f"The field task: {error}.", param="task") from None
+        except TaskError as error:
+            raise Unavailable(f"The field task: {error}.") from None
         if task.parser not in _TAGGING:
             names = ", ".join(each.id for each in self.tasks())
             raise BadRequest(f"The task {task.id} gives no tags; these do: {names}.", param="task")
@@ -72,9 +81,11 @@ class ModelTagger:
     async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
         """Return the tags of a picture; see ``jobs.Tagger``."""
         try:
-            task = self._task(wish.task_id)
-        except BadRequest as error:
+            task = await anyio.to_thread.run_sync(self._task, wish.task_id)
+        except (BadRequest, Unavailable) as error:
             raise NothingWorks(error.message) from None
+        if f"{task.id}@{task.version}" != wish.task:
+            raise NothingWorks(f"the task {task.id} has become version {task.version} meanwhile; start it again")
         caller = self._callers(wish.key)
         if caller is None:
             who = f"the API key {wish.key!r}" if wish.key else "nobody's key"

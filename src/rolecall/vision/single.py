@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rolecall.core.parameters import STAND_INS
-from rolecall.errors import BadRequest, RolecallError, UpstreamError
+from rolecall.errors import BadRequest, RolecallError, Unavailable, UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.exchange import CLIENT_GONE
@@ -36,7 +36,7 @@ from rolecall.vision.single_chat import Conversation, chat_answer, response_form
 from rolecall.vision.single_fields import check_fields, variables_in
 from rolecall.vision.single_input import Input, Pictures, check_length, picture_bytes
 from rolecall.vision.task import Task
-from rolecall.vision.tasks import Tasks, UnknownTask, WrongVariable
+from rolecall.vision.tasks import TaskError, Tasks, UnknownTask, WrongVariable
 
 SEES, CHATS, EMBEDS = "vision_general", "chat", "embedding"
 """The roles that are asked where a request names no model; tasks have roles of their own."""
@@ -98,7 +98,7 @@ class _Session:
 class SingleRequests:
     """Answers requests with the models of a gateway."""
 
-    def __init__(self, gateway: Gateway, tasks: Tasks) -> None:
+    def __init__(self, gateway: Gateway, tasks: Callable[[], Tasks]) -> None:
         self._gateway = gateway
         self._tasks = tasks
         self._pictures = Pictures()
@@ -189,7 +189,7 @@ class SingleRequests:
         variables: Mapping[str, str] | None = None,
         parser: str | None = None,
     ) -> Outcome:
-        task = self._task(name, parser)
+        task = await asyncio.to_thread(self._task, name, parser)
         check_fields(given, session.path, task.variables)
         values = {**variables_in(given, task), **(variables or {})}
         data, where = picture_bytes(given)
@@ -205,9 +205,11 @@ class SingleRequests:
 
     def _task(self, name: str, parser: str | None) -> Task:
         try:
-            task = self._tasks.find(name)
+            task = self._tasks().find(name)
         except UnknownTask as error:
             raise BadRequest(_sentence(error), param="task") from None
+        except TaskError as error:
+            raise Unavailable(_sentence(error)) from None
         if parser is not None and task.parser != parser:
             raise BadRequest(f"The task {task.id!r} does not end in a text; /api/tag is for tags.", param="task")
         if parser is None and task.parser not in {"tags", "keywords"}:

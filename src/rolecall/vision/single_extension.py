@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rolecall.errors import ConfigurationError, Unavailable
 from rolecall.gateway.routes import ScopedRoute
 from rolecall.gateway.server import Addition, Gateway
 from rolecall.vision.config_routes import config_routes
@@ -40,17 +39,14 @@ class LazyRequests:
         self._made: SingleRequests | None = None
 
     async def serve(self, request: Request) -> Response:
-        """Return the answer; raises ``Unavailable`` while a file of a task cannot be used."""
+        """Return the answer."""
         if self._made is None:
-            try:
-                self._made = await asyncio.to_thread(_made, self._gateway)
-            except ConfigurationError as error:
-                raise Unavailable(f"A task cannot be used, so nothing can be asked: {error}") from None
+            self._made = await asyncio.to_thread(_made, self._gateway)
         return await self._made.serve(request)
 
 
 def _made(gateway: Gateway) -> SingleRequests:
     from rolecall.vision.single import SingleRequests  # noqa: PLC0415 - Pillow, which many servers never need
-    from rolecall.vision.tasks import tasks_of  # noqa: PLC0415
+    from rolecall.vision.tasks import TaskFolder, folders_of  # noqa: PLC0415
 
-    return SingleRequests(gateway, tasks_of(gateway.services.settings))
+    return SingleRequests(gateway, TaskFolder(*folders_of(gateway.services.settings)))

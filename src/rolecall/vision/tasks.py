@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from threading import Lock
 from types import MappingProxyType
 from typing import Any
 
@@ -43,11 +44,23 @@ class WrongVariable(Exception):
 
 
 class Tasks(Mapping[str, Task]):
-    """The tasks by id, in the order of their files."""
+    """The tasks by id, in the order of their files.
 
-    def __init__(self, tasks: Mapping[str, Task], files: Mapping[str, Path] | None = None) -> None:
-        self._tasks = dict(tasks)
+    ``problems`` are those of files that cannot be used, by file, one line for each; what such a file would be the task
+    of is refused, also where another folder has a task of that id.
+    """
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Task],
+        files: Mapping[str, Path] | None = None,
+        problems: Mapping[Path, str] | None = None,
+        broken: Mapping[str, Path] | None = None,
+    ) -> None:
+        self._broken = dict(broken or {})
+        self._tasks = {id_: task for id_, task in tasks.items() if id_ not in self._broken}
         self._files = dict(files or {})
+        self.problems = dict(problems or {})
 
     def __getitem__(self, id_: str) -> Task:
         """Return a task; raises ``KeyError``."""
@@ -70,10 +83,13 @@ class Tasks(Mapping[str, Task]):
         return self._files[id_].parent.resolve() != shipped(FOLDER).resolve()
 
     def find(self, id_: str) -> Task:
-        """Return a task; raises ``UnknownTask``."""
-        task = self._tasks.get(id_.strip().lower())
+        """Return a task; raises ``UnknownTask``, and ``TaskError`` for one whose file cannot be used."""
+        plain = id_.strip().lower()
+        if (path := self._broken.get(plain)) is not None:
+            raise TaskError(f"the task {plain} cannot be used: {self.problems[path]}")
+        task = self._tasks.get(plain)
         if task is None:
-            near = did_you_mean(id_.strip().lower(), self._tasks)
+            near = did_you_mean(plain, self._tasks)
             raise UnknownTask(f"there is no task {id_[:100]!r}{near or '; there are ' + ', '.join(self._tasks)}")
         return task
 
@@ -81,32 +97,76 @@ class Tasks(Mapping[str, Task]):
 def load_tasks(*folders: Path) -> Tasks:
     """Return the tasks of all ``*.toml`` in the folders; a later folder's task takes the place of one of the same id.
 
-    A folder that is not there has none. Raises ``TaskError`` with one line for each problem of each file.
+    A folder that is not there has none. A file that cannot be used takes nothing from the others.
     """
     tasks: dict[str, Task] = {}
     files: dict[str, Path] = {}
-    problems: list[str] = []
+    problems: dict[Path, str] = {}
+    broken: dict[str, Path] = {}
     for folder in folders:
         found: dict[str, Path] = {}
         for path in sorted(folder.glob("*.toml")):
             try:
                 task = read_task(path)
             except TaskError as error:
-                problems.append(str(error))
+                problems[path] = str(error)
+                broken |= dict.fromkeys(_meant(path), path)
                 continue
             if task.id in found:
-                problems.append(f"{path}: id: {task.id!r} is the id of {found[task.id]} too; give one of them another")
+                twice = f"{path}: id: {task.id!r} is the id of {found[task.id]} too; give one of them another"
+                problems[path], broken[task.id] = twice, path
             found[task.id] = files[task.id] = path
             tasks[task.id] = task
-    if problems:
-        raise TaskError("\n".join(problems))
-    return Tasks(tasks, files)
+    return Tasks(tasks, files, problems, broken)
+
+
+def _meant(path: Path) -> set[str]:
+    """Return the ids that a file which cannot be used is asked for by: its name, and what it says itself."""
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8")).get("id", path.stem)
+    except (OSError, ValueError):
+        said = path.stem
+    return {path.stem.lower(), str(said).lower()}
+
+
+class TaskFolder:
+    """The tasks as their files are now: read when they are asked for, and again when a file has come, gone or changed.
+
+    Threads may share it; it reads files, so a loop asks for them in one.
+    """
+
+    def __init__(self, *folders: Path) -> None:
+        self._folders = folders
+        self._lock = Lock()
+        self._seen: object = None
+        self._tasks = Tasks({})
+
+    def __call__(self) -> Tasks:
+        """Return the tasks."""
+        with self._lock:
+            seen = [_state(path) for folder in self._folders for path in sorted(folder.glob("*.toml"))]
+            if seen != self._seen:
+                self._tasks, self._seen = load_tasks(*self._folders), seen
+            return self._tasks
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (path,)
+    return path, found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
 
 
 def tasks_of(settings: Settings) -> Tasks:
     """Return the tasks that come with rolecall, with those in ``tasks/`` of the config folder over them."""
+    return load_tasks(*folders_of(settings))
+
+
+def folders_of(settings: Settings) -> tuple[Path, ...]:
+    """Return the folders whose files are tasks, those of a later one over those of an earlier one."""
     own, come_along = settings.config_dir / FOLDER, shipped(FOLDER)
-    return load_tasks(come_along) if own.resolve() == come_along.resolve() else load_tasks(come_along, own)
+    return (come_along,) if own.resolve() == come_along.resolve() else (come_along, own)
 
 
 def read_task(path: Path) -> Task:
