@@ -76,6 +76,7 @@ def test_names_of_projectors() -> None:
         False,
     ]
     assert without_mark("gemma-3-mmproj-model") == "gemma-3-model"
+    assert (without_mark("mmproj-demo-vision"), without_mark("demo-vision")) == ("-demo-vision", "demo")
     assert sorted(["F32", "odd", "F16", "Q8_0", "BF16"], key=projector_rank) == ["F16", "BF16", "Q8_0", "F32", "odd"]
     assert projector_rank(None) == 4
     assert is_named_after("a-4b-it-qat", "a-4b-it")

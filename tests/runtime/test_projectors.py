@@ -36,6 +36,7 @@ QWEN = "Qwen2.5-VL-7B-Instruct-UD-Q4_K_XL.gguf"
         ),
         (QWEN, ["Qwen2.5-VL-3B-Instruct-Q8_0.gguf", "Qwen2.5-VL-3B-Instruct-mmproj-f16.gguf"], None),
         ("phi-3.gguf", ["phi-4.gguf", "mmproj-phi-4.gguf"], None),
+        ("a-vision.gguf", ["a.gguf", "mmproj-a-vision.gguf"], "mmproj-a-vision.gguf"),
         ("big-00001-of-00002.gguf", ["big-00002-of-00002.gguf", "mmproj-big-bf16.gguf"], "mmproj-big-bf16.gguf"),
         ("a-Q4_K_M.GGUF", ["b-Q4_K_M.gguf", "mmproj-a-F32.GGUF", "mmproj-a-q8_0.gguf"], "mmproj-a-q8_0.gguf"),
         ("x.i1-Q4_K_M.gguf", ["y.gguf", "x.mmproj-f16.gguf"], "x.mmproj-f16.gguf"),

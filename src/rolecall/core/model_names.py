@@ -76,8 +76,8 @@ def is_projector_name(stem: str) -> bool:
 
 
 def without_mark(stem: str) -> str:
-    """Return a projector's name without the word that says what it is."""
-    return _MARK.sub("", stem)
+    """Return a projector's name without the word that says what it is; ``vision`` may be its model's own."""
+    return (_PROJECTOR if is_projector_name(stem) else _MARK).sub("", stem)
 
 
 def projector_rank(precision: str | None) -> int:
