@@ -15,12 +15,13 @@ from rolecall.vision.datasets import Datasets
 from rolecall.vision.datasets_extension import LazyDatasets
 from rolecall.vision.datasets_records import FileFacts, Wish
 from rolecall.vision.datasets_tagger import ModelTagger
+from rolecall.vision.decoding import Decoding
 
 FILES = [FileFacts(f"{number:03}.jpg", 1, 1) for number in range(20)]
 
 
 def made(folder: Path, tagger: FakeTagger) -> Datasets:
-    return Datasets(folder, cast("ModelTagger", tagger))
+    return Datasets(folder, cast("ModelTagger", tagger), Decoding())
 
 
 async def interrupted(folder: Path) -> int:

@@ -16,6 +16,7 @@ from rolecall.errors import BadRequest
 from rolecall.gateway.caller import Anyone, caller_of
 from rolecall.vision.datasets_records import FileFacts, Sample, Wish
 from rolecall.vision.datasets_tagger import ModelTagger
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.jobs import Interrupted, NothingWorks, SampleFailed, Tagged
 from rolecall.vision.tasks import load_tasks
 from tagging import TAGS, task_file
@@ -66,11 +67,13 @@ def tag(tmp_path: Path) -> Callable[..., Any]:
         inference: Inference, data: bytes | None = None, wish: Wish | None = None, *, is_known: bool = True
     ) -> Tagged:
         (tmp_path / "a.jpg").write_bytes(photograph() if data is None else data)
-        tagger = ModelTagger(inference, lambda: tasks, lambda _: Anyone() if is_known else None, pauses_s=(0.0, 0.0))
+        tagger = ModelTagger(
+            inference, lambda: tasks, lambda _: Anyone() if is_known else None, Decoding(), pauses_s=(0.0, 0.0)
+        )
         sample = Sample(1, 1, FileFacts("a.jpg", 1, 1))
         return await tagger.tag(wish or Wish("tags@1"), tmp_path, sample, asyncio.Semaphore(1))
 
-    run.tagger = ModelTagger(Inference(None), lambda: tasks, lambda _: Anyone())  # type: ignore[attr-defined]
+    run.tagger = ModelTagger(Inference(None), lambda: tasks, lambda _: Anyone(), Decoding())  # type: ignore[attr-defined]
     return run
 
 

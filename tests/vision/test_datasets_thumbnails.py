@@ -11,6 +11,7 @@ from PIL import Image
 from rolecall.errors import InvalidImage
 from rolecall.vision.datasets_records import FileFacts, Sample
 from rolecall.vision.datasets_thumbnails import SIDES, Thumbnails, mark
+from rolecall.vision.decoding import Decoding
 
 
 def sample(folder: Path, name: str) -> Sample:
@@ -36,7 +37,7 @@ def opened(data: bytes) -> Image.Image:
 async def test_a_thumbnail_is_small_and_upright(tmp_path: Path) -> None:
     """The longer side has the size's pixels; EXIF's orientation is followed, and none is left to follow."""
     picture(tmp_path / "a.jpg", (1600, 800), orientation=6)
-    thumbnails = Thumbnails(tmp_path / "kept")
+    thumbnails = Thumbnails(tmp_path / "kept", Decoding())
     small = opened(await thumbnails.get(tmp_path, sample(tmp_path, "a.jpg"), "small"))
     large = opened(await thumbnails.get(tmp_path, sample(tmp_path, "a.jpg"), "large"))
     assert (small.size, large.size) == ((160, 320), (640, SIDES["large"]))
@@ -49,11 +50,11 @@ async def test_a_thumbnail_is_small_and_upright(tmp_path: Path) -> None:
 async def test_a_thumbnail_is_made_once(tmp_path: Path) -> None:
     """It is there without the picture; a picture that has changed by the next scan gets a new one."""
     picture(tmp_path / "a.png", (100, 50))
-    thumbnails = Thumbnails(tmp_path / "kept")
+    thumbnails = Thumbnails(tmp_path / "kept", Decoding())
     before = sample(tmp_path, "a.png")
     made = await thumbnails.get(tmp_path, before, "small")
     (tmp_path / "a.png").unlink()
-    assert await Thumbnails(tmp_path / "kept").get(tmp_path, before, "small") == made
+    assert await Thumbnails(tmp_path / "kept", Decoding()).get(tmp_path, before, "small") == made
     picture(tmp_path / "a.png", (50, 100))
     after = sample(tmp_path, "a.png")
     assert mark(after) != mark(before)
@@ -66,11 +67,11 @@ async def test_a_thumbnail_is_made_once(tmp_path: Path) -> None:
 async def test_a_full_disk_keeps_none_and_shows_all(tmp_path: Path) -> None:
     """Nor does a folder that cannot be written."""
     picture(tmp_path / "a.png", (100, 50))
-    thumbnails = Thumbnails(tmp_path / "kept", free=lambda _: 0)
+    thumbnails = Thumbnails(tmp_path / "kept", Decoding(), free=lambda _: 0)
     assert opened(await thumbnails.get(tmp_path, sample(tmp_path, "a.png"), "small")).size == (100, 50)
     assert not list((tmp_path / "kept").rglob("*.jpg"))
     (tmp_path / "file").write_bytes(b"")
-    found = await Thumbnails(tmp_path / "file").get(tmp_path, sample(tmp_path, "a.png"), "small")
+    found = await Thumbnails(tmp_path / "file", Decoding()).get(tmp_path, sample(tmp_path, "a.png"), "small")
     assert opened(found).size == (100, 50)
 
 
@@ -99,14 +100,14 @@ async def test_what_is_no_picture(tmp_path: Path, kind: str) -> None:
     else:
         path.write_bytes({"text": b"hello", "empty": b"", "svg": b"<svg><script>alert(1)</script></svg>"}[kind])
     with pytest.raises(InvalidImage, match=r"no preview of 'a\.jpg'"):
-        await Thumbnails(tmp_path / "kept").get(tmp_path, sample(tmp_path, "a.jpg"), "small")
+        await Thumbnails(tmp_path / "kept", Decoding()).get(tmp_path, sample(tmp_path, "a.jpg"), "small")
 
 
 async def test_the_first_frame_of_an_animation(tmp_path: Path) -> None:
     """An animated GIF is shown by its beginning."""
     frames = [Image.new("RGB", (60, 40), color) for color in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    found = opened(await Thumbnails(tmp_path / "kept").get(tmp_path, sample(tmp_path, "a.gif"), "small"))
+    found = opened(await Thumbnails(tmp_path / "kept", Decoding()).get(tmp_path, sample(tmp_path, "a.gif"), "small"))
     pixel = found.convert("RGB").getpixel((30, 20))
     assert isinstance(pixel, tuple)
     assert pixel[0] > 200

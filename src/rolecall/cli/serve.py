@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Coroutine
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any
@@ -16,18 +17,25 @@ import typer
 from rolecall.cli.common import ConfigDir, StateDir
 from rolecall.demo.gguf import make_demo_models
 from rolecall.errors import ConfigurationError
-from rolecall.gateway.server import serve
+from rolecall.gateway.server import Extension, serve
 from rolecall.gateway.tidy import keep_pages
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.ports import listening_socket
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings, located, prepare_config_dir, prepare_state_dir, unknown_variables
 from rolecall.vision.datasets_extension import datasets
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.single_extension import single_requests
 
 log = logging.getLogger("rolecall")
 
-EXTENSIONS = (datasets, single_requests)
+
+def extensions() -> list[Extension]:
+    """Return what is added to the server; all of it together decodes two pictures at a time."""
+    decoding = Decoding()
+    return [partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
+
+
 """What rooms above the gateway add to the server."""
 _DEMO_FOLDER = "${STATE_DIR}/demo/"
 
@@ -69,7 +77,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
         raise located(settings, error) from None
     prepare_state_dir(settings)
     _provide_demo_models(roster)
-    _run(serve(roster, sock, lambda url: _announce(url, roster), EXTENSIONS))
+    _run(serve(roster, sock, lambda url: _announce(url, roster), extensions()))
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

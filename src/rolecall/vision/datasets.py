@@ -11,6 +11,7 @@ from rolecall.vision.datasets_records import MAX_NAME_CHARACTERS, Dataset, clean
 from rolecall.vision.datasets_tagger import ModelTagger
 from rolecall.vision.datasets_thread import StoreThread
 from rolecall.vision.datasets_thumbnails import Thumbnails
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.jobs import Jobs, Tagger
 
 FOLDER = "datasets"
@@ -21,11 +22,11 @@ MARKER = "running"
 class Datasets:
     """All that the routes need. ``folder`` is made if it is not there."""
 
-    def __init__(self, folder: Path, tagger: ModelTagger) -> None:
+    def __init__(self, folder: Path, tagger: ModelTagger, decoding: Decoding) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.tagger = tagger
         self.store = StoreThread(folder / "datasets.duckdb")
-        self.thumbnails = Thumbnails(folder / "thumbnails")
+        self.thumbnails = Thumbnails(folder / "thumbnails", decoding)
         worker: Tagger = tagger
         self.jobs = Jobs(self.store, worker, folder / MARKER)
 

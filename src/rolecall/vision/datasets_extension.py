@@ -20,6 +20,7 @@ from rolecall.gateway.caller import Anyone, Caller, KeyHolder
 from rolecall.gateway.door import Keys
 from rolecall.gateway.server import Addition, Gateway
 from rolecall.vision.datasets_routes import dataset_routes
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.pages import page_routes
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ RETRY_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def datasets(gateway: Gateway) -> AsyncIterator[Addition]:
-    """Add the routes of datasets and of their page to a gateway."""
-    lazy = LazyDatasets(gateway.services.settings.state_dir / FOLDER, partial(_made, gateway))
+async def datasets(gateway: Gateway, decoding: Decoding | None = None) -> AsyncIterator[Addition]:
+    """Add the routes of datasets and of their page to a gateway; ``decoding`` is what they share with others."""
+    lazy = LazyDatasets(gateway.services.settings.state_dir / FOLDER, partial(_made, gateway, decoding or Decoding()))
     resuming = asyncio.create_task(lazy.resume())
     try:
         yield Addition((*dataset_routes(lazy.get), *page_routes()), lazy.stop)
@@ -99,14 +100,14 @@ class LazyDatasets:
             await self._made.aclose()
 
 
-def _made(gateway: Gateway) -> Datasets:
+def _made(gateway: Gateway, decoding: Decoding) -> Datasets:
     from rolecall.vision.datasets import Datasets  # noqa: PLC0415 - DuckDB and Pillow, which most servers never need
     from rolecall.vision.datasets_tagger import ModelTagger  # noqa: PLC0415
     from rolecall.vision.tasks import TaskFolder, folders_of  # noqa: PLC0415
 
     settings = gateway.services.settings
-    tagger = ModelTagger(gateway.inference, TaskFolder(*folders_of(settings)), partial(_caller, gateway.keys))
-    return Datasets(settings.state_dir / FOLDER, tagger)
+    tagger = ModelTagger(gateway.inference, TaskFolder(*folders_of(settings)), partial(_caller, gateway.keys), decoding)
+    return Datasets(settings.state_dir / FOLDER, tagger, decoding)
 
 
 def _caller(keys: Keys | None, name: str | None) -> Caller | None:

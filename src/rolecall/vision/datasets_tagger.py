@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 from starlette.types import ASGIApp
 
@@ -20,6 +19,7 @@ from rolecall.gateway.caller import Caller
 from rolecall.vision.ask import Asker, AskError
 from rolecall.vision.datasets_files import opened
 from rolecall.vision.datasets_records import Sample, Wish
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.in_process import client_of
 from rolecall.vision.jobs import Interrupted, NothingWorks, SampleFailed, Tagged
 from rolecall.vision.photos import Photo, PhotoError, prepare
@@ -29,8 +29,6 @@ from rolecall.vision.tasks import TaskError, Tasks, UnknownTask
 
 PAUSES_S = (1.0, 4.0)
 """Before a question that failed by an engine is asked again: it may have been killed, and starts anew."""
-_DECODED_AT_A_TIME = 2
-"""Pictures: each takes a processor, and up to 400 MB."""
 _TAGGING = frozenset({"tags", "keywords"})
 _MOST_CHARACTERS_SAID = 300
 
@@ -46,13 +44,14 @@ class ModelTagger:
         inference: ASGIApp,
         tasks: Callable[[], Tasks],
         callers: Callers,
+        decoding: Decoding,
         pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
         self._inference = inference
         self._tasks = tasks
         self._callers = callers
         self._pauses_s = pauses_s
-        self._decoding: anyio.CapacityLimiter | None = None  # belongs to a running loop
+        self._decoding = decoding
 
     def wish(self, task_id: str, *, model: str | None, again: bool, key: str | None) -> Wish:
         """Return what a job is to do; raises ``BadRequest`` for a task that there is not, or that gives no tags.
@@ -99,9 +98,8 @@ class ModelTagger:
             with opened(folder, sample.file.name) as path:
                 return prepare(path, max_side=max_side)
 
-        self._decoding = self._decoding or anyio.CapacityLimiter(_DECODED_AT_A_TIME)
         try:
-            return await anyio.to_thread.run_sync(read, limiter=self._decoding)
+            return await self._decoding.run(read)
         except PhotoError as error:
             raise SampleFailed(str(error)) from None
 

@@ -11,19 +11,17 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 
 from rolecall.errors import InvalidImage
 from rolecall.vision.datasets_files import opened
 from rolecall.vision.datasets_records import Sample
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.photos import PhotoError, prepare
 
 SIDES = {"small": 320, "large": 1280}
 """Pixels of the longer side."""
 _QUALITY = 80
-_AT_A_TIME = 2
-"""Pictures that are decoded at the same time: each takes a processor, and up to 400 MB."""
 _KEPT_FREE_BYTES = 256 * 2**20
 """Below that nothing more is kept."""
 
@@ -35,21 +33,18 @@ def _free(folder: Path) -> int:
 class Thumbnails:
     """Makes and keeps them; a file that changes gets a new one after the next scan."""
 
-    def __init__(self, folder: Path, free: Callable[[Path], int] = _free) -> None:
+    def __init__(self, folder: Path, decoding: Decoding, free: Callable[[Path], int] = _free) -> None:
         self._folder = folder
         self._free = free
-        self._limiter: anyio.CapacityLimiter | None = None  # belongs to a running loop
+        self._decoding = decoding
 
     async def get(self, folder: Path, sample: Sample, size: str) -> bytes:
         """Return a JPEG; raises ``InvalidImage`` with the reason if the file gives none."""
-        self._limiter = self._limiter or anyio.CapacityLimiter(_AT_A_TIME)
         kept = self._folder / str(sample.dataset_id) / f"{mark(sample)}-{size}.jpg"
         found = await anyio.to_thread.run_sync(_read, kept)
         if found is not None:
             return found
-        return await anyio.to_thread.run_sync(
-            partial(self._make, folder, sample, SIDES[size], kept), limiter=self._limiter
-        )
+        return await self._decoding.run(partial(self._make, folder, sample, SIDES[size], kept))
 
     def _make(self, folder: Path, sample: Sample, side: int, kept: Path) -> bytes:
         try:

@@ -27,6 +27,7 @@ from rolecall.gateway.exchange import CLIENT_GONE
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.vision.ask import Asker, AskError, Question, Reply
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.in_process import client_of
 from rolecall.vision.photos import Photo
 from rolecall.vision.runner import Outcome, messages, run_task
@@ -98,10 +99,10 @@ class _Session:
 class SingleRequests:
     """Answers requests with the models of a gateway."""
 
-    def __init__(self, gateway: Gateway, tasks: Callable[[], Tasks]) -> None:
+    def __init__(self, gateway: Gateway, tasks: Callable[[], Tasks], decoding: Decoding) -> None:
         self._gateway = gateway
         self._tasks = tasks
-        self._pictures = Pictures()
+        self._pictures = Pictures(decoding)
         self._work: Mapping[str, Work] = {
             "/analyze_image": self.analyze_image,
             "/ocr": self.ocr,

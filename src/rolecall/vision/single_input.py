@@ -7,23 +7,20 @@ import binascii
 import io
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from starlette.requests import Request
 
 from rolecall.errors import BadRequest, BodyTooLarge, InvalidImage, UnsupportedMediaType
 from rolecall.gateway.body import check_is_plain, discard_body, read_json, receive_body, receive_chunks
 from rolecall.gateway.multipart import MULTIPART, Form
+from rolecall.vision.decoding import Decoding
 from rolecall.vision.photos import Photo, PhotoError, prepare
 
 MAX_WORDS = 100_000
 """Characters of a prompt: more than most models can read, and what a request is told before any is loaded."""
 
-_DECODING = 2
-"""Pictures that are decoded at the same time: each may take 400 MB meanwhile."""
 _DATA_URL = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w=.+-]{1,100}){0,4};base64,", re.IGNORECASE)
 _URL_SAFE = str.maketrans("-_", "+/")
 _SPACE = re.compile(r"\s+")
@@ -157,17 +154,15 @@ def decoded(value: object, name: str) -> bytes:
         raise BadRequest(f"The field {name!r} holds no valid base64.", param=name) from None
 
 
-@dataclass
 class Pictures:
-    """Prepares pictures in threads, few at a time."""
+    """Prepares pictures, few at a time."""
 
-    _turns: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(_DECODING))
+    def __init__(self, decoding: Decoding) -> None:
+        self._decoding = decoding
 
     async def prepared(self, data: bytes, name: str, *, max_side: int, jpeg_quality: int) -> Photo:
         """Return a picture as a model gets it; raises ``InvalidImage`` (400) with the reason and the field."""
         try:
-            return await anyio.to_thread.run_sync(
-                lambda: prepare(data, max_side=max_side, jpeg_quality=jpeg_quality), limiter=self._turns
-            )
+            return await self._decoding.run(lambda: prepare(data, max_side=max_side, jpeg_quality=jpeg_quality))
         except PhotoError as error:
             raise InvalidImage(f"The picture cannot be used: {error}.", param=name) from None
