@@ -484,3 +484,14 @@ def test_ollama_is_asked_where_scan_and_entries_ask(tmp_path: Path) -> None:
         f"none at {gone}; 1 entries name it",
     ]
     assert found["Ollama"]["advice"]
+
+
+def test_an_ollama_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """The one that a scan would ask, whatever address entries have."""
+    ours, theirs = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    entries = [{"name": "m", "backend": "ollama", "backend_config": {"base_url": theirs}}]
+    _, found = findings(*configure(tmp_path, entries=entries), env={"OLLAMA_HOST": ours})
+    assert found["Ollama"]["finding"].splitlines() == [
+        f"none at {ours}; 0 entries name it",
+        f"none at {theirs}; 1 entries name it",
+    ]

@@ -390,6 +390,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"context_length": 4096}, ("-c", "8192"), 256),
         ({"context_length": 4096}, ("--ctx_size", "8192"), 256),
         ({"context_length": 4096}, ("-c", "0"), 1024),
+        ({"context_length": 4096}, ("-c", "8k"), 128),  # letters are vLLM's
         ({"context_length": 4096}, ("-c", "-8"), 1024),
         ({"context_length": 4096}, ("-ctk", "q8_0", "--cache-type-v", "q8_0"), 68),
         ({"context_length": 4096}, ("-ngl", "9"), 64),

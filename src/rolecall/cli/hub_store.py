@@ -269,7 +269,8 @@ def prune(
         kept = [each.what for each in busy]
         print_json({"found": rows, "removed": is_meant, "freed_bytes": freed, "being_pulled": kept})
     elif is_meant:
-        typer.echo(f"{amount(freed)} are free again")
+        if freed or not busy:
+            typer.echo(f"{amount(freed)} are free again")
         for each in busy:
             typer.echo(printable(f"{each.what}: {each.repository} is being pulled, so it stays"), err=True)
 

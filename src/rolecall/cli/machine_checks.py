@@ -177,8 +177,7 @@ def ollama(subject: Subject) -> Finding:
     address = OllamaDaemon(settings.ollama_base_url).address
     users = Counter(address(entry) for entry in _users(subject, "ollama"))
     said = {url: _ollama_at(url) for url in dict.fromkeys((own, *users))}
-    shown = [url for url in said if said[url] or users[url]] or [own]
-    lines = [said[url] or f"none at {url}; {users[url]} entries name it" for url in shown]
+    lines = [said[url] or f"none at {url}; {users[url]} entries name it" for url in said]
     is_lacking = any(said[url] is None for url in users)
     return Finding("ok", "\n".join(lines), "start it (`ollama serve`), or set ollama_base_url" if is_lacking else "")
 

@@ -120,12 +120,13 @@ class _Flags:
         config = entry.backend_config
         self._argv = tuple(map(dashed, (*config.command, *config.extra_args)))
         self._defaults = entry.generation_defaults
+        self._read = _with_letters if entry.backend == "vllm" else _whole
 
     def word(self, *names: str) -> str | None:
         return flag_value(self._argv, *names)
 
     def number(self, *names: str) -> int | None:
-        return _whole(self.word(*names))
+        return self._read(self.word(*names))
 
     def has(self, *names: str) -> bool:
         return any(word.partition("=")[0] in names for word in self._argv)
@@ -136,8 +137,13 @@ class _Flags:
 
 
 def _whole(word: str | None) -> int | None:
-    """Read ``4096``, ``-1``, and vLLM's ``32k`` (thousands) and ``32K`` (1024)."""
-    match = re.fullmatch(r"(-?\d{1,12})([kKmM]?)", word or "")
+    """Read ``4096`` and ``-1``."""
+    return int(word) if re.fullmatch(r"-?\d{1,12}", word or "", re.ASCII) and word else None
+
+
+def _with_letters(word: str | None) -> int | None:
+    """Read a number as vLLM does, which knows ``32k`` (thousands) and ``32K`` (1024) as well."""
+    match = re.fullmatch(r"(-?\d{1,12})([kKmM]?)", word or "", re.ASCII)
     return int(match[1]) * {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}[match[2]] if match else None
 
 
