@@ -107,7 +107,8 @@ class TestAnswers:
 
     def test_describe(self, server: Rolecall) -> None:
         """As JSON with base64 or a data URL, or as a form; a prompt of the request's own takes the task's place."""
-        plain = ok(server.http.post("/api/describe", json={"image": BASE64, "task": "caption"}))
+        plain = ok(server.http.post("/api/describe", json={"image": BASE64, "task": "Caption"}))
+        assert plain["task"] == "caption"
         assert plain == {"description": words(8), "model": "eyes", "task": "caption", "version": "1"}
         url = f"data:image/jpeg;base64,{BASE64}"
         described = ok(server.http.post("/api/describe", json={"image": url, "language": "German"}))

@@ -82,6 +82,10 @@ def test_what_is_not_in_the_vocabulary_is_discarded_and_counted() -> None:
         ('["dark", "bustling", 7, "unknown", ""]', ("dark",), ["bustling", "7"]),
         ('{"tags": ["dark", "sharp", "bustling"]}', ("dark", "sharp"), ["bustling"]),
         ('{"result": {"tags": ["dark", "sharp"]}}', ("dark", "sharp"), []),
+        ('{"tags": ["dark", "odd"], "comment": "nice"}', ("dark",), ["odd"]),
+        ('{"tags": "dark, sharp"}', ("dark", "sharp"), []),
+        ('[{"lighting": "dark"}, {"clarity": "sharp"}]', ("dark", "sharp"), []),
+        ("- dark\n* sharp\n3. odd", ("dark", "sharp"), ["odd"]),
         (
             "The picture is dark and blurry, taken outdoors.",
             ("blurry",),

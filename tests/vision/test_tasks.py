@@ -253,3 +253,10 @@ def test_a_task_is_a_value() -> None:
     with pytest.raises(ValueError, match="frozen"):
         tags.mode = "questions"
     assert isinstance(tags, Task)
+
+
+def test_questions_need_no_list_of_dimensions(tmp_path: Path) -> None:
+    """Where each dimension is asked for by itself, the prompt for all of them is not sent."""
+    text = TAGGING.replace("{dimensions}", "").replace('parser = "tags"', 'parser = "tags"\nmode = "questions"')
+    write(tmp_path, text)
+    assert load_tasks(tmp_path)["mine"].mode == "questions"

@@ -25,7 +25,7 @@ _MOST_STARTS = 100
 _LONG_INTEGER = 19
 """Digits. Fewer fit into 64 bits, and what reads the value later may take no more."""
 _QUOTES = {'"': '"', "'": "'", "“": "”", "«": "»", "„": "“", "「": "」"}
-_BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.):])\s+")
+BULLET = re.compile(r"^\s*(?:[-*•–]|\(?\d{1,3}[.):])\s+")
 _SEPARATOR = re.compile(r"[,;、，\n]+")
 
 
@@ -201,4 +201,4 @@ def _items(words: str) -> Iterator[str]:
         if line.rstrip().endswith(":"):
             continue
         head, colon, rest = line.partition(": ")
-        yield from _SEPARATOR.split(_BULLET.sub("", rest if colon and len(head) < 30 else line))
+        yield from _SEPARATOR.split(BULLET.sub("", rest if colon and len(head) < 30 else line))

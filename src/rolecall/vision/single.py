@@ -163,7 +163,12 @@ class SingleRequests:
             return Json(answer, headers=shown_headers(reply.headers))
         name = given.text("task", "description")
         outcome = await self._run(name, given, session, parser="text")
-        answer = {"description": _text_of(outcome), "model": outcome.model, "task": name, "version": outcome.version}
+        answer = {
+            "description": _text_of(outcome),
+            "model": outcome.model,
+            "task": outcome.task_id,
+            "version": outcome.version,
+        }
         return Json(answer, headers=shown_headers(outcome.headers))
 
     async def tag(self, given: Input, session: _Session) -> Response:

@@ -8,10 +8,10 @@ several, none. The rest is discarded, and counted.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from rolecall.vision.answers import Answer, Discarded, discarded, json_in, unwrapped
+from rolecall.vision.answers import BULLET, Answer, Discarded, discarded, json_in, unwrapped
 from rolecall.vision.task import UNKNOWN, Dimension, Task, normal
 
 _ABSTENTIONS = frozenset(
@@ -104,21 +104,33 @@ def joined(
 def _parts(task: Task, text: str) -> tuple[dict[str, Any], list[str]]:
     """Return what an answer says of which dimension, and the words of a mere list that no dimension knows."""
     value = json_in(text)
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
+    if isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        value = {name: said for each in value for name, said in each.items()}
     if isinstance(value, dict):
         if len(value) == 1 and isinstance(inner := next(iter(value.values())), dict):
             value = inner
-        named = {normal(str(name)): each for name, each in value.items()}
-        (name, value), *others = named.items() or [("", None)]
-        if others or not isinstance(value, list) or name in task.dimensions:
+        named = {normal(str(name)): said for name, said in value.items()}
+        value = None if named.keys() & task.dimensions.keys() else _mere_list(named.values())
+        if value is None:
             return named, []
     if isinstance(value, list):
         return _sorted_in(task, [_shown(each) for each in value])
     words = unwrapped(text)
     lines = [found for line in words.splitlines() if (found := _LINE.match(line))]
     named = {normal(found[1]): found[2] for found in lines if normal(found[1]) in task.dimensions}
-    return (named, []) if named else _sorted_in(task, _SEPARATOR.split(words))
+    return (named, []) if named else _sorted_in(task, _listed_in(words))
+
+
+def _mere_list(values: Collection[Any]) -> list[Any] | None:
+    """Return the words of an object that names no dimension: of its only list, or of the only text that it holds."""
+    lists = [each for each in values if isinstance(each, list)]
+    if len(lists) == 1:
+        return lists[0]
+    return _listed_in(text) if len(values) == 1 and isinstance(text := next(iter(values)), str) else None
+
+
+def _listed_in(words: str) -> list[str]:
+    return _SEPARATOR.split("\n".join(BULLET.sub("", line) for line in words.splitlines()))
 
 
 def _sorted_in(task: Task, words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:

@@ -184,7 +184,7 @@ class Task(_Part):
             raise ValueError("parser: must be 'tags', because there are dimensions")
         if self.parser == "tags" and not self.dimensions:
             raise ValueError("dimensions: are missing; a task that tags needs some")
-        if self.dimensions and "dimensions" not in placeholders(self.user):
+        if self.dimensions and self.mode == "structured" and "dimensions" not in placeholders(self.user):
             raise ValueError("user: must hold {dimensions}, where the dimensions and their words are listed")
         self._check_vocabulary()
         self._check_variables()
