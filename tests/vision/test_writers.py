@@ -299,7 +299,10 @@ def test_a_spreadsheet_computes_nothing(tmp_path: Path) -> None:
     assert [record.value for record in read(path)] == [record.value for record in evil]
 
 
-@given(st.text(), st.lists(st.text(st.characters(exclude_characters=";\0"), min_size=1)), st.floats(0, 1e6))
+WORD = st.text(st.characters(exclude_characters=";\0", exclude_categories=["Cs"]), min_size=1)
+
+
+@given(st.text(), st.lists(WORD), st.floats(0, 1e6))
 def test_any_text_survives(text: str, words: list[str], ms: float) -> None:
     """A line is one line and a row has all cells, whatever a model said."""
     record = Record("/p", "00", "t", "1", {"a": "b"}, value=text, tags=tuple(words), ms=ms)
