@@ -29,15 +29,13 @@ from rolecall.vision.single_extension import single_requests
 
 log = logging.getLogger("rolecall")
 
+_DEMO_FOLDER = "${STATE_DIR}/demo/"
+
 
 def extensions() -> list[Extension]:
-    """Return what is added to the server; all of it together decodes two pictures at a time."""
+    """Return what rooms above the gateway add to the server; all of it together decodes two pictures at a time."""
     decoding = Decoding()
     return [partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
-
-
-"""What rooms above the gateway add to the server."""
-_DEMO_FOLDER = "${STATE_DIR}/demo/"
 
 
 def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for here
