@@ -326,7 +326,8 @@ def load_settings(
     """Return the settings from command-line ``arguments``, the environment, and the settings file.
 
     Arguments that are None count as not given. With ``may_be_absent`` a config folder that was named need not exist
-    yet. Raises ``ConfigurationError``, one line a problem: the setting, the value, where it came from and what is allowed.
+    yet. Raises ``ConfigurationError``, one line a problem: the setting, the value, where it came from and what is
+    allowed.
     """
     environ = os.environ if environ is None else environ
     given = {name: value for name, value in (arguments or {}).items() if value is not None}
