@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from harness import DEADLINE_S
-from rolecall.cli.vision_progress import Pace, Shown, duration
+from rolecall.cli.vision_progress import Pace, Shown, Waits, duration
 from rolecall.vision.batch_record import Record
 
 
@@ -109,12 +109,14 @@ def test_problems_that_are_written_down_are_told_a_few_times(capsys: pytest.Capt
 
 
 def test_a_wait_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each line says how far it is, with the reason for as long as a question waits."""
+    """Each line says how far it is, with the reason and what is left of the pause for as long as a question waits."""
     clock = Clock()
     shown = Shown(5, lambda _: None, None, now=clock)
     shown.tick()
     shown.waiting("the key 'photos' had its 3 requests", 20)
-    clock.now += 20
+    clock.now += 8
+    shown.tick()
+    clock.now += 12
     shown.tick()
     clock.now += 2
     shown.finished(record(1))
@@ -122,9 +124,64 @@ def test_a_wait_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     shown.tick()
     assert capsys.readouterr().err.splitlines() == [
         "rolecall: 0 of 5 answers, -/s",
+        "rolecall: 0 of 5 answers, -/s; it waits, 12s more: the key 'photos' had its 3 requests",
         "rolecall: 0 of 5 answers, -/s; it waits: the key 'photos' had its 3 requests",
         "rolecall: 1 of 5 answers, 2.7/min, 1m28s left",
     ]
+
+
+def test_what_is_left_is_no_less_than_the_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a fast minute promises, and what the server said of the seconds when it refused, would contradict it."""
+    clock = Clock()
+    shown = Shown(5, lambda _: None, None, now=clock)
+    for number in range(3):
+        clock.now += 4
+        shown.finished(record(number))
+    shown.waiting("The key 'photos' may send 3 requests a minute; the next one in 19.3 s.", 20)
+    clock.now += 1
+    shown.tick()
+    told = "it waits, 19s more: The key 'photos' may send 3 requests a minute."
+    assert capsys.readouterr().err == f"rolecall: 3 of 5 answers, 15.0/min, 19s left; {told}\n"
+    clock.now += 18
+    shown.tick()
+    assert "left; it waits, 1s more: " in capsys.readouterr().err
+
+
+def test_the_next_try_is_that_of_whoever_waits_least(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of several questions that wait, the first that is asked again counts, and the others still after it."""
+    clock = Clock()
+    shown = Shown(5, lambda _: None, None, now=clock)
+    shown.waiting("it is away", 30)
+    shown.waiting("it is away", 4)
+    shown.tick()
+    clock.now += 10
+    shown.tick()
+    assert [line.partition("it waits, ")[2] for line in capsys.readouterr().err.splitlines()] == [
+        "4s more: it is away",
+        "20s more: it is away",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "The key 'a' may send 1 request a minute; the next one in 59.9 s.",
+            "The key 'a' may send 1 request a minute.",
+        ),
+        ("The engine says: Too many. Please try again in 20s.", "The engine says: Too many."),
+        (
+            "The model m is being loaded after 270 s (max_wait_s).",
+            "The model m is being loaded after 270 s (max_wait_s).",
+        ),
+        ("no rolecall at http://127.0.0.1:9", "no rolecall at http://127.0.0.1:9"),
+    ],
+)
+def test_seconds_of_the_past_are_left_out(said: str, told: str) -> None:
+    """When it will be asked again was so when the server said it; all else of its words is told."""
+    waits = Waits(Clock())
+    waits.begin(said, 20)
+    assert waits.reason == told
 
 
 async def test_it_is_told_while_no_answer_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,3 +194,6 @@ async def test_it_is_told_while_no_answer_comes(capsys: pytest.CaptureFixture[st
             await asyncio.sleep(0.01)
             said += capsys.readouterr().err
     telling.cancel()
+    assert set(said.splitlines()) == {"rolecall: 0 of 5 answers, -/s"}
+    shown.finished(record(1))
+    assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -25,6 +26,8 @@ _MARGIN_S = 1.0
 _SHOWN_PROBLEMS = 20
 _WINDOW_S = 60.0
 """The rate is that of the last minute: a model that had to be loaded first does not slow it down for ever."""
+_WHEN = re.compile(r"[;,.]?[^;,.]*\bin \d+(?:\.\d+)? ?s(?:econds?)?\b")
+"""What a server says of the time until the next try: it was so when it said it, and is told anew here."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,32 @@ class Pace:
         return count / rate if rate else None
 
 
+class Waits:
+    """Which questions wait to be asked again, and why the latest of them does."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._tries: list[float] = []
+        self._reason = ""
+
+    def begin(self, reason: str, pause_s: float) -> None:
+        """A question waits so many seconds for that reason."""
+        self._reason, self._tries = _WHEN.sub("", reason), [*self._pending(), self._now() + pause_s]
+
+    @property
+    def reason(self) -> str:
+        """Why questions wait, without when they are asked again; empty while none does."""
+        return self._reason if self._pending() else ""
+
+    @property
+    def left_s(self) -> float:
+        """The seconds until the next one is asked again; 0 while none waits."""
+        return max(0.0, min(self._pending(), default=0.0) - self._now())
+
+    def _pending(self) -> list[float]:
+        return [at for at in self._tries if self._now() < at + _MARGIN_S]
+
+
 class Shown:
     """Tells how a run of so many answers goes; ``tally`` counts them."""
 
@@ -106,10 +135,8 @@ class Shown:
         self._kept = kept
         self._problems = 0
         self._every_s = every_s
-        self._now = now
         self._pace = Pace(now)
-        self._wait = ""
-        self._wait_ends_at = now()
+        self._waits = Waits(now)
         self._told_wait = ""
         self._progress: Progress | None = None
 
@@ -120,7 +147,12 @@ class Shown:
         if not console.is_terminal or console.is_dumb_terminal:
             yield
             return
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), _Pace(self._pace))
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Speed(self._speed),
+        )
         self._progress = Progress(
             *columns, TimeElapsedColumn(), console=console, redirect_stdout=sys.stdout.isatty(), redirect_stderr=False
         )
@@ -138,9 +170,10 @@ class Shown:
 
     def tick(self) -> None:
         """Say it once: on a terminal, where the bar says the rest, why it waits, unless that was said last."""
-        wait = self._wait if self._now() < self._wait_ends_at else ""
+        wait = self._waits.reason
         if self._progress is None:
-            self.say(self.line() + (f"; it waits: {wait}" if wait else ""))
+            more = f", {duration(self._waits.left_s)} more" if self._waits.left_s else ""
+            self.say(self.line() + (f"; it waits{more}: {wait}" if wait else ""))
         elif wait and wait != self._told_wait:
             self.say(f"it waits: {wait}")
         self._told_wait = wait
@@ -171,7 +204,7 @@ class Shown:
 
     def waiting(self, reason: str, pause_s: float) -> None:
         """A question is asked again after a pause."""
-        self._wait, self._wait_ends_at = reason, self._now() + pause_s + _MARGIN_S
+        self._waits.begin(reason, pause_s)
 
     def _tell(self, problem: str) -> None:
         self._problems += 1
@@ -193,25 +226,25 @@ class Shown:
         """Return how far it is in words."""
         count = self.tally.ok + self.tally.failed
         failed = f", {self.tally.failed} failed" if self.tally.failed else ""
-        return f"{count} of {self._total} answers{failed}, {_pace(self._pace, self._total - count)}"
+        return f"{count} of {self._total} answers{failed}, {self._speed(self._total - count)}"
+
+    def _speed(self, count: int) -> str:
+        """Return the rate, and how long so many more answers will take: no less than what is waited for now."""
+        left_s = self._pace.left_s(count)
+        if left_s is None:
+            return "-/s"
+        rate = self._pace.per_s
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
+        return f"{speed}, {duration(max(left_s, self._waits.left_s))} left"
 
 
-class _Pace(ProgressColumn):
-    def __init__(self, pace: Pace) -> None:
+class _Speed(ProgressColumn):
+    def __init__(self, speed: Callable[[int], str]) -> None:
         super().__init__()
-        self._pace = pace
+        self._speed = speed
 
     def render(self, task: Task) -> Text:
-        return Text(_pace(self._pace, int(task.remaining or 0)))
-
-
-def _pace(pace: Pace, left: int) -> str:
-    left_s = pace.left_s(left)
-    if left_s is None:
-        return "-/s"
-    rate = pace.per_s
-    speed = f"{rate:.1f}/s" if rate >= 1 else f"{rate * 60:.1f}/min"
-    return f"{speed}, {duration(left_s)} left"
+        return Text(self._speed(int(task.remaining or 0)))
 
 
 def duration(seconds: float) -> str:
