@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from cli.invoke import answer, call
+from cli.invoke import answer, call, environment, rolecall
 from harness import CONFIGS
 
 
@@ -31,6 +32,18 @@ def test_ones_own_are_told_apart(tmp_path: Path) -> None:
     assert answer("tasks", "show", "caption", *options)["version"] == "mine"
     listed = call("tasks", "list", *options).stdout.splitlines()
     assert [line.split()[0] for line in listed if line.endswith("own")] == ["caption"]
+
+
+def test_ones_own_are_told_apart_in_a_clone(tmp_path: Path) -> None:
+    """There the config folder is the one with the tasks that come with rolecall; the others in it are one's own."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "src").symlink_to(CONFIGS.parent / "src")
+    folder = tmp_path / "configs" / "tasks"
+    (folder / "mine.toml").write_text((folder / "caption.toml").read_text().replace('id = "caption"', ""))
+    clone = environment(PYTHONPATH=str(tmp_path / "src"))
+    _, *rows = rolecall("tasks", "--config-dir", tmp_path / "configs", env=clone).stdout.splitlines()
+    assert [row.split()[0] for row in rows if row.endswith("own")] == ["mine"]
+    assert len(rows) == len(list(folder.iterdir()))
 
 
 def test_the_config_folder_may_stand_before_the_command(tmp_path: Path) -> None:

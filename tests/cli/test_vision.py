@@ -459,15 +459,17 @@ def test_capitals_make_no_other_task(here: tuple[str, ...], tmp_path: Path, monk
 
 
 def test_a_broken_task_is_named(server: Rolecall, tmp_path: Path) -> None:
-    """File and field are in the message where that task is asked for; the others go on."""
+    """File and field are in the message where that task is asked for, as any of several; the others go on."""
     shutil.copytree(server.config_dir, tmp_path / "configs")
     (tmp_path / "configs/tasks/bad.toml").write_text("version = 1\n")
     photograph(tmp_path / "a.jpg")
     here = (tmp_path / "a.jpg", "--config-dir", tmp_path / "configs", "--url", server.base_url)
     assert call("run", "sentence", *here).exit_code == 0
-    result = call("run", "bad", *here)
-    assert result.exit_code == 2
-    assert "bad.toml: title: is missing" in result.stderr
+    for words in (("bad",), ("Bad",), ("sentence", "bad"), ("sentence", "BAD")):
+        result = call("run", *words, *here)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith("rolecall: the task bad cannot be used: ")
+        assert "bad.toml: title: is missing" in result.stderr
 
 
 # --- servers that do not answer ---------------------------------------------------------------------------------------

@@ -8,7 +8,16 @@ import pytest
 
 from rolecall.settings import load_settings, shipped
 from rolecall.vision.task import Task, filled
-from rolecall.vision.tasks import TaskError, TaskFolder, UnknownTask, WrongVariable, load_tasks, tasks_of, variables_of
+from rolecall.vision.tasks import (
+    SHIPPED_IDS,
+    TaskError,
+    TaskFolder,
+    UnknownTask,
+    WrongVariable,
+    load_tasks,
+    tasks_of,
+    variables_of,
+)
 
 SHIPPED = load_tasks(shipped("tasks"))
 
@@ -48,6 +57,7 @@ def problem(folder: Path, text: str) -> str:
 def test_the_shipped_tasks() -> None:
     """The tasks that were promised are there, with the vocabulary that was promised."""
     assert set(SHIPPED) == {"caption", "keywords", "description", "narration", "mono_interpretation", "ocr", "tags"}
+    assert set(SHIPPED) == SHIPPED_IDS
     assert {name: each.values for name, each in SHIPPED["tags"].dimensions.items()} == {
         "lighting": ("dark", "dim", "bright", "normal"),
         "clarity": ("blurry", "sharp", "noisy"),

@@ -35,7 +35,7 @@ def main(context: typer.Context, *, config_dir: ConfigDir = None) -> None:
 
 @app.command("list")
 def list_tasks(context: typer.Context, *, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
-    """List the tasks; those of the config folder's tasks/ are your own. Fails for a file that cannot be used."""
+    """List the tasks; all that do not come with rolecall are your own. Fails for a file that cannot be used."""
     tasks = _tasks(context, config_dir)
     if as_json:
         print_json([{**task.model_dump(mode="json"), "file": str(tasks.file(id_))} for id_, task in tasks.items()])

@@ -50,13 +50,14 @@ def known_tasks(config_dir: Path | None) -> Tasks:
 
 
 def split(words: Sequence[str], tasks: Tasks) -> tuple[list[Task], list[str]]:
-    """Return the tasks with which words begin, and the rest, which are paths; raises ``UnknownTask``.
+    """Return the tasks with which words begin, and the rest, which are paths.
 
+    Raises ``UnknownTask``, ``NoPictures`` where no path is left, and ``TaskError`` for a task that cannot be used.
     A folder that has the name of a task is meant by ``./caption``; one that has it in capitals is meant as it is.
     """
     found: list[Task] = []
     rest = list(words)
-    while rest and (rest[0] in tasks or (rest[0].lower() in tasks and not Path(rest[0]).exists())):
+    while rest and (tasks.knows(rest[0]) or (tasks.knows(rest[0].lower()) and not Path(rest[0]).exists())):
         task = tasks.find(rest.pop(0))
         if task not in found:
             found.append(task)

@@ -22,6 +22,8 @@ else:
 
 FOLDER = "tasks"
 """Of the config folder, with a TOML file for each task."""
+SHIPPED_IDS = frozenset({"caption", "description", "keywords", "mono_interpretation", "narration", "ocr", "tags"})
+"""The ids of the tasks that come with rolecall: in a clone their folder is the user's, too."""
 
 
 class TaskError(ConfigurationError):
@@ -80,7 +82,11 @@ class Tasks(Mapping[str, Task]):
 
     def is_own(self, id_: str) -> bool:
         """Whether a task is the user's: not one of those that come with rolecall."""
-        return self._files[id_].parent.resolve() != shipped(FOLDER).resolve()
+        return id_ not in SHIPPED_IDS or self._files[id_].parent.resolve() != shipped(FOLDER).resolve()
+
+    def knows(self, id_: str) -> bool:
+        """Whether a task is asked for by this id, also one whose file cannot be used."""
+        return id_ in self._tasks or id_ in self._broken
 
     def find(self, id_: str) -> Task:
         """Return a task; raises ``UnknownTask``, and ``TaskError`` for one whose file cannot be used."""
