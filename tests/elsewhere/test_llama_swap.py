@@ -48,6 +48,23 @@ def test_values_without_a_field_stay_arguments() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("cmd", "told"),
+    [
+        (f"{LLAMA} -c 32k", "reads -c 32k as 32: write the number out"),
+        (f"env A=1 {LLAMA} -b 2K", "reads -b 2K as 2: write the number out"),
+        ("docker run -p ${PORT}:8080 ghcr.io/ggml-org/llama.cpp:server --ctx-size 8k", "reads --ctx-size 8k as 8"),
+        (f"{LLAMA} -c 32768 --alias 7b", None),
+        ("vllm serve /m/folder --port ${PORT} --max-model-len 32k", None),
+    ],
+)
+def test_a_letter_after_a_number_is_told_of_llama_servers(cmd: str, told: str | None) -> None:
+    """llama-server would take 32k for 32, which is hardly meant; vLLM knows what it means."""
+    outcome = read(swap(cmd))
+    assert ("takes no letters" in said(outcome)) is (told is not None)
+    assert told is None or f"todo models.m.cmd: llama-server takes no letters after a number and {told}" in said(outcome)
+
+
 def test_vllms_options_become_fields() -> None:
     """VLLM's too, with underscores and joined by =; of several served names the first counts."""
     cmd = (

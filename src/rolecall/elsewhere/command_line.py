@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from rolecall.core.models import flag_value
 from rolecall.elsewhere.command import LOOPBACK, OWN_KEY, Command, is_path, note_quantization, whole_path
-from rolecall.elsewhere.llama_server_command import HUB, llama_model, read_llama_server
+from rolecall.elsewhere.llama_server_command import HUB, llama_model, note_letters, read_llama_server
 from rolecall.elsewhere.macros import PORT
 from rolecall.elsewhere.vllm_command import read_vllm, vllm_model
 
@@ -76,6 +76,8 @@ def keep_whole(words: Sequence[str], folder: str) -> Command:
     command = Command()
     engine = _engine(words)
     command.fields["backend"] = engine
+    if engine == "llama_cpp":
+        note_letters(words, command)
     kept = _published(_at_home(_keyless(words, command), command), command)
     model = flag_value(words, "-m", "--model") if _is_file_on_disk(words) else None
     if model is not None and is_path(model):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from rolecall.core.models import flag_value
 from rolecall.elsewhere.command import (
@@ -49,6 +51,10 @@ _FIELDS = (
     *("-m", "--model", "-mm", "--mmproj", "-c", "--ctx-size", "-a", "--alias"),
     *("-n", "--predict", "--n-predict"),
 )
+_COUNTS = (
+    *("-c", "--ctx-size", "-n", "--predict", "--n-predict", "-b", "--batch-size", "-ub", "--ubatch-size"),
+    *("-np", "--parallel"),
+)
 _DOES = {
     **dict.fromkeys(("--embedding", "--embeddings"), "embedding"),
     **dict.fromkeys(("--rerank", "--reranking"), "rerank"),
@@ -62,8 +68,18 @@ def llama_model(words: Sequence[str]) -> str | None:
     return flag_value(words, "-m", "--model")
 
 
+def note_letters(words: Sequence[str], command: Command) -> None:
+    """Say of numbers with a letter, such as ``32k``, that llama-server reads the digits alone (by ``std::stoi``)."""
+    for flag, value in pairwise(words):
+        if flag in _COUNTS and (found := re.fullmatch(r"(\d+)[a-zA-Z]+", value)):
+            text = f"llama-server takes no letters after a number and reads {flag} {value} as {found[1]}"
+            command.note(value, "todo", f"{text}: write the number out and import it again")
+
+
 def read_llama_server(words: list[str], folder: str, command: Command) -> None:
+    """Fill the fields from what follows ``llama-server``."""
     command.fields["backend"] = "llama_cpp"
+    note_letters(words, command)
     model = whole_path(flag_value(words, "-m", "--model") or "", folder, command)
     command.config["model_path"] = model
     note_quantization(model, command)
