@@ -150,6 +150,16 @@ def test_many_sets_are_cut_for_people(tmp_path: Path, model: Path) -> None:
     assert f"and {len(sets) - 10} other sets, which --json has" in call("models", "fit", *here).stdout
 
 
+def test_a_large_set_is_named_by_its_first_models(tmp_path: Path, model: Path) -> None:
+    """Ten of them, and how many more; JSON has all, and so has a set that is no larger than that."""
+    fields = {"backend": "llama_cpp", "backend_config": {"model_path": str(model)}}
+    for count, told in ((12, ", m10 and 2 more: "), (10, ", m09, m10: ")):
+        entries = [{"name": f"m{number:02}", **fields} for number in range(1, count + 1)]
+        here = (*configured(tmp_path, entries), "--profile", "generous_96gb")
+        assert told in call("models", "fit", *here).stdout
+        assert len(answer("models", "fit", *here)["together"][0]["models"]) == count
+
+
 def test_the_cards_that_are_here_count(tmp_path: Path, model: Path, nvml_library: Path) -> None:
     """By the driver's figures, on a simulated GPU of 16 GB; what the profile in force is called does not matter."""
     environ = nvml.environment(nvml_library, nvml.ONE_16GB, tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.core.hub_listing import Choice, HubFile, NoSuchChoice, amount, choices, spec, unsafe, wanted
+from rolecall.core.hub_listing import Choice, HubFile, NoSuchChoice, choices, spec, unsafe, wanted
 
 
 def listing(*paths: str) -> list[HubFile]:
@@ -171,8 +171,3 @@ def test_how_a_model_is_named(text: str, meant: tuple[str, str | None]) -> None:
     assert HubFile("a", 1, "5" * 64).key == "5" * 64
     assert HubFile("a", 1, None, "6" * 40).key == "6" * 40
     assert HubFile("a", 1).key == ""
-
-
-def test_sizes_are_told_in_units_that_can_be_read() -> None:
-    """Bytes, MB and GB."""
-    assert [amount(size) for size in (5, 2**20, 3 * 2**29)] == ["5 bytes", "1.0 MB", "1.5 GB"]

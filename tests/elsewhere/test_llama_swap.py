@@ -62,7 +62,9 @@ def test_a_letter_after_a_number_is_told_of_llama_servers(cmd: str, told: str | 
     """llama-server would take 32k for 32, which is hardly meant; vLLM knows what it means."""
     outcome = read(swap(cmd))
     assert ("takes no letters" in said(outcome)) is (told is not None)
-    assert told is None or f"todo models.m.cmd: llama-server takes no letters after a number and {told}" in said(outcome)
+    assert told is None or f"todo models.m.cmd: llama-server takes no letters after a number and {told}" in said(
+        outcome
+    )
 
 
 def test_vllms_options_become_fields() -> None:

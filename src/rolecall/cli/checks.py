@@ -118,16 +118,17 @@ def registry(subject: Subject) -> Finding:
     try:
         registry = load_registry(subject.settings.config_dir)
     except RegistryError as error:
-        return Finding("fail", _first(error.problems), "correct it; `rolecall models validate` checks it again")
+        return Finding("fail", few(error.problems), "correct it; `rolecall models validate` checks it again")
     count = f"{len(registry.entries)} entries"
     if registry.warnings:
-        return Finding("warn", f"{count}\n{_first(registry.warnings)}", "correct the names, or leave them as they are")
+        return Finding("warn", f"{count}\n{few(registry.warnings)}", "correct the names, or leave them as they are")
     if not registry.entries:
         return Finding("warn", "no entries", f"write some into {subject.settings.config_dir / CURATED}")
     return Finding("ok", count)
 
 
-def _first(lines: Sequence[str]) -> str:
+def few(lines: Sequence[str]) -> str:
+    """Return the first lines, and how many more there are."""
     more = len(lines) - _MOST_PROBLEMS
     return "\n".join([*lines[:_MOST_PROBLEMS], *([f"and {more} more"] if more > 0 else [])])
 

@@ -15,6 +15,7 @@ from rolecall.cli.common import CommandError, print_json
 from rolecall.cli.table import printable, show
 from rolecall.core.json_edit import append
 from rolecall.core.registry import RegistryError, read_registry, rows_of
+from rolecall.core.wording import meant
 from rolecall.runtime.registry_edit import RegistryEdit, RegistryText, edit_registry
 from rolecall.settings import load_settings, prepare_config_dir
 
@@ -73,8 +74,7 @@ def discovered_rows(found: RegistryText) -> tuple[Any, ...]:
 
 def _unknown(id_: str, rows: Iterable[Any]) -> str:
     names = [str(row["name"]) for row in rows if isinstance(row, dict) and "name" in row]
-    near = difflib.get_close_matches(id_[:200], names, n=1)
-    known = f"did you mean {near[0]!r}?" if near else "`rolecall models list --all` shows all"
+    known = meant(id_, names) or "`rolecall models list --all` shows all"
     return f"the registry has no model {id_!r}; {known}"
 
 

@@ -13,7 +13,8 @@ from rolecall.cli.hub_words import Meter, Profile, cards, explained, settings_fo
 from rolecall.cli.spinner import spinning
 from rolecall.cli.table import labelled, show
 from rolecall.core.hub_fit import Fit
-from rolecall.core.hub_listing import amount, spec
+from rolecall.core.hub_listing import spec
+from rolecall.core.wording import amount
 from rolecall.hub.download import NoRoom
 from rolecall.hub.failures import HubError, HubInterruption
 from rolecall.hub.opening import open_hub

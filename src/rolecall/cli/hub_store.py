@@ -15,8 +15,8 @@ from rolecall.cli.client import NoRolecall, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, fail, print_json
 from rolecall.cli.hub_words import Meter, Yes, confirmed, explained, megabytes, settings_for
 from rolecall.cli.table import NOTHING, Column, Row, labelled, printable, show, table
-from rolecall.core.hub_listing import amount
 from rolecall.core.models import ModelEntry
+from rolecall.core.wording import amount, counted
 from rolecall.hub.keeping import Removal, leftovers, outdated, problems, removal, remove, sweep
 from rolecall.hub.registering import entries_by_path, forget
 from rolecall.runtime.leftovers import engines_seen
@@ -88,7 +88,10 @@ def list_disk(settings: Settings, *, as_json: bool) -> None:
         show(lambda width: table(_COLUMNS, list(map(_row, here)), width))
     total = sum(each.model.size_bytes for each in here)
     rest = f"; {amount(sum(each.freed_bytes for each in left))} of broken pulls" if left else ""
-    show(lambda _: [Text(f"{settings.models_folder}: {len(here)} models, {amount(total)}{rest}", "dim")], error=True)
+    show(
+        lambda _: [Text(f"{settings.models_folder}: {counted(len(here), 'model')}, {amount(total)}{rest}", "dim")],
+        error=True,
+    )
 
 
 def _row(each: _Here) -> Row:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from rolecall.cli.common import CommandError
 from rolecall.cli.table import console_for, printable
+from rolecall.core.footprint import whole_mb
 from rolecall.core.hub_fit import Fit
-from rolecall.core.hub_listing import amount
+from rolecall.core.wording import amount
 from rolecall.hub.failures import HubError
 from rolecall.hub.plan import Machine
 from rolecall.settings import Settings, load_settings
@@ -42,7 +43,7 @@ def settings_for(config_dir: Path | None, state_dir: Path | None, profile: str |
 
 def megabytes(size: int) -> str:
     """Return bytes as MB, rounded up: what is there has at least one."""
-    return str(-(-size // 2**20))
+    return str(whole_mb(size))
 
 
 def cards(fit: Fit, machine: Machine) -> str:

@@ -22,6 +22,7 @@ from rolecall.cli.init_plan import Plan, Wishes, folder_of, make_plan
 from rolecall.cli.init_view import answer_report, plan_lines, report
 from rolecall.cli.spinner import counting, spinning
 from rolecall.cli.table import labelled, show
+from rolecall.core.wording import counted
 from rolecall.runtime.config_folder import write_folder
 from rolecall.runtime.ports import free_port
 from rolecall.settings import Settings, load_settings, prepare_state_dir
@@ -129,7 +130,7 @@ def _written(plan: Plan, backups: Mapping[str, Path]) -> Iterator[tuple[str, str
     if not count:
         yield "", "everything stands as it should; nothing was written"
         return
-    yield "written", f"{count} {'file' if count == 1 else 'files'} in {plan.settings.config_dir}"
+    yield "written", f"{counted(count, 'file')} in {plan.settings.config_dir}"
     for name, path in backups.items():
         yield "kept", f"{path}: what {name} was before"
 

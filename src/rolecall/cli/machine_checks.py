@@ -24,6 +24,7 @@ from rolecall.cli.checks import Finding, Subject
 from rolecall.cli.client import KeyNeeded, connect, default_url
 from rolecall.cli.common import CommandError
 from rolecall.core.models import ModelEntry
+from rolecall.core.wording import counted
 from rolecall.discovery.discover import own_ollama
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.api_keys import KeyStore, open_keys
@@ -189,7 +190,7 @@ def _ollama_at(url: str) -> str | None:
         count = len(_answer(f"{url}/api/tags")["models"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError):
         return None
-    return f"version {number} at {url}, {count} {'model' if count == 1 else 'models'}"
+    return f"version {number} at {url}, {counted(count, 'model')}"
 
 
 def _answer(url: str) -> Any:
@@ -310,7 +311,7 @@ def learnt(subject: Subject) -> Finding:
         return Finding("warn", f"{path} makes no sense ({type(error).__name__}: {error})", advice)
     if version != VERSION:
         return Finding("warn", f"{path} is of version {version!r}, known is {VERSION}", "update rolecall, or remove it")
-    return Finding("ok", f"{path}: {len(models)} {'model' if len(models) == 1 else 'models'}")
+    return Finding("ok", f"{path}: {counted(len(models), 'model')}")
 
 
 def engines(subject: Subject) -> Finding:

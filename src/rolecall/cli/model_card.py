@@ -15,6 +15,7 @@ from rolecall.backends.base import Backend, Places, RemoteLoad, mmproj_path, mod
 from rolecall.cli.table import labelled
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Candidate, Demand, select
+from rolecall.core.wording import counted
 from rolecall.runtime.ports import free_port
 from rolecall.runtime.roster import Roster
 
@@ -152,7 +153,7 @@ def _derived(known: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "thinks", "before it answers, perhaps" if known["traits"]["thinks"] else "no"
     yield "developer", "a role that it knows" if known["traits"]["knows_developer"] else "becomes the role system"
     yield "context", f"{known['context_tokens']} tokens" if known["context_tokens"] else "as the engine has it"
-    yield "serves", f"{known['max_parallel']} request{'' if known['max_parallel'] == 1 else 's'} at once"
+    yield "serves", f"{counted(known['max_parallel'], 'request')} at once"
     for path in known["paths"]:
         yield f"{path['what']} file", path["path"] + f"  ({'exists' if path['exists'] else 'does not exist'})"
     if known["unknown_fields"]:
@@ -184,7 +185,7 @@ def _lesson(row: Mapping[str, Any]) -> str:
     """``on NVIDIA X: 5210 MB (3 loads), loads in 12.1 s, wakes in 0.8 s``."""
     said = []
     if row["footprint_mb"] is not None:
-        said.append(f"{row['footprint_mb']} MB ({row['loads']} load{'' if row['loads'] == 1 else 's'})")
+        said.append(f"{row['footprint_mb']} MB ({counted(row['loads'], 'load')})")
     if row["ran_out_with_mb"] is not None:
         said.append(f"ran out of memory with {row['ran_out_with_mb']} MB")
     said += [f"{what} in {row[name]:.1f} s" for name, what in _TIMES.items() if row[name] is not None]

@@ -21,6 +21,7 @@ from rolecall.cli.scan import command as scan_models
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.core.selection import Candidate
+from rolecall.core.wording import counted
 from rolecall.runtime.registry import CURATED, load_registry, missing, read_list, write_schema
 from rolecall.runtime.roster import Roster, choose
 from rolecall.settings import load_settings, prepare_config_dir
@@ -211,11 +212,7 @@ def _verdict(place: str, registry: Registry, errors: list[str], width: int | Non
     yield from labelled([("error", problem) for problem in errors], width)
     yield from labelled([("warning", warning) for warning in registry.warnings], width)
     if errors:
-        yield Text(f"{place}: {_count(len(errors), 'error')}; such a registry is refused")
+        yield Text(f"{place}: {counted(len(errors), 'error')}; such a registry is refused")
     else:
-        counts = f"{_count(len(registry.entries), 'entry', 'entries')}, {_count(len(registry.warnings), 'warning')}"
+        counts = f"{counted(len(registry.entries), 'entry', 'entries')}, {counted(len(registry.warnings), 'warning')}"
         yield Text(f"{place}: valid, {counts}")
-
-
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -16,6 +16,7 @@ from rolecall.cli.table import NOTHING, Column, Row, folded, labelled, show, tab
 from rolecall.core.capacity import Cards, cards_of, fit_together
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import activate
+from rolecall.core.wording import some
 from rolecall.discovery.rules_file import load_rules
 from rolecall.discovery.unlisted import NoModel, unlisted
 from rolecall.errors import ModelNotFound
@@ -29,6 +30,9 @@ MOST_TOGETHER = 100
 
 MOST_SETS = 10
 """Of models that fit together, as people see them; `--json` has all."""
+
+MOST_NAMED = 10
+"""Models of a set, for people as well."""
 
 _PARTS = ("weights_mb", "kv_cache_mb", "compute_mb", "projector_mb", "fixed_mb")
 _COLUMNS = (
@@ -169,8 +173,7 @@ def _lines(known: Mapping[str, Any], width: int | None) -> Iterator[Text]:
         yield Text("together", "bold")
         yield from _listed(f"(the profile lets at most {known['max_concurrent_models']} be loaded at once)", width)
         for group in known["together"][:MOST_SETS]:
-            yield from _listed(f"{', '.join(group['models'])}: {group['mb']} of {known['budget_mb']} MB", width)
-
+            yield from _listed(f"{some(group['models'], MOST_NAMED)}: {group['mb']} of {known['budget_mb']} MB", width)
         if more := known["together"][MOST_SETS:]:
             yield from _listed(f"and {len(more)} other sets, which --json has", width)
 

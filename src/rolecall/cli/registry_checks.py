@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from rolecall.backends.base import Backend
-from rolecall.cli.checks import Finding, Subject
+from rolecall.cli.checks import Finding, Subject, few
 from rolecall.cli.init_plan import cast
 from rolecall.cli.offline import roster_to_look_at
 from rolecall.core.models import ModelEntry
@@ -20,7 +20,6 @@ from rolecall.settings import SHIPPED
 from rolecall.vision.tasks import tasks_of
 
 _NOT_LOOKED_AT = Finding("warn", "not looked at, because of another failed check")
-_MOST_NAMED = 5
 
 
 def models(subject: Subject) -> Finding:
@@ -35,10 +34,10 @@ def models(subject: Subject) -> Finding:
     gone = [line for entry in entries if entry.enabled for line in _absent(entry, drivers[entry.name])]
     shut = [line for entry in entries if entry.enabled for line in _unreadable(entry, drivers[entry.name])]
     if shut:
-        return Finding("warn", "\n".join([text, *_named(shut)]), "change the owner or the mode of these files")
+        return Finding("warn", f"{text}\n{few(shut)}", "change the owner or the mode of these files")
     if gone:
         advice = "bring the files back, or have those that were found taken out: `rolecall models scan --forget`"
-        return Finding("warn", "\n".join([text, *_named(gone)]), advice)
+        return Finding("warn", f"{text}\n{few(gone)}", advice)
     if installed:
         return Finding("ok", text)
     advice = (
@@ -66,11 +65,6 @@ def _unreadable(entry: ModelEntry, backend: Backend) -> Iterator[str]:
                 yield f"{entry.name}: {path} cannot be read by this user"
 
 
-def _named(lines: Sequence[str]) -> list[str]:
-    more = len(lines) - _MOST_NAMED
-    return [*lines[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])]
-
-
 def roles(subject: Subject) -> Finding:
     """Report the roles that no model plays here, and whether somebody counts on them."""
     try:
@@ -87,7 +81,7 @@ def roles(subject: Subject) -> Finding:
     ]
     if lines := [*asked, *missed]:
         advice = "`rolecall select ROLE --explain` says why; `rolecall roles set ROLE MODEL PRIORITY` gives it a model"
-        return Finding("warn", "\n".join([text, *_named(lines)]), advice)
+        return Finding("warn", f"{text}\n{few(lines)}", advice)
     return Finding("ok", f"{text}; none for {', '.join(without)}" if without else text)
 
 
@@ -103,9 +97,7 @@ def tasks(subject: Subject) -> Finding:
     found = tasks_of(subject.settings)
     text = f"{len(found)} can be used, {sum(map(found.is_own, found))} of them your own"
     if lines := [line for problem in found.problems.values() for line in problem.splitlines()]:
-        return Finding(
-            "warn", "\n".join([text, *_named(lines)]), "mend these files; until then their tasks are refused"
-        )
+        return Finding("warn", f"{text}\n{few(lines)}", "mend these files; until then their tasks are refused")
     return Finding("ok", text)
 
 

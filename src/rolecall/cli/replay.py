@@ -11,6 +11,7 @@ import typer
 
 from rolecall.cli.common import AsJson, fail, print_json
 from rolecall.core.decisions import BrokenLogError, encode
+from rolecall.core.wording import counted
 from rolecall.errors import ConfigurationError
 from rolecall.simulation.replay import Difference, Replay, replay
 
@@ -70,7 +71,7 @@ def _in_words(result: Replay) -> Iterator[str]:
     for line in result.truncated:
         yield f"note: line {line} is cut off and was left out; rolecall was killed while it was written"
     if result.difference is None:
-        yield f"{_counted(result.steps, 'step')} of {_counted(result.runs, 'run')}: all agree"
+        yield f"{counted(result.steps, 'step')} of {counted(result.runs, 'run')}: all agree"
         return
     shown = _difference(result.difference)
     yield f"step {shown['step']} (line {shown['line']}, at {shown['now']} s)"
@@ -85,10 +86,6 @@ def _in_words(result: Replay) -> Iterator[str]:
 def _effects(title: str, effects: list[Any]) -> Iterator[str]:
     for number, effect in enumerate(effects or ["nothing"]):
         yield f"{'' if number else title:<10}{effect if isinstance(effect, str) else _json(effect)}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _json(value: Any) -> str:

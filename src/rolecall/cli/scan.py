@@ -13,6 +13,8 @@ from rich.text import Text
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.spinner import counting
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
+from rolecall.core.footprint import whole_mb
+from rolecall.core.wording import counted
 from rolecall.discovery.discover import Discovery, discover
 from rolecall.discovery.entries import Named
 from rolecall.discovery.found import shown
@@ -97,7 +99,7 @@ def _row(entry: dict[str, Any], state: str, named: Named | None, *, explain: boo
     cells = (
         str(entry["name"]),
         str(entry.get("backend")),
-        str(size >> 20) if isinstance(size, int) else NOTHING,
+        str(whole_mb(size)) if isinstance(size, int) else NOTHING,
         str(entry.get("context_length") or NOTHING),
         ", ".join(f"{role}:{priority:g}" for role, priority in roles.items()) or NOTHING,
         ", ".join(entry.get("capabilities", [])) or NOTHING,
@@ -119,19 +121,17 @@ def _reasons(entry: dict[str, Any], named: Named | None) -> Iterator[str]:
 def _summary(found: Discovery, *, written: bool, dry_run: bool) -> Iterator[Text]:
     states = list(found.next.states.values())
     counts = [f"{states.count(state)} {state}" for state in ("new", "changed", "known", "kept", "vanished")]
-    yield Text(f"{_models(len(states))}: {', '.join(each for each in counts if not each.startswith('0 ')) or 'none'}")
+    yield Text(
+        f"{counted(len(states), 'model')}: {', '.join(each for each in counts if not each.startswith('0 ')) or 'none'}"
+    )
     path = found.earlier.path
     yield Text(f"{path}: {'not written (--dry-run)' if dry_run else 'written' if written else 'unchanged'}")
-
-
-def _models(count: int) -> str:
-    return f"{count} model{'' if count == 1 else 's'}"
 
 
 def _notes(found: Discovery) -> Iterator[tuple[str, str]]:
     """What deserves a look: it goes to stderr, so that a table in a pipe stays one."""
     for place, count in found.findings.per_place:
-        yield place.provider, f"{shown(place.path)}: {_models(count)}"
+        yield place.provider, f"{shown(place.path)}: {counted(count, 'model')}"
     if found.findings.daemon:
         yield "ollama", found.findings.daemon
     for each in (*found.findings.skipped, *found.naming.skipped):

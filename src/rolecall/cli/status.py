@@ -15,6 +15,7 @@ from rolecall.cli.client import Client, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
 from rolecall.cli.spinner import spinning
 from rolecall.cli.table import NOTHING, Column, Row, console_for, labelled, show, table
+from rolecall.core.wording import counted
 
 _STYLES = {
     "ready": "green",
@@ -131,7 +132,7 @@ def _facts(
     most = active["max_concurrent_models"]
     yield (
         "memory",
-        f"{health['reserved_mb']} of {health['budget_mb']} MB reserved, at most {_count(most, 'model')} at once",
+        f"{health['reserved_mb']} of {health['budget_mb']} MB reserved, at most {counted(most, 'model')} at once",
     )
     yield "profile", f"{active['name']} ({profile['source']})"
     used = {gpu["uuid"]: gpu for gpu in gpus}
@@ -142,7 +143,7 @@ def _facts(
         yield f"GPU {gpu['index']}", _gpu(gpu)
     if profile["gpu_problem"]:
         yield "GPU", profile["gpu_problem"]
-    yield "queue", f"{_count(health['queue'], 'request')} waiting"
+    yield "queue", f"{counted(health['queue'], 'request')} waiting"
     for name, problem in health["problems"].items():
         yield f"problem: {name}", problem
     if health["log_lines_dropped"]:
@@ -267,7 +268,3 @@ def _duration(seconds: float) -> str:
     if minutes < 24 * 60:
         return f"{minutes // 60}h{minutes % 60:02}m"
     return f"{minutes // 1440}d{minutes % 1440 // 60:02}h"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

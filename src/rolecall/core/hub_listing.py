@@ -202,8 +202,3 @@ def spec(text: str) -> tuple[str, str | None]:
     repository, _, name = plain.partition(":")
     repository = "/".join(repository.strip("/").split("/")[:2])
     return repository, name.strip() or None
-
-
-def amount(size: int) -> str:
-    """Return bytes in a unit that can be read: GB of 2**30, MB of 2**20."""
-    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{size} bytes"

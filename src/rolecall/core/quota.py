@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rolecall.core.keys import ApiKey
+from rolecall.core.wording import counted
 from rolecall.errors import RateLimited
 
 DAY_S = 86_400
@@ -64,15 +65,11 @@ def _fuller(full_at: float, key: ApiKey, requests_per_minute: int, now: float) -
     after = begin + MINUTE_S / requests_per_minute
     wait_s = after - now - MINUTE_S
     if wait_s > _ROUNDING_S:
+        allowed = counted(requests_per_minute, "request")
         raise RateLimited(
-            f"The key {key.name!r} may send {_requests(requests_per_minute)} a minute; the next one in {wait_s:.1f} s.",
-            retry_after_s=wait_s,
+            f"The key {key.name!r} may send {allowed} a minute; the next one in {wait_s:.1f} s.", retry_after_s=wait_s
         )
     return after
-
-
-def _requests(count: int) -> str:
-    return f"{count} request{'' if count == 1 else 's'}"
 
 
 def spend(usage: Usage, tokens: int, now: float) -> Usage:

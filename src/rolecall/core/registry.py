@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from rolecall.core.models import (
     RequestRules,
     flag_value,
 )
+from rolecall.core.wording import counted, meant
 from rolecall.errors import ConfigurationError
 
 
@@ -207,8 +207,8 @@ def _unknown_keys(unknown: Counter[tuple[str, str]]) -> list[str]:
 
 
 def _meant(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word[:200], known, n=1, cutoff=0.8)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = meant(word, known, cutoff=0.8)
+    return f"; {near}" if near else ""
 
 
 def unknown_field(path: Sequence[str]) -> str | None:
@@ -218,28 +218,26 @@ def unknown_field(path: Sequence[str]) -> str | None:
     if name in fields:
         return None
     where = f"{part}.{name}" if part else name
-    near = [f"{other}.{name}" for other, record in _PARTS.items() if other and name in record.model_fields]
-    near += difflib.get_close_matches(name[:200], fields, n=1, cutoff=0.6)
-    return f"there is no field {where!r}; " + (
-        f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
-    )
+    inside = [f"{other}.{name}" for other, record in _PARTS.items() if other and name in record.model_fields]
+    near = f"did you mean {inside[0]!r}?" if inside else meant(name, fields)
+    return f"there is no field {where!r}; {near or 'known are ' + ', '.join(fields)}"
 
 
 def _entries(count: int) -> str:
-    return f"{count} entr{'y' if count == 1 else 'ies'}"
+    return counted(count, "entry", "entries")
 
 
 def _unknown_backends(entries: Iterable[ModelEntry]) -> Iterator[str]:
     """With a command any name will do, but one that is almost ours is hardly meant to be another engine's."""
     unknown = Counter((e.backend, bool(e.backend_config.command)) for e in entries if e.backend not in BACKENDS)
     for (backend, has_command), count in sorted(unknown.items()):
-        meant = _meant(backend, BACKENDS)
+        near = _meant(backend, BACKENDS)
         if not has_command:
             lacks = "which cannot be served without a backend_config.command"
-            advice = meant or f"; known are {', '.join(BACKENDS)}"
+            advice = near or f"; known are {', '.join(BACKENDS)}"
             yield f"unknown backend {_short(backend)} in {_entries(count)}, {lacks}{advice}"
-        elif meant:
-            yield f"unknown backend {_short(backend)} in {_entries(count)}, driven by its command alone{meant}"
+        elif near:
+            yield f"unknown backend {_short(backend)} in {_entries(count)}, driven by its command alone{near}"
 
 
 def _unknown_capabilities(entries: Iterable[ModelEntry]) -> list[str]:

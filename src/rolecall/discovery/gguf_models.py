@@ -16,6 +16,7 @@ from typing import Any
 
 from rolecall.core.discovery import Found
 from rolecall.core.model_names import bare_name, label_bits, split_label, split_part
+from rolecall.core.wording import some
 from rolecall.discovery.found import Model, Yield, why
 from rolecall.discovery.projectors import Pairing, Projector, best_projector
 from rolecall.discovery.walk import Folder, Walk
@@ -30,6 +31,7 @@ FILE_TYPES = dict(enumerate(f"{_OLDER_TYPES} {_NEWER_TYPES} {_LATEST_TYPES}".spl
 
 LONGEST_TEXT = 200
 """Of what is written into the registry: a hostile header has megabytes."""
+_MOST_NAMED = 5
 
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 _GENERIC = frozenset(
@@ -138,13 +140,10 @@ def _unfinished(folder: Folder, first: str, names: Sequence[str]) -> str | None:
     if part is not None and len(names) < part[2]:
         there = {split_part(name[: -len(".gguf")]) for name in names}
         missing = [str(number) for number in range(1, part[2] + 1) if (part[0], number, part[2]) not in there]
-        return f"incomplete: of its {part[2]} parts {_some(missing)} {'is' if len(missing) == 1 else 'are'} missing"
+        verb = "is" if len(missing) == 1 else "are"
+        return f"incomplete: of its {part[2]} parts {some(missing, _MOST_NAMED)} {verb} missing"
     busy = next((name + end for name in names for end in _UNFINISHED if name + end in folder.files), None)
     return f"incomplete: {busy} says that its download is not finished" if busy else None
-
-
-def _some(words: Sequence[str], most: int = 5) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def _is_model(file: GgufFile, out: Yield) -> bool:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rolecall.core.hub_listing import Choice, HubFile, amount
+from rolecall.core.hub_listing import Choice, HubFile
+from rolecall.core.wording import amount
 from rolecall.hub.download import NoRoom, Report, check, fetch, link, settle, size, written
 from rolecall.hub.failures import HubError, WrongContent
 from rolecall.runtime.model_store import Busy, ModelStore, Pulled, as_pulled

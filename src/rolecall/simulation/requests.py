@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from rolecall.core.wording import some
 from rolecall.errors import ConfigurationError
 from rolecall.simulation.workload import Chain, Machine, Model, Step, Workload
 
@@ -39,10 +40,9 @@ def parse_log(lines: Iterable[bytes], name: str, models: Mapping[str, Model], ma
     """
     records, skipped, last_is_cut = _read(lines, name)
     if unknown := sorted({record.model for record in records} - models.keys()):
-        more = f" and {len(unknown) - _TOLD_LIMIT} more" if len(unknown) > _TOLD_LIMIT else ""
-        shown = ", ".join(map(repr, unknown[:_TOLD_LIMIT]))
+        shown = some([repr(each) for each in unknown], _TOLD_LIMIT)
         raise ConfigurationError(
-            f"{name}: the registry has no model {shown}{more}; --config-dir names another one, "
+            f"{name}: the registry has no model {shown}; --config-dir names another one, "
             "--model NAME=VRAM_MB,LOAD_S,MAX_PARALLEL tells of a model"
         )
     notes = [f"{skipped} requests that no model answered were left out"] if skipped else []
