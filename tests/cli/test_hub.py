@@ -200,6 +200,18 @@ def test_what_is_no_model_ends_with_1(hub: HubServer, here: tuple[str, ...], tmp
     assert entries(tmp_path) == []
 
 
+def test_a_pull_says_at_once_what_it_looks_at(hub: HubServer, here: tuple[str, ...]) -> None:
+    """On stderr, before the hub has answered; not beside JSON. What could not be read is guessed, and that is said."""
+    read = [f"looking at {NAME}", "reading the beginning of Tiny-4B-Q2_K.gguf"]
+    assert call("models", "pull", NAME, "--dry-run", *here).stderr.splitlines() == read
+    assert call("models", "pull", NAME, "--dry-run", "--json", *here).stderr == ""
+    assert call("models", "pull", "acme/absent", *here).stderr.splitlines()[0] == "looking at acme/absent"
+    hub.fault("Tiny-4B-Q2_K.gguf", Fault(times=-1, status=404))
+    told = call("models", "pull", NAME, "--dry-run", *here)
+    assert told.stderr.splitlines()[-1].endswith("what it needs is guessed by the sizes of its files")
+    assert " about " in told.stdout
+
+
 def test_what_is_named_is_pulled(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
     """A quantization, a file, and the address of a page name a model; --json says all of it."""
     made = answer("models", "pull", f"{NAME}:q8_0", *here)
@@ -434,7 +446,7 @@ def test_what_lies_on_the_disk_is_listed(hub: HubServer, here: tuple[str, ...]) 
     assert row["names"] == [answer("models", "list", *here)[0]["name"]]
     result = call("models", "list", "--disk", *here)
     assert NAME in result.stdout
-    assert "1 models" in result.stderr
+    assert ": 1 model, " in result.stderr
 
 
 def test_a_note_with_half_a_character_is_listed(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:

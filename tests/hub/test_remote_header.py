@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gguf_shapes import Shape, described, transformer, write_gguf
+from harness import CONFIGS
 from hub_server import Fault, HubServer, Repo
 
 pytest.importorskip("huggingface_hub", reason="pulling needs an extra: rolecall[hub]")
@@ -16,9 +17,11 @@ from rolecall.core.gguf_footprint import gguf_estimate
 from rolecall.core.hub_fit import Knowledge, scaled
 from rolecall.core.hub_listing import choices
 from rolecall.hub.client import Hub
+from rolecall.hub.plan import Machine, offer
 from rolecall.hub.remote_header import knowledge, remote_header
 from rolecall.runtime.gguf_facts import gguf_facts
 from rolecall.runtime.gguf_header import read_gguf
+from rolecall.settings import load_settings
 
 NAME = "acme/Tiny-GGUF"
 MODEL = "tiny-Q8_0.gguf"
@@ -120,3 +123,20 @@ def test_a_break_in_the_middle_of_a_header_is_asked_for_again(hub: HubServer, tm
     hub.fault(MODEL, Fault(times=1, cut_after=1000))
     hub.fault(MODEL, Fault(times=1, status=503))
     assert known(client) is not None
+
+
+def test_a_header_that_comes_too_slowly_is_not_waited_for(hub: HubServer, tmp_path: Path) -> None:
+    """The sizes of the files must do, and that is told: of one that drips, and of a hub that asks for a pause."""
+    waited: list[float] = []
+    offered(hub, **{"tiny-Q8_0": made(tmp_path, transformer(words=60_000))})
+    client = Hub(wait=lambda seconds, _why: waited.append(seconds))
+    machine = Machine.of(load_settings({"config_dir": CONFIGS, "state_dir": tmp_path / "state"}))
+    for fault in (Fault(times=1, pause_s=0.05), Fault(times=1, status=503, headers={"Retry-After": "60"})):
+        told: list[str] = []
+        hub.fault(MODEL, fault)
+        found = offer(client, client.repository(NAME), machine, headers_within_s=0.3, tell=told.append)
+        assert [each.is_guessed for each in found.fits] == [True]
+        assert told[0] == f"reading the beginning of {MODEL}"
+        assert told[1].endswith("what it needs is guessed by the sizes of its files")
+    assert waited == []
+    assert [each.is_guessed for each in offer(client, client.repository(NAME), machine).fits] == [False]

@@ -10,7 +10,7 @@ import typer
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.hub_search import offer_json
 from rolecall.cli.hub_words import Meter, Profile, cards, explained, settings_for
-from rolecall.cli.spinner import spinning
+from rolecall.cli.spinner import telling
 from rolecall.cli.table import labelled, show
 from rolecall.core.hub_fit import Fit
 from rolecall.core.hub_listing import spec
@@ -50,13 +50,14 @@ def command(  # noqa: PLR0913 - options
     Face's, HF_TOKEN is the token for what is not public.
     """
     settings = settings_for(config_dir, state_dir, profile)
-    machine = Machine.of(settings)
     meter = Meter(quiet=as_json)
     repository, name = spec(model)
     with explained():
-        hub = open_hub(meter.wait)
-        with spinning(f"asking {hub.endpoint}"):
-            found = offer(hub, hub.repository(repository, revision), machine)
+        with telling(quiet=as_json) as tell:
+            tell(f"looking at {repository}")
+            machine = Machine.of(settings)
+            hub = open_hub(meter.wait)
+            found = offer(hub, hub.repository(repository, revision), machine, tell=tell)
         fit = found.chosen(name)
     store = ModelStore(settings.models_folder)
     plan = _plan(found, fit, store, machine)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rolecall.cli.common import AsJson, ConfigDir, StateDir, print_json
 from rolecall.cli.hub_words import Meter, Profile, cards, explained, megabytes, settings_for
-from rolecall.cli.spinner import spinning
+from rolecall.cli.spinner import spinning, telling
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.hub_fit import Fit
 from rolecall.core.hub_listing import spec
@@ -65,8 +65,10 @@ def command(  # noqa: PLR0913 - options
     with explained():
         hub = open_hub(Meter(quiet=as_json).wait)
         if re.fullmatch(r"[\w.-]+/[\w.-]+", query.strip()) or "://" in query:
-            with spinning(f"asking {hub.endpoint}"):
-                found = offer(hub, hub.repository(spec(query)[0]), machine)
+            repository = spec(query)[0]
+            with telling(quiet=as_json) as tell:
+                tell(f"looking at {repository}")
+                found = offer(hub, hub.repository(repository), machine, tell=tell)
             _one(found, machine, as_json=as_json)
             return
         with spinning(f"asking {hub.endpoint}"):
@@ -78,7 +80,7 @@ def command(  # noqa: PLR0913 - options
 
 def _offered(hub: Hub, listed: Listed, machine: Machine) -> Offer | None:
     try:
-        return offer(hub, hub.repository(listed.id), machine, look_inside=False)
+        return offer(hub, hub.repository(listed.id), machine, headers_within_s=0)
     except HubError:
         return None
 

@@ -8,6 +8,7 @@ never compares hashes.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -98,7 +99,7 @@ class Hub:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
         self.wait = wait
         self._api = HfApi(endpoint=self.endpoint, library_name="rolecall", library_version=__version__)
-        get_session().timeout = httpx2.Timeout(constants.HF_HUB_DOWNLOAD_TIMEOUT, connect=CONNECT_TIMEOUT_S)
+        get_session().timeout = _timeout(math.inf)
 
     def search(self, query: str, limit: int, *, gguf: bool = True) -> list[Listed]:
         """Return repositories of models for a few words, the most downloaded first."""
@@ -139,10 +140,13 @@ class Hub:
         return f"{self.endpoint}/{name}"
 
     @contextmanager
-    def stream(self, repository: Repository, path: str, start: int = 0, end: int | None = None) -> Iterator[Incoming]:
+    def stream(
+        self, repository: Repository, path: str, start: int = 0, end: int | None = None, *, until: float = math.inf
+    ) -> Iterator[Incoming]:
         """Yield the content of a file from a byte on, up to before ``end``; it is asked for once.
 
-        A hub may redirect to another host for it, which is not told our token.
+        A hub may redirect to another host for it, which is not told our token. No single silence is waited out beyond
+        ``until`` (of ``time.monotonic``).
         """
         headers = build_hf_headers(library_name="rolecall", library_version=__version__)
         headers["Accept-Encoding"] = "identity"  # the bytes that were hashed
@@ -151,7 +155,9 @@ class Hub:
         url = hf_hub_url(repository.id, path, revision=repository.commit, endpoint=self.endpoint)
         with ExitStack() as stack:
             with self._told(repository.id):
-                response = stack.enter_context(get_session().stream("GET", url, headers=headers))
+                response = stack.enter_context(
+                    get_session().stream("GET", url, headers=headers, timeout=_timeout(until))
+                )
                 hf_raise_for_status(response)
                 begin, total = _span(response)
             yield Incoming(begin, total, self._chunks(repository.id, response))
@@ -160,8 +166,8 @@ class Hub:
         with self._told(name):
             yield from response.iter_bytes()
 
-    def patiently(self, ask: Callable[[], T], name: str) -> T:
-        """Return what ``ask`` gives, asking again after what may pass."""
+    def patiently(self, ask: Callable[[], T], name: str, *, until: float = math.inf) -> T:
+        """Return what ``ask`` gives, asking again after what may pass, but not after ``until``."""
         tries = 0
         while True:
             try:
@@ -169,12 +175,12 @@ class Hub:
                     return ask()
             except HubInterruption as error:
                 tries += 1
-                self.rest(error, tries)
+                self.rest(error, tries, until=until)
 
-    def rest(self, error: HubInterruption, tries: int) -> None:
+    def rest(self, error: HubInterruption, tries: int, *, until: float = math.inf) -> None:
         """Wait before the next attempt after ``tries`` that failed; raises the error if there shall be none."""
         seconds = FIRST_PAUSE_S * 2 ** (tries - 1) if error.retry_after_s is None else error.retry_after_s
-        if tries >= MOST_TRIES or seconds > LONGEST_WAIT_S:
+        if tries >= MOST_TRIES or seconds > min(LONGEST_WAIT_S, until - time.monotonic()):
             raise error
         self.wait(seconds, str(error).splitlines()[0])
 
@@ -243,6 +249,12 @@ class Hub:
 
 
 _TOKEN_MAY_NOT = "the token may lack the right to read it"  # noqa: S105 - words
+
+
+def _timeout(until: float) -> httpx2.Timeout:
+    """Return how long a connection, and each part of an answer, is waited for."""
+    left_s = max(0.1, until - time.monotonic())
+    return httpx2.Timeout(min(constants.HF_HUB_DOWNLOAD_TIMEOUT, left_s), connect=min(CONNECT_TIMEOUT_S, left_s))
 
 
 def _listed(info: ModelInfo) -> Listed:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rolecall.backends.llama_server import DEFAULT_PARALLEL
 from rolecall.core.hub_fit import Fit, Knowledge, best, fit
-from rolecall.core.hub_listing import Choice, NoSuchChoice, choices, wanted
+from rolecall.core.hub_listing import NoSuchChoice, choices, wanted
 from rolecall.core.profiles import ActiveProfile
 from rolecall.discovery.rules_file import load_rules
 from rolecall.hub.failures import HubError
-from rolecall.hub.remote_header import knowledge
+from rolecall.hub.remote_header import Tell, knowledge
 from rolecall.runtime.driver_probe import DriverProbe
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import active_profile, load_profiles
@@ -21,6 +22,8 @@ from rolecall.settings import Settings
 if TYPE_CHECKING:
     from rolecall.hub.client import Hub, Repository
 
+HEADERS_WITHIN_S = 30.0
+"""All headers of a repository together: over a line of 2 Mbit/s that is 7 MB, and most have less."""
 _MOST_HEADERS = 3
 """Of so many models of one repository headers are read; of further ones the sizes of the files must do."""
 
@@ -71,18 +74,25 @@ class Offer:
         return next(each for each in self.fits if each.choice is choice)
 
 
-def offer(hub: Hub, repository: Repository, machine: Machine, *, look_inside: bool = True) -> Offer:
-    """Return what a repository offers; ``look_inside`` reads headers, some megabytes, without it sizes must do."""
+def offer(
+    hub: Hub,
+    repository: Repository,
+    machine: Machine,
+    *,
+    headers_within_s: float = HEADERS_WITHIN_S,
+    tell: Tell = lambda _what: None,
+) -> Offer:
+    """Return what a repository offers.
+
+    Headers are read, some megabytes; where they do not come within ``headers_within_s`` (0: they are not asked for),
+    the sizes of the files must do. ``tell`` is called with what is read.
+    """
     found = choices(repository.files)
-    known = _known(hub, repository, found, machine.most_context) if look_inside else {}
+    known: dict[str, Knowledge | None] = {}
+    until = time.monotonic() + headers_within_s
+    for bare in dict.fromkeys(choice.bare for choice in found if choice.format == "gguf"):
+        if headers_within_s and len(known) < _MOST_HEADERS:
+            named = [each for each in found if each.bare == bare]
+            known[bare] = knowledge(hub, repository, named, machine.most_context, until=until, tell=tell)
     fits = tuple(fit(each, machine.active, known.get(each.bare), DEFAULT_PARALLEL) for each in found)
     return Offer(repository, fits, best(fits, machine.active.profile))
-
-
-def _known(
-    hub: Hub, repository: Repository, found: tuple[Choice, ...], most_context: int
-) -> dict[str, Knowledge | None]:
-    bases = list(dict.fromkeys(choice.bare for choice in found if choice.format == "gguf"))[:_MOST_HEADERS]
-    return {
-        bare: knowledge(hub, repository, [each for each in found if each.bare == bare], most_context) for bare in bases
-    }
