@@ -51,6 +51,30 @@ def test_a_dataset_is_kept(tmp_path: Path, store: DatasetStore, dataset: Dataset
     again.close()
 
 
+def test_datasets_are_numbered_on_their_own(store: DatasetStore, dataset: Dataset) -> None:
+    """However many samples and jobs there are; the number of one that is removed is not given again."""
+    store.start_job(dataset.id, WISH)
+    second = store.add_dataset("two", "/others", files("z.jpg"), 0)
+    store.remove_dataset(second.id)
+    third = store.add_dataset("three", "/thirds", files("y.jpg"), 0)
+    assert [dataset.id, second.id, third.id] == [1, 2, 3]
+    assert len({sample.id for each in (dataset, third) for sample in store.samples(each.id)[0]}) == 4
+
+
+def test_a_file_whose_datasets_are_numbered_with_their_samples(tmp_path: Path, store: DatasetStore) -> None:
+    """As they were at first: it is read as it is, and the next dataset has a number that nothing in it has."""
+    store._do("INSERT INTO datasets VALUES (nextval('ids'), 'old', '/old', 1, 1, 0)")
+    store._add_samples(1, files("a.jpg", "b.jpg"))
+    store._do("INSERT INTO datasets VALUES (nextval('ids'), 'older', '/older', 1, 1, 0)")
+    store._do("DROP SEQUENCE dataset_ids")
+    store.close()
+    for expected in (5, 6):
+        again = DatasetStore(tmp_path / "datasets.duckdb")
+        assert again.add_dataset(f"new {expected}", "/new", files("c.jpg"), 0).id == expected
+        assert {each.id for each in again.datasets()} >= {1, 4}
+        again.close()
+
+
 def test_what_is_not_there(store: DatasetStore, dataset: Dataset) -> None:
     """Datasets and samples that are not there are not found, nor a sample in another dataset."""
     other = store.add_dataset("two", "/others", [], 0)

@@ -2,7 +2,8 @@
 
 Everything here is done by one thread, which ``StoreThread`` keeps; so no two writes meet, and the rules that tables
 could keep are kept here: DuckDB changes a list by taking the row out and putting it back, which its indexes don't
-forgive within a transaction. ``duckdb`` itself is imported with the first dataset, for it takes 50 MB.
+forgive within a transaction. Datasets are numbered on their own; samples, over all datasets, and jobs share a sequence.
+``duckdb`` itself is imported with the first dataset, for it takes 50 MB.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (version INTEGER);
 CREATE SEQUENCE IF NOT EXISTS ids;
 CREATE TABLE IF NOT EXISTS datasets (
     id BIGINT, name VARCHAR, folder VARCHAR, created DOUBLE, scanned DOUBLE, skipped BIGINT);
@@ -34,6 +34,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     id BIGINT, dataset_id BIGINT, task VARCHAR, model VARCHAR, again BOOLEAN, api_key VARCHAR, status VARCHAR,
     total BIGINT, processed BIGINT, failed BIGINT, message VARCHAR, started DOUBLE, ended DOUBLE);
 """
+_LAST_ID = "SELECT last_value FROM duckdb_sequences() WHERE sequence_name = 'ids'"
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "threads": 1,
     "memory_limit": "512MB",
@@ -76,15 +77,19 @@ class DatasetStore:
                 raise
 
     def _prepare(self) -> None:
-        self._sql.execute(_SCHEMA)
+        self._sql.execute("CREATE TABLE IF NOT EXISTS about (version INTEGER)")
         found = self._sql.execute("SELECT version FROM about").fetchall()
-        if not found:
-            self._sql.execute("INSERT INTO about VALUES (?)", [VERSION])
-        elif found[0][0] > VERSION:
+        if found and found[0][0] > VERSION:
             raise DatasetsUnavailable(
                 f"{self._path} was written by a newer rolecall (version {found[0][0]} of its form; this one knows "
                 f"{VERSION}). Use that one, or move the file away to begin anew."
             )
+        self._sql.execute(_SCHEMA)
+        ((last_id,),) = self._sql.execute(_LAST_ID).fetchall()
+        # In older files datasets have ids of the one sequence; so none of their ids is given a second time.
+        self._sql.execute(f"CREATE SEQUENCE IF NOT EXISTS dataset_ids START {(last_id or 0) + 1}")
+        if not found:
+            self._sql.execute("INSERT INTO about VALUES (?)", [VERSION])
 
     def close(self) -> None:
         """Let go of the file."""
@@ -108,7 +113,7 @@ class DatasetStore:
         with self._transaction():
             if self._rows("SELECT 1 FROM datasets WHERE name = ?", name):
                 raise Conflict(f"There is a dataset {name!r} already; choose another name.", param="name")
-            ((id_,),) = self._rows("SELECT nextval('ids')")
+            ((id_,),) = self._rows("SELECT nextval('dataset_ids')")
             now = self._clock()
             self._do("INSERT INTO datasets VALUES (?, ?, ?, ?, ?, ?)", id_, name, folder, now, now, skipped)
             self._add_samples(id_, files)
