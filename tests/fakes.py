@@ -24,6 +24,7 @@ from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.leftovers import EngineRecord
 from rolecall.vision.datasets_records import Sample, Wish
 from rolecall.vision.jobs import Tagged
+from rolecall.vision.jobs_places import Place
 
 
 @dataclass
@@ -308,13 +309,13 @@ class FakeTagger:
         """Let answers go."""
         self.hold.set()
 
-    async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
+    async def tag(self, wish: Wish, folder: Path, sample: Sample, place: Place) -> Tagged:
         """Return the tags, or raise what the test gave."""
         name = sample.file.name
         self.asked.append(name)
         if len(self.asked) in self._awaited:
             self._awaited[len(self.asked)].set()
-        async with gate:
+        async with place.asking():
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
             try:

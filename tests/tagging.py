@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
+from starlette.types import ASGIApp
 
 from harness import Rolecall, eventually, fake_entry
 from photographs import write_photographs
+from rolecall.gateway.caller import Anyone
+from rolecall.vision.datasets_tagger import OwnServer
+from rolecall.vision.jobs_places import Line, Place, Places
 
 TAGS = {"lighting": "dark", "setting": "indoor", "clarity": "sharp"}
 
@@ -36,12 +40,24 @@ def vision_entry(name: str = "seer", *faults: str, **fields: Any) -> dict[str, A
     return fake_entry(name, "--mmproj", "seen.gguf", *faults, **fields)
 
 
-def tagging_rolecall(folder: Path, *faults: str, task: str | None = None, **fields: Any) -> Rolecall:
-    """Return a rolecall with one model that tags; not started yet."""
-    made = Rolecall(folder, (vision_entry("seer", *faults),), **fields)
+def tagging_rolecall(
+    folder: Path, *faults: str, task: str | None = None, more: Sequence[dict[str, Any]] = (), **fields: Any
+) -> Rolecall:
+    """Return a rolecall with one model that tags, and ``more`` entries; not started yet."""
+    made = Rolecall(folder, (vision_entry("seer", *faults), *more), **fields)
     (made.config_dir / "tasks").mkdir(exist_ok=True)
     (made.config_dir / "tasks" / "tags.toml").write_text(task or task_file(), encoding="utf-8")
     return made
+
+
+def own_server(inference: ASGIApp, *, knows_callers: bool = True) -> OwnServer:
+    """Return a server for a tagger, where anybody may ask, or nobody; whatever is named can see."""
+    return OwnServer(inference, lambda _: Anyone() if knows_callers else None, lambda _caller, _name: None)
+
+
+def place() -> Place:
+    """Return a place for a sample of the only job."""
+    return Place(Places(), Line(lambda: None))
 
 
 def photos(folder: Path, count: int) -> Path:

@@ -12,7 +12,18 @@ from selenium.webdriver.common.keys import Keys
 from browser.page import CONTRASTS, Page
 from harness import Rolecall
 from process.test_door import ADMIN, KEY, key_row, write_keys
-from tagging import TAGS, add_dataset, await_processed, photos, samples, start, states, tagging_rolecall, task_file
+from tagging import (
+    TAGS,
+    add_dataset,
+    await_processed,
+    photos,
+    samples,
+    start,
+    states,
+    tagging_rolecall,
+    task_file,
+    vision_entry,
+)
 
 SLOW = task_file(fake={"first_token_delay_s": 0.1})
 DONE = "Tagged"
@@ -120,13 +131,24 @@ def test_failures_are_shown(page: Page, server: Rolecall, tmp_path: Path) -> Non
     page.until("#sample-problem", "There is no preview of 'broken.jpg'")
 
 
-def test_an_error_ends_the_job_in_words(page: Page, tmp_path: Path) -> None:
-    """Where no model plays the role, the page says so, and the button can be pressed again."""
+def test_a_job_that_is_refused(page: Page, tmp_path: Path) -> None:
+    """Where no model plays the role, none begins; the page says so, and the button can be pressed again."""
     with Rolecall(tmp_path / "server", ()) as server:
         open_dataset(page, server, "no model", photos(tmp_path / "photos", 3))
         page.click("#tag")
+        page.until("#problem", "No model plays the role 'vision_general'")
+        assert page.find("#tag").is_enabled()
+        assert not page.is_shown("#job")
+
+
+def test_an_error_ends_the_job_in_words(page: Page, tmp_path: Path) -> None:
+    """Where the role's model has no file, the page says so, and the button can be pressed again."""
+    absent = vision_entry("absent", role_priority={"vision_general": 1}, backend_config={"model_path": "/no/such.gguf"})
+    with Rolecall(tmp_path / "server", (absent,)) as server:
+        open_dataset(page, server, "no file", photos(tmp_path / "photos", 3))
+        page.click("#tag")
         words = page.until("#job-words", "Stopped")
-        assert words.startswith("Stopped after 0 of 3 samples: No model plays the role")
+        assert words.startswith("Stopped after 0 of 3 samples: No model of the role 'vision_general' can serve")
         assert "bad" in (page.find("#job-words").get_attribute("class") or "")
         assert page.find("#tag").is_enabled()
 
@@ -404,6 +426,22 @@ def test_what_a_key_may_not_do_is_said(page: Page, guarded: Rolecall) -> None:
     page.click("#tag")
     page.until("#problem", "needs inference")
     assert page.find("#tag").is_enabled()
+
+
+def test_a_job_that_waits_for_a_limit(page: Page, tmp_path: Path) -> None:
+    """The page says what is waited for."""
+    made = tagging_rolecall(tmp_path / "server", settings={"api_keys_file": "keys.json"})
+    few = key_row("few", KEY, requests_per_minute=2)
+    write_keys(made.config_dir / "keys.json", few, key_row("boss", ADMIN, scopes=["admin"]))
+    with made as server:
+        add_dataset(server, "one", photos(tmp_path / "photos", 9), headers={"authorization": f"Bearer {ADMIN}"})
+        page.open(f"{server.base_url}/ui/datasets")
+        enter(page, KEY)
+        page.until_pictures(9)
+        page.click("#tag")
+        page.until("#job-words", "2 of 9 pictures, waiting for the limit of the key 'few'")
+        page.click("#cancel")
+        page.until("#job-words", "Cancelled: 2 of 9 samples are done.")
 
 
 def test_a_key_that_is_revoked(page: Page, tmp_path: Path) -> None:

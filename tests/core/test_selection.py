@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from builders import entry
-from rolecall.core.selection import Bias, Candidate, Demand, Policy, RolePolicy, Rules, Selection, select
+from rolecall.core.selection import Bias, Candidate, Demand, Policy, RolePolicy, Rules, Selection, check_able, select
 from rolecall.errors import ModelNotFound, ModelTooLarge, NoModelForRole, RolecallError, UnsupportedInput
 
 LIMIT_MB = 10_000
@@ -512,3 +512,15 @@ def test_whoever_is_not_chosen_is_not_needed(demand: Demand, field: list[Candida
     rejected = {r.name for r in selection.rejected}
     fewer = [c for c in field if c.name not in rejected | {selection.ranked[-1].name}]
     assert select(demand, fewer, rule).best() == selection.best()
+
+
+def test_what_is_able_whatever_the_machine() -> None:
+    """One entry that has it is enough, however large; where none has, the refusal is that of a request."""
+    blind, seeing = entry("blind"), entry("seeing", capabilities=["text", "vision"], vram_estimate_mb=10**9)
+    sight = frozenset({"vision"})
+    check_able(Demand(needs=sight), [blind, seeing])
+    with pytest.raises(UnsupportedInput, match="'blind' cannot serve this request: lacks vision"):
+        check_able(Demand(needs=sight), [blind])
+    for_role = entry("blind", role_priority={"caption": 1})
+    with pytest.raises(UnsupportedInput, match="No model of the role 'caption'"):
+        check_able(Demand(role="caption", needs=sight), [for_role])

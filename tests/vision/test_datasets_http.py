@@ -11,9 +11,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from harness import Rolecall, eventually
+from harness import Rolecall, eventually, fake_entry
 from process.test_door import ADMIN, KEY, bearer, key_row, write_keys
-from rolecall.vision.jobs import SAMPLES_AT_A_TIME
+from rolecall.vision.jobs_places import SAMPLES_AT_A_TIME
 from tagging import (
     TAGS,
     add_dataset,
@@ -24,6 +24,7 @@ from tagging import (
     states,
     tagging_rolecall,
     task_file,
+    vision_entry,
 )
 
 SLOW = {"first_token_delay_s": 0.2}
@@ -32,7 +33,9 @@ SLOW = {"first_token_delay_s": 0.2}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
     """Run one rolecall without keys."""
-    with tagging_rolecall(tmp_path_factory.mktemp("tagging")) as running:
+    reader = fake_entry("reader", capabilities=["text"], role_priority={"read": 1})
+    absent = vision_entry("absent", role_priority={}, backend_config={"model_path": "/no/such.gguf"})
+    with tagging_rolecall(tmp_path_factory.mktemp("tagging"), more=[reader, absent]) as running:
         yield running
 
 
@@ -87,7 +90,7 @@ def test_the_model_is_loaded_when_it_is_needed(tmp_path: Path) -> None:
 
 def test_what_is_not_there(server: Rolecall) -> None:
     """An unknown dataset is 404 everywhere, whatever its id looks like."""
-    for id_ in ("99999", "abc", "-1", "1.5", "9" * 30, "%00", "..%2f..%2fetc"):
+    for id_ in ("99999", "abc", "-1", "1.5", "9" * 19, "9" * 5000, "%00", "..%2f..%2fetc"):
         for method, path in (
             ("GET", ""), ("DELETE", ""), ("POST", "/rescan"), ("GET", "/samples"), ("GET", "/samples/1"),
             ("GET", "/samples/1/thumbnail"), ("POST", "/auto-tag"), ("DELETE", "/auto-tag"),
@@ -280,12 +283,54 @@ def test_a_job_that_cannot_be(server: Rolecall, tmp_path: Path, body: dict[str, 
     assert word in error_of(start(server, id_, **body), 400)["message"].lower()
 
 
-def test_a_task_without_a_model_ends_in_an_error(server: Rolecall, tmp_path: Path) -> None:
-    """The job says which role nobody plays, and asks no second time."""
-    id_ = add_dataset(server, "no model", photos(tmp_path, 30))["id"]
-    assert start(server, id_, model="role:nobody").status_code == 202
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [
+        ("reader", 400, "unsupported_input"),
+        ("role:read", 400, "unsupported_input"),
+        ("nobody", 404, "model_not_found"),
+        ("role:nobody", 404, "model_not_found"),
+    ],
+)
+def test_a_model_that_cannot_see_or_is_not_there(
+    server: Rolecall, tmp_path: Path, model: str, status: int, code: str
+) -> None:
+    """It is refused before a job begins, and names the field; what the job before it came to stays."""
+    id_ = add_dataset(server, f"for {model}", photos(tmp_path, 1))["id"]
+    error = error_of(start(server, id_, model=model), status)
+    assert (error["code"], error["param"]) == (code, "model")
+    assert server.get(f"/datasets/{id_}")["auto_tag"]["message"] == "Not tagged yet."
+    assert server.state_of("reader") == "stopped"
+
+
+def test_a_role_whose_models_cannot_see(tmp_path: Path) -> None:
+    """Where no model is named, it is the task's role that is looked at; a fallback of it that sees will do."""
+    blind = fake_entry("blind", role_priority={"tags": 50})
+    with tagging_rolecall(tmp_path / "one", more=[blind]) as server:
+        id_ = add_dataset(server, "one", photos(tmp_path / "photos", 1))["id"]
+        assert start(server, id_).status_code == 202
+        assert list(states(server, id_))[-1]["status"] == "complete"
+    seer = vision_entry(role_priority={"other": 1})
+    for fallback, status in (([], 400), (["seer"], 202)):
+        made = Rolecall(tmp_path / f"{status}", (blind, seer))
+        (made.config_dir / "tasks").mkdir()
+        (made.config_dir / "tasks" / "tags.toml").write_text(task_file(), encoding="utf-8")
+        with (made.config_dir / "rolecall.toml").open("a", encoding="utf-8") as file:
+            file.write(f"[roles.tags]\nfallback = {fallback}\n")
+        with made as server:
+            id_ = add_dataset(server, "one", photos(tmp_path / "photos", 1))["id"]
+            answer = start(server, id_)
+            assert answer.status_code == status, answer.text
+            if status == 400:
+                assert "No model of the role 'tags' can serve this request. blind: lacks vision." in answer.text
+
+
+def test_a_model_that_cannot_be_used_now_ends_the_job(server: Rolecall, tmp_path: Path) -> None:
+    """Its files may come yet, so the job begins; it says what is missing, and asks no second time."""
+    id_ = add_dataset(server, "no file", photos(tmp_path, 30))["id"]
+    assert start(server, id_, model="absent").status_code == 202
     last = list(states(server, id_))[-1]
-    assert (last["status"], "nobody" in last["message"]) == ("error", True)
+    assert (last["status"], "'absent'" in last["message"]) == ("error", True)
     assert last["processed"] == 0
 
 
@@ -484,6 +529,31 @@ def test_a_job_asks_on_behalf_of_its_key(guarded: Rolecall, tmp_path: Path) -> N
     assert list(states(guarded, id_, headers=bearer(KEY)))[-1]["status"] == "complete"
     lines = [line for line in guarded.log_lines() if line["prompt_id"] == "tags"]
     assert {line["key"] for line in lines} == {"user"}
+
+
+def test_a_job_that_waits_for_the_limit_of_its_key(tmp_path: Path) -> None:
+    """Its progress says so, on the way and in between; meanwhile a job of another key has all places."""
+    made = tagging_rolecall(tmp_path / "server", settings={"api_keys_file": "keys.json"})
+    few = key_row("few", "rc-few", requests_per_minute=2)
+    write_keys(made.config_dir / "keys.json", few, key_row("user", KEY), key_row("boss", ADMIN, scopes=["admin"]))
+    with made as server:
+        slow, fast = (
+            add_dataset(server, name, photos(tmp_path / name, 30), headers=bearer(ADMIN))["id"]
+            for name in ("slow", "fast")
+        )
+        assert server.http.post(f"/datasets/{slow}/auto-tag", headers=bearer("rc-few")).status_code == 202
+        waiting = "Tagging... 2/30, waiting for the limit of the key 'few'"
+        seen = states(server, slow, headers=bearer(KEY))
+        assert next(state for state in seen if "waiting" in state["message"] and state["processed"] == 2) == {
+            "status": "running",
+            "processed": 2,
+            "total": 30,
+            "message": waiting,
+        }
+        assert server.http.post(f"/datasets/{fast}/auto-tag", headers=bearer(KEY)).status_code == 202
+        assert list(states(server, fast, headers=bearer(KEY)))[-1]["message"] == "Tagged 30 samples."
+        ended = server.http.delete(f"/datasets/{slow}/auto-tag", headers=bearer(KEY)).json()
+        assert (ended["status"], ended["message"]) == ("idle", "Cancelled: 2 of 30 samples are done.")
 
 
 def test_a_page_of_another_site_reads_nothing(server: Rolecall) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from rolecall.vision.datasets_tagger import ModelTagger
 from rolecall.vision.decoding import Decoding
 from rolecall.vision.jobs import Interrupted, NothingWorks, SampleFailed, Tagged
 from rolecall.vision.tasks import load_tasks
-from tagging import TAGS, task_file
+from tagging import TAGS, own_server, place, task_file
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -67,13 +66,12 @@ def tag(tmp_path: Path) -> Callable[..., Any]:
         inference: Inference, data: bytes | None = None, wish: Wish | None = None, *, is_known: bool = True
     ) -> Tagged:
         (tmp_path / "a.jpg").write_bytes(photograph() if data is None else data)
-        tagger = ModelTagger(
-            inference, lambda: tasks, lambda _: Anyone() if is_known else None, Decoding(), pauses_s=(0.0, 0.0)
-        )
+        server = own_server(inference, knows_callers=is_known)
+        tagger = ModelTagger(server, lambda: tasks, Decoding(), pauses_s=(0.0, 0.0))
         sample = Sample(1, 1, FileFacts("a.jpg", 1, 1))
-        return await tagger.tag(wish or Wish("tags@1"), tmp_path, sample, asyncio.Semaphore(1))
+        return await tagger.tag(wish or Wish("tags@1"), tmp_path, sample, place())
 
-    run.tagger = ModelTagger(Inference(None), lambda: tasks, lambda _: Anyone(), Decoding())  # type: ignore[attr-defined]
+    run.tagger = ModelTagger(own_server(Inference(None)), lambda: tasks, Decoding())  # type: ignore[attr-defined]
     return run
 
 
@@ -161,8 +159,8 @@ def test_tasks_that_tag(tag: Callable[..., Any]) -> None:
     """Others are refused before a job begins, and so are unknown ones."""
     tagger: ModelTagger = tag.tagger  # type: ignore[attr-defined]
     assert [task.id for task in tagger.tasks()] == ["tags", "words"]
-    assert tagger.wish("tags", model=None, again=True, key="ci") == Wish("tags@1", None, True, "ci")  # noqa: FBT003
+    assert tagger.wish("tags", model=None, again=True, caller=Anyone()) == Wish("tags@1", None, True)  # noqa: FBT003
     for name, words in (("say", "gives no tags"), ("tegs", "did you mean")):
         with pytest.raises(BadRequest, match=words) as refusal:
-            tagger.wish(name, model=None, again=False, key=None)
+            tagger.wish(name, model=None, again=False, caller=Anyone())
         assert refusal.value.param == "task"

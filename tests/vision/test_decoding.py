@@ -10,7 +10,6 @@ from pathlib import Path
 from harness import eventually
 from photographs import photograph
 from rolecall.cli.serve import extensions
-from rolecall.gateway.caller import Anyone
 from rolecall.settings import shipped
 from rolecall.vision.datasets import Datasets
 from rolecall.vision.datasets_records import FileFacts, Sample, Wish
@@ -18,6 +17,7 @@ from rolecall.vision.datasets_tagger import ModelTagger
 from rolecall.vision.decoding import AT_A_TIME, Decoding
 from rolecall.vision.single_input import Pictures
 from rolecall.vision.tasks import load_tasks
+from tagging import own_server, place
 
 
 async def test_two_pictures_at_a_time_over_all_parts_of_a_server(tmp_path: Path) -> None:
@@ -38,14 +38,14 @@ async def test_two_pictures_at_a_time_over_all_parts_of_a_server(tmp_path: Path)
     async def inference(_scope: object, _receive: object, _send: object) -> None:
         raise ConnectionError
 
-    tagger = ModelTagger(inference, lambda: tasks, lambda _: Anyone(), decoding, pauses_s=())
+    tagger = ModelTagger(own_server(inference), lambda: tasks, decoding, pauses_s=())
     datasets = Datasets(tmp_path / "datasets", tagger, decoding)
     waiting = [
         asyncio.ensure_future(work)
         for work in (
             Pictures(decoding).prepared(photograph(), "file", max_side=99, jpeg_quality=90),
             datasets.thumbnails.get(tmp_path, sample, "small"),
-            tagger.tag(Wish("tags@1"), tmp_path, sample, asyncio.Semaphore(1)),
+            tagger.tag(Wish("tags@1"), tmp_path, sample, place()),
         )
     ]
     await asyncio.to_thread(eventually, lambda: decoding.waiting == len(waiting))

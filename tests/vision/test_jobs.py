@@ -17,14 +17,13 @@ from rolecall.vision.datasets_store import DatasetStore
 from rolecall.vision.datasets_thread import StoreThread
 from rolecall.vision.jobs import (
     MOST_FAILURES_IN_A_ROW,
-    QUESTIONS_AT_A_TIME,
-    SAMPLES_AT_A_TIME,
     Interrupted,
     Jobs,
     NothingWorks,
     Progress,
     SampleFailed,
 )
+from rolecall.vision.jobs_places import QUESTIONS_AT_A_TIME, SAMPLES_AT_A_TIME
 
 T = TypeVar("T")
 WISH = Wish("tags@1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -145,6 +146,11 @@ def select(demand: Demand, candidates: Iterable[Candidate], rules: Rules) -> Sel
     ranked = [candidate for _, candidate in usable]
     reason = _spare_a_swap(ranked, role, rules)
     return Selection(demand, tuple(ranked), tuple(rejected), reason)
+
+
+def check_able(demand: Demand, entries: Iterable[ModelEntry]) -> None:
+    """Raise ``UnsupportedInput`` (400) if no entry has what is asked for, whatever this machine can hold of them."""
+    select(demand, map(Candidate, entries), Rules(limit_mb=sys.maxsize)).best()
 
 
 def _problem(demand: Demand, candidate: Candidate, limit_mb: int) -> Rejected | None:

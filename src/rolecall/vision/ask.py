@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -125,16 +126,22 @@ def logprobs_of(choice: Mapping[str, Any]) -> tuple[float, ...] | None:
     return found or None
 
 
+Waiting = Callable[[AskError], AbstractAsyncContextManager[None]]
+
+
 class Asker:
     """Sends questions with a client whose base URL is a rolecall; see ``in_process.client_of`` for the one within.
 
     429 and 503 that say when to ask again are waited for, ``patience_s`` for one question in all. A question that is
-    cancelled closes its connection, which ends the engine's work.
+    cancelled closes its connection, which ends the engine's work. ``waiting`` gives what is held during such a wait.
     """
 
-    def __init__(self, client: httpx.AsyncClient, *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, client: httpx.AsyncClient, *, patience_s: float = PATIENCE_S, waiting: Waiting = lambda _: nullcontext()
+    ) -> None:
         self._client = client
         self._patience_s = patience_s
+        self._waiting = waiting
 
     async def ask(self, question: Question) -> Reply:
         """Return the answer; raises ``AskError``."""
@@ -149,8 +156,10 @@ class Asker:
                 wait_s = error.retry_after_s
                 if error.status not in _RETRIED or wait_s is None or waited_s + wait_s > self._patience_s:
                     raise
+                refused = error
             waited_s += wait_s
-            await asyncio.sleep(wait_s)
+            async with self._waiting(refused):
+                await asyncio.sleep(wait_s)
 
     async def _post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
         try:

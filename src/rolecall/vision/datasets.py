@@ -12,11 +12,7 @@ from rolecall.vision.datasets_tagger import ModelTagger
 from rolecall.vision.datasets_thread import StoreThread
 from rolecall.vision.datasets_thumbnails import Thumbnails
 from rolecall.vision.decoding import Decoding
-from rolecall.vision.jobs import Jobs, Tagger
-
-FOLDER = "datasets"
-"""In the state folder."""
-MARKER = "running"
+from rolecall.vision.jobs import MARKER, Jobs
 
 
 class Datasets:
@@ -27,8 +23,7 @@ class Datasets:
         self.tagger = tagger
         self.store = StoreThread(folder / "datasets.duckdb")
         self.thumbnails = Thumbnails(folder / "thumbnails", decoding)
-        worker: Tagger = tagger
-        self.jobs = Jobs(self.store, worker, folder / MARKER)
+        self.jobs = Jobs(self.store, tagger, folder / MARKER)
 
     async def add(self, name: str, folder: str) -> Dataset:
         """Take in a folder; raises ``BadRequest`` for a folder or name that is none, ``Conflict`` for a taken name."""

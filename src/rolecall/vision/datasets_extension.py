@@ -15,12 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rolecall.errors import DatasetsUnavailable, RolecallError
+from rolecall.core.endpoints import CHAT, needs_of
+from rolecall.core.selection import Demand, check_able
+from rolecall.errors import DatasetsUnavailable, Forbidden, RolecallError, UnsupportedInput
 from rolecall.gateway.caller import Anyone, Caller, KeyHolder
 from rolecall.gateway.door import Keys
 from rolecall.gateway.server import Addition, Gateway
+from rolecall.runtime.roster import Roster
 from rolecall.vision.datasets_routes import dataset_routes
 from rolecall.vision.decoding import Decoding
+from rolecall.vision.jobs import MARKER
 from rolecall.vision.pages import page_routes
 
 if TYPE_CHECKING:
@@ -30,8 +34,8 @@ log = logging.getLogger(__name__)
 
 FOLDER = "datasets"
 """In the state folder."""
-_MARKER = "running"
 RETRY_S = 5.0
+_NEEDS = needs_of(CHAT) | {"vision"}
 
 
 @contextlib.asynccontextmanager
@@ -66,7 +70,7 @@ class LazyDatasets:
             if self._made is None:
                 self._made = await self._new()
             if not self._is_resumed:
-                if (self._folder / _MARKER).exists():
+                if (self._folder / MARKER).exists():
                     await self._made.jobs.resume()
                 self._is_resumed = True
             return self._made
@@ -80,7 +84,7 @@ class LazyDatasets:
     async def resume(self) -> None:
         """Go on with what an earlier process has begun, if there is any; again and again while that cannot be read."""
         told = ""
-        while not self._is_resumed and (self._folder / _MARKER).exists():
+        while not self._is_resumed and (self._folder / MARKER).exists():
             try:
                 await self.get()
             except RolecallError as error:
@@ -102,11 +106,12 @@ class LazyDatasets:
 
 def _made(gateway: Gateway, decoding: Decoding) -> Datasets:
     from rolecall.vision.datasets import Datasets  # noqa: PLC0415 - DuckDB and Pillow, which most servers never need
-    from rolecall.vision.datasets_tagger import ModelTagger  # noqa: PLC0415
+    from rolecall.vision.datasets_tagger import ModelTagger, OwnServer  # noqa: PLC0415
     from rolecall.vision.tasks import TaskFolder, folders_of  # noqa: PLC0415
 
-    settings = gateway.services.settings
-    tagger = ModelTagger(gateway.inference, TaskFolder(*folders_of(settings)), partial(_caller, gateway.keys), decoding)
+    settings, roster = gateway.services.settings, gateway.services.roster
+    server = OwnServer(gateway.inference, partial(_caller, gateway.keys), partial(_check_sees, roster))
+    tagger = ModelTagger(server, TaskFolder(*folders_of(settings)), decoding)
     return Datasets(settings.state_dir / FOLDER, tagger, decoding)
 
 
@@ -119,3 +124,22 @@ def _caller(keys: Keys | None, name: str | None) -> Caller | None:
     if found is None or "inference" not in found.scopes:
         return None
     return KeyHolder(found, keys.usage)
+
+
+def _check_sees(roster: Roster, caller: Caller, name: str) -> None:
+    """Raise ``ModelNotFound``, ``Forbidden`` or ``UnsupportedInput``, as a request with a picture would.
+
+    What else may be in its way, such as a file that is not there, may have changed by the time that it is asked.
+    """
+    target = caller.find(roster.resolve, name)
+    refusals: list[RolecallError] = []
+    for each in (target, *roster.fallbacks(target)):
+        try:
+            check_able(Demand(each.role, _NEEDS), caller.check(each).entries)
+        except UnsupportedInput as error:
+            refusals.append(UnsupportedInput(error.message, param="model"))
+        except Forbidden as error:
+            refusals.append(error)
+        else:
+            return
+    raise refusals[0]

@@ -56,6 +56,12 @@ class _Api:
     def __init__(self, get: Get) -> None:
         self._get = get
 
+    async def _with(self, id_: int) -> Datasets:
+        """Return the datasets, among which this one is; raises ``NotFound``."""
+        datasets = await self._get()
+        await datasets.store.run(lambda store: store.dataset(id_))
+        return datasets
+
     # -- datasets
 
     async def datasets(self, request: Request) -> Json:
@@ -73,10 +79,12 @@ class _Api:
         return Json(_dataset(added, with_folder=True), status_code=201, headers={"location": f"/datasets/{added.id}"})
 
     async def dataset(self, request: Request) -> Json:
-        return await self._whole(request, await self._get(), _id(request))
+        id_ = _id(request)
+        datasets = await self._get()
+        return await self._whole(request, datasets, await datasets.store.run(lambda store: store.dataset(id_)))
 
-    async def _whole(self, request: Request, datasets: Datasets, id_: int) -> Json:
-        found = await datasets.store.run(lambda store: store.dataset(id_))
+    async def _whole(self, request: Request, datasets: Datasets, found: Dataset) -> Json:
+        id_ = found.id
         counts = await datasets.store.run(lambda store: store.tag_counts(id_))
         progress = await datasets.jobs.progress(id_)
         return Json(
@@ -89,8 +97,7 @@ class _Api:
 
     async def rescan(self, request: Request) -> Json:
         datasets = await self._get()
-        found = await datasets.rescan(_id(request))
-        return await self._whole(request, datasets, found.id)
+        return await self._whole(request, datasets, await datasets.rescan(_id(request)))
 
     async def remove(self, request: Request) -> Json:
         removed = await (await self._get()).remove(_id(request))
@@ -105,8 +112,7 @@ class _Api:
         limit = _number(query.get("limit"), "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
         offset = _number(query.get("offset"), "offset", 0, 0, _LARGEST_ID)
         failed = read_flag(request, "failed")
-        datasets = await self._get()
-        await datasets.store.run(lambda store: store.dataset(id_))
+        datasets = await self._with(id_)
         found, total = await datasets.store.run(
             lambda store: store.samples(id_, tags, failed=failed, limit=limit, offset=offset)
         )
@@ -114,11 +120,13 @@ class _Api:
         return Json({"object": "list", "data": rows, "total": total, "limit": limit, "offset": offset})
 
     async def sample(self, request: Request) -> Json:
-        return Json(_sample(await self._found(request)))
+        _, sample = await self._found(request)
+        return Json(_sample(sample))
 
-    async def _found(self, request: Request) -> Sample:
+    async def _found(self, request: Request) -> tuple[Datasets, Sample]:
         id_, sample_id = _id(request), _id(request, "sample_id")
-        return await (await self._get()).store.run(lambda store: store.sample(id_, sample_id))
+        datasets = await self._get()
+        return datasets, await datasets.store.run(lambda store: store.sample(id_, sample_id))
 
     async def edit(self, request: Request) -> Json:
         id_, sample_id = _id(request), _id(request, "sample_id")
@@ -130,8 +138,7 @@ class _Api:
         size = request.query_params.get("size", "small")
         if size not in {"small", "large"}:
             raise BadRequest(f"The query's size must be small or large, not {size[:50]!r}.", param="size")
-        datasets = await self._get()
-        sample = await self._found(request)
+        datasets, sample = await self._found(request)
         version = _version(sample)
         headers = {
             "etag": f'"{version}-{size}"',
@@ -152,14 +159,13 @@ class _Api:
     async def auto_tag(self, request: Request) -> Json:
         id_ = _id(request)
         body = await _body(request, {"task", "model", "again"}, may_be_empty=True)
-        datasets = await self._get()
-        await datasets.store.run(lambda store: store.dataset(id_))
+        datasets = await self._with(id_)
         wish = await asyncio.to_thread(
             datasets.tagger.wish,
             _text(body, "task", _DEFAULT_TASK),
             model=_text(body, "model", None),
             again=_flag(body, "again"),
-            key=caller_of(request.scope).name,
+            caller=caller_of(request.scope),
         )
         job = await datasets.jobs.start(id_, wish)
         words = f"Tagging {job.total} samples by the task {wish.task_id}."
@@ -167,14 +173,12 @@ class _Api:
 
     async def cancel(self, request: Request) -> Json:
         id_ = _id(request)
-        datasets = await self._get()
-        await datasets.store.run(lambda store: store.dataset(id_))
+        datasets = await self._with(id_)
         return Json({"dataset_id": id_, **_progress(await datasets.jobs.cancel(id_))})
 
     async def progress(self, request: Request) -> Response:
         id_ = _id(request)
-        datasets = await self._get()
-        await datasets.store.run(lambda store: store.dataset(id_))
+        datasets = await self._with(id_)
         headers = {"cache-control": "no-store", "x-accel-buffering": "no", "x-content-type-options": "nosniff"}
         return StreamingResponse(_events(datasets.jobs.watch(id_)), media_type="text/event-stream", headers=headers)
 
@@ -267,7 +271,7 @@ async def _body(request: Request, fields: set[str], *, may_be_empty: bool = Fals
 
 def _id(request: Request, name: str = "id") -> int:
     text: str = request.path_params[name]
-    if not (text.isascii() and text.isdigit() and int(text) <= _LARGEST_ID):
+    if not _is_number(text, 0, _LARGEST_ID):
         what = "dataset" if name == "id" else "sample"
         raise NotFound(f"There is no {what} {text[:100]!r}; ids are numbers.")
     return int(text)
@@ -292,9 +296,14 @@ def _flag(body: dict[str, Any], name: str) -> bool:
 def _number(text: str | None, name: str, default: int, least: int, most: int) -> int:
     if text is None or text == "":
         return default
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+    if not _is_number(text, least, most):
         raise BadRequest(f"The query's {name} must be a number from {least} to {most}, not {text[:50]!r}.", param=name)
     return int(text)
+
+
+def _is_number(text: str, least: int, most: int) -> bool:
+    """Whether a text has these digits; one of thousands is not even read, which Python would refuse."""
+    return text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most
 
 
 def _change(body: dict[str, Any]) -> Callable[[Tags], Tags]:

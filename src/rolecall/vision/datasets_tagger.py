@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
 from starlette.types import ASGIApp
 
-from rolecall.errors import BadRequest, Unavailable
+from rolecall.errors import BadRequest, RateLimited, ShuttingDown, Unavailable
 from rolecall.gateway.caller import Caller
 from rolecall.vision.ask import Asker, AskError
 from rolecall.vision.datasets_files import opened
@@ -22,6 +24,7 @@ from rolecall.vision.datasets_records import Sample, Wish
 from rolecall.vision.decoding import Decoding
 from rolecall.vision.in_process import client_of
 from rolecall.vision.jobs import Interrupted, NothingWorks, SampleFailed, Tagged
+from rolecall.vision.jobs_places import Place
 from rolecall.vision.photos import Photo, PhotoError, prepare
 from rolecall.vision.runner import Outcome, run_task
 from rolecall.vision.task import Task
@@ -32,8 +35,18 @@ PAUSES_S = (1.0, 4.0)
 _TAGGING = frozenset({"tags", "keywords"})
 _MOST_CHARACTERS_SAID = 300
 
-Callers = Callable[[str | None], Caller | None]
-"""Finds who asks, by the name of a key; None if that key is not in force any more."""
+
+@dataclass(frozen=True, slots=True)
+class OwnServer:
+    """What tagging needs of the server that it runs in.
+
+    ``caller`` finds who asks by the name of a key, None if that key is not in force any more. ``check_sees`` raises
+    where a caller finds no model that sees by a name or ``role:NAME``: 404, 403, or 400.
+    """
+
+    inference: ASGIApp
+    caller: Callable[[str | None], Caller | None]
+    check_sees: Callable[[Caller, str], None]
 
 
 class ModelTagger:
@@ -41,25 +54,25 @@ class ModelTagger:
 
     def __init__(
         self,
-        inference: ASGIApp,
+        server: OwnServer,
         tasks: Callable[[], Tasks],
-        callers: Callers,
         decoding: Decoding,
         pauses_s: tuple[float, ...] = PAUSES_S,
     ) -> None:
-        self._inference = inference
+        self._server = server
         self._tasks = tasks
-        self._callers = callers
         self._pauses_s = pauses_s
         self._decoding = decoding
 
-    def wish(self, task_id: str, *, model: str | None, again: bool, key: str | None) -> Wish:
-        """Return what a job is to do; raises ``BadRequest`` for a task that there is not, or that gives no tags.
+    def wish(self, task_id: str, *, model: str | None, again: bool, caller: Caller) -> Wish:
+        """Return what a job is to do; raises what ``check_sees`` does for its model, or else for the task's role.
 
-        It reads files, as ``tasks`` does, and raises ``Unavailable`` where the task's own cannot be used.
+        It raises ``BadRequest`` for a task that there is not, or that gives no tags. It reads files, as ``tasks`` does,
+        and raises ``Unavailable`` where the task's own cannot be used.
         """
         task = self._task(task_id)
-        return Wish(f"{task.id}@{task.version}", model, again, key)
+        self._server.check_sees(caller, model or f"role:{task.role}")
+        return Wish(f"{task.id}@{task.version}", model, again, caller.name)
 
     def tasks(self) -> list[Task]:
         """Return the tasks that a dataset can be tagged by."""
@@ -77,7 +90,7 @@ class ModelTagger:
             raise BadRequest(f"The task {task.id} gives no tags; these do: {names}.", param="task")
         return task
 
-    async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
+    async def tag(self, wish: Wish, folder: Path, sample: Sample, place: Place) -> Tagged:
         """Return the tags of a picture; see ``jobs.Tagger``."""
         try:
             task = await anyio.to_thread.run_sync(self._task, wish.task_id)
@@ -85,18 +98,19 @@ class ModelTagger:
             raise NothingWorks(error.message) from None
         if f"{task.id}@{task.version}" != wish.task:
             raise NothingWorks(f"the task {task.id} has become version {task.version} meanwhile; start it again")
-        caller = self._callers(wish.key)
+        caller = self._server.caller(wish.key)
         if caller is None:
             who = f"the API key {wish.key!r}" if wish.key else "nobody's key"
             raise NothingWorks(f"it was started by {who}, which may not ask models (any more); start it again")
-        photo = await self._photo(folder, sample, task.image.max_side)
-        async with gate, client_of(self._inference, caller) as client:
-            return _tagged(await self._asked(partial(run_task, Asker(client), task, photo, model=wish.model)))
+        photo = await self._photo(folder, sample, task)
+        async with place.asking(), client_of(self._server.inference, caller) as client:
+            asker = Asker(client, waiting=partial(_waiting, place, wish))
+            return _tagged(await self._asked(partial(run_task, asker, task, photo, model=wish.model)))
 
-    async def _photo(self, folder: Path, sample: Sample, max_side: int) -> Photo:
+    async def _photo(self, folder: Path, sample: Sample, task: Task) -> Photo:
         def read() -> Photo:
             with opened(folder, sample.file.name) as path:
-                return prepare(path, max_side=max_side)
+                return prepare(path, max_side=task.image.max_side, jpeg_quality=task.image.jpeg_quality)
 
         try:
             return await self._decoding.run(read)
@@ -115,11 +129,17 @@ class ModelTagger:
         raise AssertionError("the last pause is None")
 
 
+def _waiting(place: Place, wish: Wish, error: AskError) -> AbstractAsyncContextManager[None]:
+    """Stand aside for what holds up this job alone; all jobs wait for an engine alike."""
+    is_limit = error.code == RateLimited.code
+    return place.aside(f"the limit of the key {wish.key!r}") if is_limit else nullcontext()
+
+
 def _check(error: AskError) -> None:
     """Raise for what every other question would meet too."""
-    if error.code == "shutting_down":
+    if error.code == ShuttingDown.code:
         raise Interrupted
-    if error.is_ours or error.code == "rate_limit_exceeded":
+    if error.is_ours or error.code == RateLimited.code:
         raise NothingWorks(error.message)
 
 

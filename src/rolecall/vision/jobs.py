@@ -17,12 +17,12 @@ from typing import Protocol
 from rolecall.errors import DatasetsUnavailable, DiskFull, JobRunning, RolecallError
 from rolecall.vision.datasets_records import Dataset, Job, Result, Sample, Status, Wish
 from rolecall.vision.datasets_thread import StoreThread
+from rolecall.vision.jobs_places import SAMPLES_AT_A_TIME, Line, Place, Places
 
 log = logging.getLogger(__name__)
 
-SAMPLES_AT_A_TIME = 8
-"""Over all jobs: four that wait for an engine, as many as it serves, and as many that are prepared or written down."""
-QUESTIONS_AT_A_TIME = 4
+MARKER = "running"
+"""A file beside the datasets that is there while jobs are: by it the next start knows, without opening the datasets."""
 MOST_FAILURES_IN_A_ROW = 8
 """Of engines, each after its retries; then the next samples would fail as well."""
 _READ_AT_A_TIME = 100
@@ -57,8 +57,8 @@ class Tagged:
 class Tagger(Protocol):
     """Tags pictures."""
 
-    async def tag(self, wish: Wish, folder: Path, sample: Sample, gate: asyncio.Semaphore) -> Tagged:
-        """Return the tags of a picture; a model is asked only while ``gate`` is held.
+    async def tag(self, wish: Wish, folder: Path, sample: Sample, place: Place) -> Tagged:
+        """Return the tags of a picture; a model is asked only ``asking`` from its place, which is left while it waits.
 
         Raises ``SampleFailed``, ``NothingWorks`` and ``Interrupted``.
         """
@@ -88,11 +88,7 @@ def progress_of(job: Job | None) -> Progress:
 
 
 class Jobs:
-    """The jobs of this process, at most one for each dataset.
-
-    ``marker`` is a file that is there while jobs are: by it the next start knows, without opening the datasets, that
-    there is one to go on with.
-    """
+    """The jobs of this process, at most one for each dataset; ``marker`` is the file that is there while they are."""
 
     def __init__(self, store: StoreThread, tagger: Tagger, marker: Path) -> None:
         self._store = store
@@ -202,8 +198,7 @@ class _Bench:
 
     store: StoreThread
     tagger: Tagger
-    samples: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(SAMPLES_AT_A_TIME))
-    questions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(QUESTIONS_AT_A_TIME))
+    places: Places = field(default_factory=Places)
 
 
 class _Results:
@@ -241,6 +236,7 @@ class _Run:
         self._bench = bench
         self._ended = ended
         self._results = _Results(bench.store, job)
+        self._line = Line(self._tell)
         self._failures_in_a_row = 0
         self._is_cancelled = self._is_interrupted = False
         self._changed = asyncio.Event()
@@ -253,7 +249,8 @@ class _Run:
     def _so_far(self) -> str:
         job = self._job
         failed = f", {job.failed} failed" if job.failed else ""
-        return f"Tagging... {job.processed}/{job.total}{failed}"
+        waiting = f", waiting for {self._line.why}" if self._line.why else ""
+        return f"Tagging... {job.processed}/{job.total}{failed}{waiting}"
 
     # -- its life
 
@@ -327,18 +324,16 @@ class _Run:
 
     async def _work(self, samples: AsyncIterator[Sample], turn: asyncio.Lock) -> None:
         while True:
-            async with self._bench.samples:
+            async with Place(self._bench.places, self._line) as place:
                 async with turn:
                     sample = await anext(samples, None)
                 if sample is None:
                     return
-                await self._one(sample)
+                await self._one(sample, place)
 
-    async def _one(self, sample: Sample) -> None:
+    async def _one(self, sample: Sample, place: Place) -> None:
         try:
-            tagged = await self._bench.tagger.tag(
-                self._job.wish, Path(self.dataset.folder), sample, self._bench.questions
-            )
+            tagged = await self._bench.tagger.tag(self._job.wish, Path(self.dataset.folder), sample, place)
         except SampleFailed as error:
             await self._results.add(Result(sample.id, problem=str(error)))
             self._count(failed=1)

@@ -131,7 +131,9 @@ export class Job {
     }
     if (this.isRunning) {
       words.className = "soft";
-      words.textContent = total ? `${processed} of ${plural(total, "picture")}${this.left(processed, total)}` : message;
+      const more = message.replace(/^Tagging\.\.\.( \d+\/\d+)?/, ""); // such as what is waited for
+      const count = `${processed} of ${plural(total, "picture")}`;
+      words.textContent = total ? `${count}${more}${this.left(processed, total)}` : message;
     } else {
       say(words, message, { complete: "good", error: "bad" }[status] ?? "plain");
     }
