@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -375,7 +376,7 @@ def test_dry_run_says_what_would_be_done(server: Rolecall, here: tuple[str, ...]
     """Pictures, models, the order with its reason, what is there already; nothing is asked and nothing written."""
     pictures, out = folder(tmp_path / "p", 3), tmp_path / "out.jsonl"
     (pictures / "raw.cr2").touch()
-    lines = len(server.log_lines())
+    began = datetime.now(timezone.utc).isoformat()
     text = ok(call("run", "sentence", "words", pictures, "--out", out, "--dry-run", *here)).stdout
     assert not out.exists()
     assert "3 pictures; passed over: 1 .cr2" in text
@@ -393,7 +394,8 @@ def test_dry_run_says_what_would_be_done(server: Rolecall, here: tuple[str, ...]
     assert [(stage["tasks"], stage["jobs"]) for stage in facts["stages"]] == [(["sentence"], 4), (["slowly"], 2)]
     assert "fit into memory together" in facts["reason"]
     assert out.read_bytes() == before
-    assert len(server.log_lines()) == lines + 1
+    asked = eventually(lambda: [line for line in server.log_lines() if line["ts"] > began])
+    assert [line["prompt_id"] for line in asked] == ["sentence"]
 
 
 def test_stages_are_done_one_after_the_other(here: tuple[str, ...], tmp_path: Path) -> None:
@@ -432,9 +434,11 @@ def test_jobs_bound_what_is_asked_at_a_time(server: Rolecall, here: tuple[str, .
         (["sentence", "empty"], "no picture in empty: looked for files that end in avif, bmp, gif, "),
         (["sentence", "a.jpg", "--set", "colour=red"], "has no variable 'colour'; there is adjective"),
         (["sentence", "a.jpg", "--set", "red"], "--set takes NAME=TEXT"),
+        (["sentence", "a.jpg", "--set", "adjective=\udcff"], "the variable 'adjective' is no text"),
         (["sentence", "a.jpg", "--language", "ja"], "the task sentence has no variable 'language'"),
         (["mono_interpretation", "a.jpg"], "needs the variable 'check'"),
         (["sentence", "a.jpg", "--out", "o.txt"], "ends in .jsonl, .csv or .duckdb"),
+        (["sentence", "a.jpg", "--out", "o.txt", "--dry-run"], "ends in .jsonl, .csv or .duckdb"),
         (["sentence", "a.jpg", "--jobs", "0"], "greater than or equal to 1"),
     ],
 )  # fmt: skip
@@ -491,6 +495,7 @@ def test_without_a_server_it_says_how_to_start_one(tmp_path: Path) -> None:
         ("nobody", "No model plays the role 'nobody'"),
         ("blind", "reader: lacks vision"),
         ("sentence --model sentry", "The model 'sentry' does not exist. Did you mean 'seer'?"),
+        ("sentence --model \udcff", "The model '?' does not exist."),
     ],
 )
 def test_what_no_picture_can_change_ends_the_run(task: str, reason: str, here: tuple[str, ...], tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ from pathlib import Path
 import httpx
 import orjson
 
+from fakes import chat_client
 from rolecall.settings import shipped
 from rolecall.vision.ask import Asker
-from rolecall.vision.batch import Batch
+from rolecall.vision.batch import Batch, Wishes
+from rolecall.vision.batch_earlier import Earlier
 from rolecall.vision.batch_record import Key, Record
 from rolecall.vision.plan import Chosen, Stage, plan
 from rolecall.vision.tasks import load_tasks
@@ -41,6 +43,25 @@ class Notes:
     def waiting(self, reason: str, pause_s: float) -> None:
         """Note a wait."""
         self.told.append(f"waiting {pause_s} {reason}")
+
+
+async def test_an_answer_without_words_is_written_once(tmp_path: Path) -> None:
+    """Nothing of it goes into a sidecar, so that a run with sidecars that goes on finds it there already."""
+    task = load_tasks(shipped("tasks"))["keywords"]
+    task = task.model_copy(update={"validation": task.validation.model_copy(update={"empty": ("NOTHING",)})})
+    pictures, out, notes = sorted(folder(tmp_path / "p", 1).iterdir()), tmp_path / "out.jsonl", Notes()
+    made = plan([("keywords", "keywords")], {"keywords": Chosen("m", loaded=True)}, None)
+    async with chat_client(lambda _: "Nothing.") as client:
+        for resume in (False, True):
+            output = open_output(out, resume=resume)
+            earlier = Earlier(output.records(), sidecars=True)
+            batch = Batch(
+                Asker(client), {"keywords": task}, made, output, notes, wishes=Wishes(sidecars=True), earlier=earlier
+            )
+            await batch.run(pictures)
+            output.close()
+    assert [each.split()[0] for each in notes.told] == ["begin", "finished", "begin", "earlier"]
+    assert len(out.read_text().splitlines()) == 1
 
 
 async def test_why_a_question_waits_is_told(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from harness import DEADLINE_S, eventually
 from rolecall.vision.batch_record import COLUMNS, Record, from_json, to_json
 from rolecall.vision.writers import Output, OutputError, OutputRefused, open_output
 from rolecall.vision.writers_cells import from_cells, to_cells
+from rolecall.vision.writers_forms import Csv
 
 FORMS = (".jsonl", ".csv", ".duckdb")
 ONE = Record(
@@ -190,6 +191,14 @@ def test_a_stray_quote_cuts_nothing_off(place: bytes, tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="mend the line"):
             open_output(edited, resume=True)
         assert edited.read_bytes() == content
+
+
+def test_a_stray_quote_in_a_long_table_is_found_at_once(tmp_path: Path) -> None:
+    """All that is behind it is looked through once, not anew for each of its lines, which would take hours."""
+    path, row = tmp_path / "a.csv", Csv().line(replace(TWO, error="empty"))
+    path.write_bytes(HEAD + row.replace(b"failed", b'"failed') + row * 300_000)
+    with pytest.raises(OutputError, match="a quote is open"):
+        open_output(path, resume=True)
 
 
 def test_a_stray_quote_in_the_last_row(tmp_path: Path) -> None:

@@ -70,19 +70,19 @@ class Client:
 
     def card(self, name: str) -> dict[str, Any]:
         """Return what is listed of a model."""
-        return self._ask("GET", f"/v1/models/{quote(name, safe='')}")
+        return self._ask("GET", f"/v1/models/{_part(name)}")
 
     def choice(self, role: str) -> dict[str, Any]:
         """Return the model that a role stands for now, with what it needs of the memory."""
-        return self._ask("GET", f"/v1/models/select_by_role?role={quote(role, safe='')}")
+        return self._ask("GET", f"/v1/models/select_by_role?role={_part(role)}")
 
     def load(self, name: str) -> dict[str, Any]:
         """Start a model and return its row once it is ready, however long that takes."""
-        return self._ask("POST", f"/v1/models/{quote(name, safe='')}/load", answer_s=None)
+        return self._ask("POST", f"/v1/models/{_part(name)}/load", answer_s=None)
 
     def unload(self, name: str) -> dict[str, Any]:
         """Stop a model and return its row once its process is gone, however long that takes."""
-        return self._ask("POST", f"/v1/models/{quote(name, safe='')}/unload", answer_s=None)
+        return self._ask("POST", f"/v1/models/{_part(name)}/unload", answer_s=None)
 
     def _ask(self, method: str, path: str, *, answer_s: float | None = _ANSWER_S) -> dict[str, Any]:
         timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
@@ -140,6 +140,11 @@ def connect(url: str | None, config_dir: Path | None) -> Iterator[Client]:
     # Proxies of the environment are for the internet, and rolecall is on this machine or near.
     with httpx.Client(trust_env=False, headers=key_header()) as http:
         yield Client(address, http)
+
+
+def _part(name: str) -> str:
+    """Return a name as a part of a URL; bytes of a command line that are no UTF-8 are in no name that there is."""
+    return quote(name, safe="", errors="replace")
 
 
 def key_header() -> dict[str, str]:

@@ -14,6 +14,7 @@ from rolecall.cli.client import Url
 from rolecall.cli.common import AsJson, ConfigDir, fail
 from rolecall.cli.vision_job import Options, known_tasks, split
 from rolecall.cli.vision_run import run
+from rolecall.core.json_text import as_text, is_text
 from rolecall.vision.batch_files import NoPictures
 from rolecall.vision.plan import Order
 from rolecall.vision.task import Task
@@ -67,7 +68,10 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 
 
 Chosen = Callable[[list[str], Path | None], tuple[list[Task], list[str]]]
-"""Finds the tasks and the paths that a command's words name, with the tasks of a config folder."""
+"""Finds the tasks and the paths that a command's words name, with the tasks of a config folder.
+
+Raises ``UnknownTask`` and ``NoPictures``.
+"""
 
 
 def _command(text: str, words: object, chosen: Chosen, *, has_order: bool) -> Callable[..., None]:
@@ -110,7 +114,10 @@ def _command(text: str, words: object, chosen: Chosen, *, has_order: bool) -> Ca
             url,
             config_dir,
         )
-        tasks, paths = chosen(words, config_dir)
+        try:
+            tasks, paths = chosen(words, config_dir)
+        except (UnknownTask, NoPictures) as error:
+            fail(str(error), 2)
         run(tasks, paths, options)
 
     command.__doc__ = text
@@ -129,13 +136,6 @@ def command_for(task: str, text: str) -> Callable[..., None]:
     )
 
 
-def _named(words: list[str], config_dir: Path | None) -> tuple[list[Task], list[str]]:
-    try:
-        return split(words, known_tasks(config_dir))
-    except (UnknownTask, NoPictures) as error:
-        fail(str(error), 2)
-
-
 tag = command_for("tags", "Tag pictures with words of a fixed vocabulary: light, clarity, setting, weather, density.")
 caption = command_for("caption", "Caption pictures: one sentence each.")
 keywords = command_for("keywords", "Find keywords for pictures.")
@@ -148,7 +148,7 @@ run_tasks = _command(
     for one model, then all for the next.
     """,
     TasksAndPaths,
-    _named,
+    lambda words, config_dir: split(words, known_tasks(config_dir)),
     has_order=True,
 )
 
@@ -157,5 +157,7 @@ def _variables(given: Sequence[str], language: str | None) -> dict[str, str]:
     pairs = [each.partition("=") for each in given]
     if wrong := [name for name, equals, _ in pairs if not equals or not name]:
         fail(f"--set takes NAME=TEXT, and {wrong[0]!r} is none", 2)
-    values = {name: text for name, _, text in pairs}
-    return values if language is None else {**values, "language": language}
+    values = {name: text for name, _, text in pairs} | ({} if language is None else {"language": language})
+    if wrong := [name for name, text in values.items() if not (is_text(name) and is_text(text))]:
+        fail(f"the variable {as_text(wrong[0])!r} is no text: it has bytes that are no UTF-8", 2)
+    return values

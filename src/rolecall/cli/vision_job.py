@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from rolecall.vision.photos import SUFFIXES
 from rolecall.vision.plan import Order, Plan, plan
 from rolecall.vision.task import Task
 from rolecall.vision.tasks import Tasks, UnknownTask, WrongVariable, tasks_of, variables_of
-from rolecall.vision.writers import OutputError, read_output
+from rolecall.vision.writers import OutputError, OutputRefused, read_output
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Job:
 
     def describe(self) -> None:
         """Print what would be done, and that nothing was."""
-        earlier = self._earliercount()
+        earlier = self._earlier_count()
         if self.options.as_json:
             print_json({**self.facts(), "earlier": earlier, "problems": self.machine.problems, "dry_run": True})
             return
@@ -134,21 +135,30 @@ class Job:
         """How many answers there are to be."""
         return len(self.found.pictures) * len(self.tasks)
 
-    def _earliercount(self) -> int:
+    def _earlier_count(self) -> int:
         """How many answers an output has; of a picture that was changed since, they do not count in the end."""
         path = self.options.out
-        if path is None or not path.exists():
+        if path is None:
             return 0
-        try:
+        with usable_output():
             earlier = Earlier(read_output(path))
-        except OutputError as error:
-            raise CommandError(str(error)) from None
         keys = (
             (file_text(path), task.id, task.version, variables_text(self.variables[task.id]))
             for path in self.found.pictures
             for task in self.tasks
         )
         return sum(key in earlier for key in keys)
+
+
+@contextmanager
+def usable_output() -> Iterator[None]:
+    """End the command where an output cannot be used: with exit code 2 where its path cannot be meant."""
+    try:
+        yield
+    except OutputRefused as error:
+        fail(str(error), 2)
+    except OutputError as error:
+        raise CommandError(str(error)) from None
 
 
 def planned(tasks: Sequence[Task], words: Sequence[str], options: Options) -> Job:

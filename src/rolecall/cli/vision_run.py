@@ -15,16 +15,16 @@ import typer
 
 from rolecall import __version__
 from rolecall.cli.client import key_header
-from rolecall.cli.common import CommandError, fail, print_json
+from rolecall.cli.common import fail, print_json
 from rolecall.cli.table import console_for, printable
-from rolecall.cli.vision_job import Job, Options, at_a_time, count, planned
+from rolecall.cli.vision_job import Job, Options, at_a_time, count, planned, usable_output
 from rolecall.cli.vision_progress import Shown, duration
 from rolecall.vision.ask import Asker
 from rolecall.vision.batch import Batch, BatchError, Wishes
 from rolecall.vision.batch_earlier import Earlier
 from rolecall.vision.batch_record import Record, to_json
 from rolecall.vision.task import Task
-from rolecall.vision.writers import Output, OutputError, OutputRefused, open_output
+from rolecall.vision.writers import Output, OutputError, open_output
 from rolecall.vision.writers_cells import value_text
 
 _INTERRUPTED = 130
@@ -158,12 +158,8 @@ class _Nowhere:
 def _opened(path: Path | None, *, resume: bool) -> Output:
     if path is None:
         return _Nowhere()
-    try:
+    with usable_output():
         return open_output(path, resume=resume)
-    except OutputRefused as error:
-        fail(str(error), 2)
-    except OutputError as error:
-        raise CommandError(str(error)) from None
 
 
 def _tallied(shown: Shown) -> dict[str, Any]:

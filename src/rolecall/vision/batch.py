@@ -173,7 +173,7 @@ class Batch:
                 continue
             key = self._key(path, task)
             record = self._earlier.without_sidecar(key)
-            if record is not None and self._goes_to(task) != "nothing":
+            if record is not None and any(self._for_sidecar(task, record)):
                 await self._keep(path, task, record)
             else:
                 self._watch.earlier(key)
@@ -255,9 +255,7 @@ class Batch:
         return record.status == "failed" and not record.sha256 and record.key in self._earlier
 
     def _with_sidecar(self, path: Path, task: Task, record: Record) -> Record:
-        goes_to = self._goes_to(task)
-        words = record.tags if goes_to == "keywords" else ()
-        text = record.value if goes_to == "description" and isinstance(record.value, str) else None
+        words, text = self._for_sidecar(task, record)
         if not words and not text:
             return record
         try:
@@ -267,9 +265,11 @@ class Batch:
             return replace(record, sidecar=None, sidecar_error=_words(error))
         return replace(record, sidecar=printable(written.path), sidecar_error=None)
 
-    def _goes_to(self, task: Task) -> str:
-        """Of several texts the first task's is the description."""
-        return "nothing" if task.goes_to == "description" and task.id != self._describes else task.goes_to
+    def _for_sidecar(self, task: Task, record: Record) -> tuple[tuple[str, ...], str | None]:
+        """Return the keywords and the description of an answer; of several texts the first task's is that."""
+        words = record.tags if task.goes_to == "keywords" else ()
+        is_text = task.id == self._describes and isinstance(record.value, str)
+        return words, record.value if is_text else None
 
 
 def _photo(path: Path, max_side: int, jpeg_quality: int) -> Photo | PhotoError:

@@ -57,8 +57,10 @@ def open_output(path: Path, *, resume: bool) -> Output:
 
 
 def read_output(path: Path) -> list[Record]:
-    """Return the records of an output, which is not touched; raises ``OutputError``."""
+    """Return the records of an output, which is not touched, none where there is none; raises ``OutputError``."""
     form = _form(path)
+    if not path.exists():
+        return []
     if form is not None:
         data = path.read_bytes()
         return list(_records(path, form, data[: _whole(path, form, data)]))

@@ -74,13 +74,13 @@ def _csv_line(cells: Sequence[str]) -> bytes:
 
 def _rows(data: bytes) -> Iterator[bytes]:
     """Yield the rows that are complete; a line end between quotes belongs to its cell."""
-    row, quotes = b"", 0
+    start = end = quotes = 0
     for line in io.BytesIO(data):
-        row += line
+        end += len(line)
         quotes += line.count(b'"')
         if quotes % 2 == 0 and line.endswith(b"\n"):
-            yield row
-            row = b""
+            yield data[start:end]
+            start = end
 
 
 class Csv:
@@ -118,17 +118,17 @@ class Csv:
         if not whole and not self.head.startswith(rest):
             raise ValueError("its first line is not that of rolecall's records")
         lines = rest.decode(errors="replace").splitlines(keepends=True)
-        if any(_begins_record(lines[at:]) for at in range(len(lines))):
+        if any(_begins_record(lines, at) for at in range(len(lines))):
             raise ValueError(
                 "behind its last record that can be read a quote is open, and further records come after it"
             )
 
 
-def _begins_record(lines: Sequence[str]) -> bool:
-    """Whether lines begin with a whole row that is a record."""
-    reader = csv.reader(lines)
+def _begins_record(lines: Sequence[str], at: int) -> bool:
+    """Whether a whole row that is a record begins with one of the lines."""
+    reader = csv.reader(lines[number] for number in range(at, len(lines)))
     try:
         from_cells(next(reader))
     except (ValueError, csv.Error, StopIteration):
         return False
-    return lines[reader.line_num - 1].endswith("\n")
+    return lines[at + reader.line_num - 1].endswith("\n")
