@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from photographs import encoded, photograph, scene
-from rolecall.vision.photos import RAW_SUFFIXES, SUFFIXES, Photo, PhotoError, prepare
+from photographs import TURNS, encoded, photograph, scene
+from rolecall.vision.photos import RAW_SUFFIXES, SUFFIXES, Photo, PhotoError, prepare, sha256_of
 
 RED, GREEN, BLUE, WHITE = (254, 0, 0), (0, 128, 0), (0, 0, 254), (255, 255, 255)
 
@@ -42,8 +42,6 @@ def is_near(colour: object, wanted: tuple[int, ...], within: int = 12) -> bool:
 
 def corners(orientation: int = 1) -> Image.Image:
     """A picture of four colours, one in each corner, as it lies in a file of that orientation."""
-    from photographs import TURNS
-
     image = Image.new("RGB", (64, 32), WHITE)
     for colour, box in ((RED, (0, 0)), (GREEN, (32, 0)), (BLUE, (0, 16))):
         image.paste(colour, (*box, box[0] + 32, box[1] + 16))
@@ -115,7 +113,7 @@ def test_one_file_is_one_picture(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert prepare(path) == prepare(data)
     photo = prepare(data)
-    assert photo.sha256 == hashlib.sha256(data).hexdigest()
+    assert photo.sha256 == sha256_of(path) == hashlib.sha256(data).hexdigest()
     assert (photo.source_bytes, photo.source_type) == (len(data), "image/jpeg")
 
 

@@ -17,8 +17,7 @@ from rolecall.cli.table import NOTHING, Column, Row, printable, show, table
 from rolecall.cli.vision_machine import Machine, look
 from rolecall.settings import load_settings
 from rolecall.vision.batch_earlier import Earlier
-from rolecall.vision.batch_files import HEIC_SUFFIXES, Found, NoPictures, find_pictures
-from rolecall.vision.batch_files import printable as file_text
+from rolecall.vision.batch_files import HEIC_SUFFIXES, Found, NoPictures, find_pictures, path_text
 from rolecall.vision.batch_record import variables_text
 from rolecall.vision.photos import SUFFIXES
 from rolecall.vision.plan import Order, Plan, plan
@@ -143,7 +142,7 @@ class Job:
         with usable_output():
             earlier = Earlier(read_output(path))
         keys = (
-            (file_text(path), task.id, task.version, variables_text(self.variables[task.id]))
+            (path_text(path), task.id, task.version, variables_text(self.variables[task.id]))
             for path in self.found.pictures
             for task in self.tasks
         )

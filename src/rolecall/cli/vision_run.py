@@ -18,7 +18,7 @@ from rolecall.cli.client import key_header
 from rolecall.cli.common import fail, print_json
 from rolecall.cli.table import console_for, printable
 from rolecall.cli.vision_job import Job, Options, at_a_time, count, planned, usable_output
-from rolecall.cli.vision_progress import Shown, duration
+from rolecall.cli.vision_progress import Shown, Tally, duration
 from rolecall.vision.ask import Asker
 from rolecall.vision.batch import Batch, BatchError, Wishes
 from rolecall.vision.batch_earlier import Earlier
@@ -108,7 +108,7 @@ class _Run:
         shown.say(self._result(shown, seconds))
         if self.job.options.as_json and self.job.options.out is not None:
             print_json({**self.job.facts(), **_tallied(shown), "seconds": round(seconds, 3), "stopped": stopped})
-        again = "; the same command with --resume goes on" if self._has_output(shown) else ""
+        again = "; the same command with --resume goes on" if self._keeps_output(shown.tally) else ""
         if problem is not None:
             fail(problem + ("" if "--resume" in problem else again))
         if stopped:
@@ -117,13 +117,13 @@ class _Run:
         if shown.tally.failed or shown.tally.sidecar_errors or self.job.found.unreadable:
             raise typer.Exit(1)
 
-    def _has_output(self, shown: Shown) -> bool:
-        """Whether there is something to go on with; a file in which nothing is written would only be in the way."""
-        path, tally = self.job.options.out, shown.tally
-        if path is not None and not self.job.options.resume and not tally.ok + tally.failed:
+    def _keeps_output(self, tally: Tally) -> bool:
+        """Remove a new output in which nothing is written, which would only be in the way; say whether one is left."""
+        path = self.job.options.out
+        is_left = self.job.options.resume or tally.ok + tally.failed > 0
+        if path is not None and not is_left:
             path.unlink(missing_ok=True)
-            return False
-        return path is not None
+        return path is not None and is_left
 
     def _result(self, shown: Shown, seconds: float) -> str:
         tally = shown.tally

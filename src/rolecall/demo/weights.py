@@ -312,9 +312,8 @@ def _add_vision_layer(writer: gguf.GGUFWriter, prefix: str, rng: np.random.Gener
 
 
 def _add_linear(writer: gguf.GGUFWriter, tensor: str, rows: int, columns: int, rng: np.random.Generator) -> None:
-    scale = (
-        WHISPER if tensor.endswith(("attn_out", "ffn_down")) else 1
-    )  # what these add to the patches is next to nothing
+    # What these two add to the patches is next to nothing.
+    scale = WHISPER if tensor.endswith(("attn_out", "ffn_down")) else 1
     writer.add_tensor(f"{tensor}.weight", (scale * _small((rows, columns), rng)).astype(np.float16))
     writer.add_tensor(f"{tensor}.bias", scale * _small((rows,), rng))
 

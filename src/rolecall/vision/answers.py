@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
+from rolecall.core.thoughts import TAGS
 from rolecall.vision.task import Task, Validation, normal
 
 Value: TypeAlias = "str | list[str] | dict[str, Any] | list[Any]"
 
 _SHOWN = 200
 """Characters of what was discarded that are kept."""
-_THOUGHT = re.compile(r"<(think|thinking|seed:think)>.*?(?:</\1>|\Z)|\[THINK\].*?(?:\[/THINK\]|\Z)", re.DOTALL)
-_END_OF_THOUGHT = re.compile(r"\A.*(?:</think>|</thinking>|</seed:think>|\[/THINK\])", re.DOTALL)
+_THOUGHT = re.compile("|".join(rf"{re.escape(a)}.*?(?:{re.escape(z)}|\Z)" for a, z in TAGS.items()), re.DOTALL)
+_END_OF_THOUGHT = re.compile(rf"\A.*(?:{'|'.join(map(re.escape, TAGS.values()))})", re.DOTALL)
 """Of a thought that the model's template began."""
 _SPECIAL = re.compile(r"<\|[^<>|\n]{1,40}\|>|</s>|<s>")
 _FENCE = re.compile(r"```[\w+-]*[ \t]*\n?(.*?)(?:```|\Z)", re.DOTALL)
@@ -112,11 +113,11 @@ def json_in(text: str) -> Any:
     for candidate in (words, *(fence[1] for fence in _FENCE.finditer(words))):
         value, end = _parsed(candidate, 0)
         if isinstance(value, dict | list) and not candidate[end:].strip():
-            return _writable(value)
+            return writable(value)
     for start in islice(re.finditer(r"[{\[]", words), _MOST_STARTS):
         value, _ = _parsed(words, start.start())
         if value:
-            return _writable(value)
+            return writable(value)
     return None
 
 
@@ -145,14 +146,14 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _writable(value: Any) -> Any:
-    """Return the value without half characters (surrogates), which JSON can name and no file can hold."""
+def writable(value: Any) -> Any:
+    """Return a JSON value with a mark for each half character (surrogate), which JSON can name and no file can hold."""
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
-    if isinstance(value, list):
-        return [_writable(each) for each in value]
-    if isinstance(value, dict):
-        return {_writable(name): _writable(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(each) for each in value]
+    if isinstance(value, Mapping):
+        return {writable(name): writable(each) for name, each in value.items()}
     return value
 
 

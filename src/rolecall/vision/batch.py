@@ -20,10 +20,10 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from rolecall.vision.ask import Asker, AskError
 from rolecall.vision.batch_earlier import Earlier
-from rolecall.vision.batch_files import printable, sha256_of
+from rolecall.vision.batch_files import path_text
 from rolecall.vision.batch_patience import Patience, ends_all
 from rolecall.vision.batch_record import Key, Record, variables_text
-from rolecall.vision.photos import Photo, PhotoError, prepare
+from rolecall.vision.photos import Photo, PhotoError, prepare, sha256_of
 from rolecall.vision.plan import Plan, Stage
 from rolecall.vision.runner import Outcome, run_task
 from rolecall.vision.sidecar import Neighbours, SidecarError, write_sidecar
@@ -155,7 +155,7 @@ class Batch:
         keys = {task.id: self._key(path, task) for task in tasks}
         digest = ""
         if any(key in self._earlier for key in keys.values()):
-            with suppress(OSError):
+            with suppress(PhotoError):
                 digest = sha256_of(path)
         missing = [task for task in tasks if not (digest and self._earlier.has(keys[task.id], digest))]
         photos: dict[tuple[int, int], Photo | PhotoError] = {}
@@ -179,7 +179,7 @@ class Batch:
                 self._watch.earlier(key)
 
     def _key(self, path: Path, task: Task) -> Key:
-        return printable(path), task.id, task.version, variables_text(self._variables(task))
+        return path_text(path), task.id, task.version, variables_text(self._variables(task))
 
     def _variables(self, task: Task) -> Mapping[str, str]:
         return self._wishes.variables.get(task.id, {})
@@ -202,7 +202,7 @@ class Batch:
             await self._keep(path, task, record)
 
     async def _record(self, path: Path, task: Task, photo: Photo | PhotoError) -> Record:
-        bare = Record(printable(path), "", task.id, task.version, self._variables(task), status="failed", ts=_now())
+        bare = Record(path_text(path), "", task.id, task.version, self._variables(task), status="failed", ts=_now())
         if isinstance(photo, PhotoError):
             return replace(bare, error=str(photo))
         bare = replace(bare, sha256=photo.sha256, width=photo.width, height=photo.height)
@@ -263,7 +263,7 @@ class Batch:
             written = write_sidecar(path, words, text, replace=replaces, neighbours=self._neighbours)
         except (SidecarError, OSError) as error:
             return replace(record, sidecar=None, sidecar_error=_words(error))
-        return replace(record, sidecar=printable(written.path), sidecar_error=None)
+        return replace(record, sidecar=path_text(written.path), sidecar_error=None)
 
     def _for_sidecar(self, task: Task, record: Record) -> tuple[tuple[str, ...], str | None]:
         """Return the keywords and the description of an answer; of several texts the first task's is that."""

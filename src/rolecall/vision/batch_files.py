@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections import Counter
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})
-_BLOCK = 1 << 20
 
 
 class NoPictures(Exception):
@@ -43,11 +41,9 @@ def find_pictures(words: Sequence[str], suffixes: Collection[str]) -> Found:
     with a dot; a file that is named is taken whatever its name is. Raises ``NoPictures``.
     """
     found = Found()
-    seen: dict[str, Path] = {}
-    for word in words:
-        for path in _meant(word, suffixes, found):
-            seen.setdefault(os.path.abspath(path), path)  # noqa: PTH100 - a link keeps its own name
-    found.pictures = [Path(path) for path in seen]
+    paths = (path for word in words for path in _meant(word, suffixes, found))
+    once = dict.fromkeys(os.path.abspath(path) for path in paths)  # noqa: PTH100 - a link keeps its own name
+    found.pictures = [Path(path) for path in once]
     if not found.pictures:
         raise NoPictures(_nothing(words, suffixes, found))
     return found
@@ -114,15 +110,6 @@ def _nothing(words: Sequence[str], suffixes: Collection[str], found: Found) -> s
     return f"no picture in {' '.join(words)}: looked for files that end in {looked}{there}{unread}"
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; raises ``OSError``."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def printable(path: Path) -> str:
+def path_text(path: Path) -> str:
     r"""Return a path as text that any file can hold: bytes that are no UTF-8 are written as ``\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

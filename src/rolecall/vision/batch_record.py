@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
+from rolecall.vision.answers import writable
+
 Key: TypeAlias = tuple[str, str, str, str]
 """File, task, version of the task, and its variables: of these there is one record."""
 
@@ -60,7 +62,7 @@ def variables_text(variables: Mapping[str, str]) -> str:
 
 def to_json(record: Record) -> str:
     """Return a record as one line of JSON without its end."""
-    return json.dumps(plain(asdict(record)), ensure_ascii=False, separators=(",", ":"))
+    return json.dumps(writable(asdict(record)), ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(text: str | bytes) -> Record:
@@ -78,14 +80,3 @@ def from_values(values: Mapping[str, Any]) -> Record:
         return Record(**{**known, "tags": tuple(known.get("tags") or ())})
     except TypeError:
         raise ValueError("it lacks file, sha256, task or version") from None
-
-
-def plain(value: Any) -> Any:
-    """Return a JSON value whose texts can be encoded: half a surrogate pair, which a model can say, becomes a mark."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
-    if isinstance(value, Mapping):
-        return {plain(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return value

@@ -92,6 +92,12 @@ def prepare(
     return Photo(url, small.width, small.height, sha256, size, upright, kind)
 
 
+def sha256_of(path: Path, *, max_bytes: int = MAX_BYTES) -> str:
+    """Return the SHA-256 of a picture's file in hexadecimal digits, as a ``Photo`` has it; raises ``PhotoError``."""
+    with _opened(path) as file:
+        return _digest(file, max_bytes)[0]
+
+
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[BinaryIO]:
     if isinstance(source, bytes):

@@ -110,9 +110,7 @@ def _obstacle(models: Sequence[Chosen], room: Room | None) -> str | None:
     if room is None:
         return f"the server does not tell whether {names} fit into memory together"
     if len(models) > room.most_models:
-        return (
-            f"{_listed(m.model for m in models)} are {len(models)} models, and {room.most_models} may be loaded at once"
-        )
+        return f"{names} are {len(models)} models, and {room.most_models} may be loaded at once"
     needs = [model.needs_mb for model in models if model.needs_mb is not None]
     if len(needs) < len(models):
         unknown = _listed(model.model for model in models if model.needs_mb is None)

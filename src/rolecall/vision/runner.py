@@ -98,8 +98,8 @@ class _Run:
     wants_confidence: bool
     replies: list[Reply] = field(default_factory=list)
 
-    async def ask(self, words: str, **fields: Any) -> Reply:
-        reply = await self.asker.ask(self._question(self.model, words, fields))
+    async def ask(self, words: str, *, named: str | None = None, **fields: Any) -> Reply:
+        reply = await self.asker.ask(self._question(named or self.model, words, fields))
         self.replies.append(reply)
         return reply
 
@@ -119,17 +119,12 @@ class _Run:
 
     async def _ask_same(self, words: str) -> Reply:
         """Ask the model that answered before; a key that may not name models asks by the role again."""
-        named = self.replies[-1].model if self.replies else ""
-        if not named or named == self.model:
-            return await self.ask(words)
         try:
-            reply = await self.asker.ask(self._question(named, words, {}))
+            return await self.ask(words, named=self.replies[-1].model if self.replies else None)
         except AskError as error:
-            if error.status not in _NOT_BY_NAME:
+            if not self.replies or error.status not in _NOT_BY_NAME:
                 raise
             return await self.ask(words)
-        self.replies.append(reply)
-        return reply
 
     def _question(self, model: str, words: str, fields: Mapping[str, Any]) -> Question:
         task = self.task

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from rolecall.vision.answers import BULLET, Answer, Discarded, discarded, json_in, unwrapped
 from rolecall.vision.task import UNKNOWN, Dimension, Task, normal
@@ -71,31 +71,32 @@ def read_structured(task: Task, text: str) -> Answer:
             if name not in task.dimensions
         ),
     ]
-    reads = {name: read_values(name, task.dimensions[name], found[name]) for name in task.dimensions if name in found}
+    reads = {name: _read(name, task.dimensions[name], found[name]) for name in task.dimensions if name in found}
     return joined(task, reads, strange)
 
 
-def read_one(task: Task, name: str, text: str) -> tuple[tuple[str, ...], tuple[Discarded, ...], bool]:
-    """Return the values of one dimension that an answer to its question gives, what was discarded, and whether it said
+class Said(NamedTuple):
+    """What an answer says of one dimension; ``counts``: it gives a value, or rightly says that there is none."""
 
-    something that counts: a value, or that there is none.
-    """
+    values: tuple[str, ...] = ()
+    discarded: tuple[Discarded, ...] = ()
+    counts: bool = False
+
+
+def read_one(task: Task, name: str, text: str) -> Said:
+    """Return what an answer to the question of one dimension says of that."""
     dimension = task.dimensions[name]
     value = json_in(text)
     if isinstance(value, dict):
         value = value.get(name, next(iter(value.values()), None))
-    return read_values(name, dimension, unwrapped(text) if value is None else value)
+    return _read(name, dimension, unwrapped(text) if value is None else value)
 
 
-def joined(
-    task: Task,
-    reads: Mapping[str, tuple[tuple[str, ...], tuple[Discarded, ...], bool]],
-    more: Iterable[Discarded] = (),
-) -> Answer:
+def joined(task: Task, reads: Mapping[str, Said], more: Iterable[Discarded] = ()) -> Answer:
     """Return the answer that consists of what was read for each dimension."""
-    value = {name: list(reads[name][0]) for name in task.dimensions if name in reads and reads[name][0]}
-    missing = tuple(name for name in task.dimensions if name not in reads or not reads[name][2])
-    dropped = (*(each for _, parts, _ in reads.values() for each in parts), *more)
+    value = {name: list(reads[name].values) for name in task.dimensions if name in reads and reads[name].values}
+    missing = tuple(name for name in task.dimensions if name not in reads or not reads[name].counts)
+    dropped = (*(each for said in reads.values() for each in said.discarded), *more)
     problem = "the answer has no tag of the vocabulary" if len(missing) == len(task.dimensions) else None
     tags = tuple(tag for values in value.values() for tag in values)
     return Answer(None if problem else value, tags, dropped, missing, problem)
@@ -146,10 +147,10 @@ def _sorted_in(task: Task, words: Iterable[str]) -> tuple[dict[str, Any], list[s
     return found, unknown
 
 
-def read_values(name: str, dimension: Dimension, said: Any) -> tuple[tuple[str, ...], tuple[Discarded, ...], bool]:
-    """Return what ``read_one`` does, of a value in JSON or in words."""
+def _read(name: str, dimension: Dimension, said: Any) -> Said:
+    """Return what is said of a dimension by a value in JSON or in words."""
     if isinstance(said, bool | int | float | dict):
-        return (), (discarded(_shown(said), "no word", name),), False
+        return Said(discarded=(discarded(_shown(said), "no word", name),))
     words = [_shown(each) for each in said] if isinstance(said, list) else _words(dimension, said or "")
     kept: dict[str, None] = {}
     dropped: list[Discarded] = []
@@ -168,7 +169,7 @@ def read_values(name: str, dimension: Dimension, said: Any) -> tuple[tuple[str, 
             dropped.append(discarded(word, f"more than {dimension.at_most}", name))
         else:
             kept[value] = None
-    return tuple(kept), tuple(dropped), bool(kept) or abstains
+    return Said(tuple(kept), tuple(dropped), bool(kept) or abstains)
 
 
 def _value(dimension: Dimension, word: str) -> str | None:

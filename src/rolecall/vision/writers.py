@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 import secrets
-from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -141,7 +140,8 @@ class Lines:
         self._superseded = False
         data = self._path.read_bytes()
         self._size = _whole(self._path, self._form, data)
-        deque(_records(self._path, self._form, data[: self._size]), maxlen=0)  # raises before anything is cut
+        for record in _records(self._path, self._form, data[: self._size]):  # raises before anything is cut
+            self._note(record)
         os.ftruncate(self._fd, self._size)
         if not self._size:
             self._write(self._form.head)
@@ -149,15 +149,15 @@ class Lines:
     def add(self, record: Record) -> None:
         """Write a record down."""
         self._write(self._form.line(record))
+        self._note(record)
+
+    def _note(self, record: Record) -> None:
         self._superseded |= record.key in self._seen
         self._seen.add(record.key)
 
     def records(self) -> Iterator[Record]:
         """Yield the records that are there."""
-        for record in _records(self._path, self._form, self._path.read_bytes()[: self._size]):
-            self._superseded |= record.key in self._seen
-            self._seen.add(record.key)
-            yield record
+        yield from _records(self._path, self._form, self._path.read_bytes()[: self._size])
 
     def close(self) -> None:
         """Leave one record of each key."""

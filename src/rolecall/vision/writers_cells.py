@@ -9,7 +9,8 @@ from dataclasses import fields
 from types import MappingProxyType
 from typing import Any
 
-from rolecall.vision.batch_record import COLUMNS, Record, from_values, plain, variables_text
+from rolecall.vision.answers import writable
+from rolecall.vision.batch_record import COLUMNS, Record, from_values, variables_text
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """How a cell begins that a spreadsheet would compute: a text in a picture must not become a program."""
@@ -19,7 +20,7 @@ _OPTIONAL = frozenset(each.name for each in fields(Record) if each.default is No
 
 def value_text(value: Any) -> str:
     """Return an answer as text: a text as it is, all else as JSON."""
-    return value if isinstance(value, str) else json.dumps(plain(value), ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(writable(value), ensure_ascii=False)
 
 
 def to_cells(record: Record) -> list[str]:
@@ -34,12 +35,12 @@ def _cell(name: str, value: Any) -> str:
     if value is None:
         return ""
     if name == "variables":
-        return variables_text(plain(value))
+        return variables_text(writable(value))
     if name == "tags":
         value = "; ".join(word.replace(";", ",") for word in value)
     if isinstance(value, int | float):
         return str(value)
-    text = plain(value_text(value)).replace("\0", "")
+    text = writable(value_text(value)).replace("\0", "")
     return f"'{text}" if _FORMULA.match(text) else str(text)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import duckdb
 
-from rolecall.vision.batch_record import COLUMNS, Record, from_values, plain, variables_text
+from rolecall.vision.answers import writable
+from rolecall.vision.batch_record import COLUMNS, Record, from_values, variables_text
 from rolecall.vision.writers import OutputError, exists
 from rolecall.vision.writers_cells import value_text
 
@@ -92,8 +93,8 @@ def _column(name: str) -> str:
 
 
 def _values(record: Record) -> dict[str, Any]:
-    values = {name: plain(getattr(record, name)) for name in COLUMNS}
-    value = None if record.value is None else plain(value_text(record.value))
+    values = {name: writable(getattr(record, name)) for name in COLUMNS}
+    value = None if record.value is None else writable(value_text(record.value))
     return {**values, "variables": variables_text(values["variables"]), "value": value}
 
 
