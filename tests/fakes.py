@@ -14,10 +14,8 @@ from typing import Any
 import httpx
 
 from rolecall.backends.base import Call, Launch, Reducible, SleepCalls, Spread, Upstream
-from rolecall.backends.smaller import with_context
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import GpuSnapshot
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.runtime.gpu import GpuReport
@@ -42,7 +40,7 @@ class FakeBackend:
     possible_gpus: tuple[int, ...] = (1,)
     keeps_roles: bool = False
     sleep_level: int | None = None
-    can_be: Reducible = field(default_factory=Reducible)
+    reducible: Reducible = field(default_factory=Reducible)
     lacking: Mapping[str, str] = field(default_factory=dict)
     placements: dict[str, Placement] = field(default_factory=dict)
 
@@ -88,14 +86,6 @@ class FakeBackend:
     def shares_context(self, entry: ModelEntry) -> bool:
         """Return that each has its own."""
         return False
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return what the test said."""
-        return self.can_be
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry with the context, which is all that a fake start shows."""
-        return entry if reduction.on_cpu else with_context(entry, reduction.context_tokens or 0)
 
 
 def sleep_calls(url: str, level: int = 1) -> SleepCalls:

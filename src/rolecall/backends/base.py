@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rolecall.core.models import ModelEntry, flag_value
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 LOOPBACK = "127.0.0.1"
@@ -152,7 +151,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Reducible:
-    """In which ways an engine can be started with less memory: a smaller context, without a GPU."""
+    """In which ways an engine can be started with less memory (``smaller.reduced``): a smaller context, no GPU."""
 
     context: bool = False
     cpu: bool = False
@@ -170,6 +169,8 @@ class Backend(Protocol):
     """Whether the engine takes as much memory as it is given (vLLM's KV cache), not what the model needs."""
     ports: range | None
     """The ports that its engines are given; None for any free one."""
+    reducible: Reducible
+    """How it can be started with less memory than an entry says, but for one with a ``command`` of its own."""
     keeps_roles: bool
     """Whether the roles of messages reach the model as they come, so that rolecall need not look at its template."""
 
@@ -215,14 +216,6 @@ class Backend(Protocol):
 
     def shares_context(self, entry: ModelEntry) -> bool:
         """Whether the requests that are answered at the same time share one context, which is that of the engine."""
-        ...
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return in which ways the engine can be started with less memory than the entry says."""
-        ...
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry for such a start, of a way that is ``reducible``."""
         ...
 
 

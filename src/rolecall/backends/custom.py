@@ -17,7 +17,6 @@ from rolecall.backends.base import (
     model_path,
 )
 from rolecall.core.models import ModelEntry
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 
@@ -28,6 +27,7 @@ class CustomCommand:
     has_port = True
     takes_share = False
     ports: range | None = None
+    reducible = Reducible()
     keeps_roles = False
 
     def __init__(self, places: Places, name: str) -> None:
@@ -82,13 +82,3 @@ class CustomCommand:
         """Return False."""
         del entry
         return False
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return that there is nothing to change: nothing is known of its arguments."""
-        del entry
-        return Reducible()
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry."""
-        del reduction
-        return entry

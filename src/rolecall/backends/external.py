@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 from rolecall.backends.base import LOOPBACK, Launch, Reducible, Spread, Upstream
 from rolecall.core.models import ModelEntry
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 256
@@ -21,6 +20,7 @@ class OpenAIServer:
     has_port = False
     takes_share = False
     ports: range | None = None
+    reducible = Reducible()
     keeps_roles = True
 
     def unavailable(self, entry: ModelEntry) -> str | None:
@@ -72,16 +72,6 @@ class OpenAIServer:
         """Return False."""
         del entry
         return False
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return that there is nothing to change: somebody else runs it."""
-        del entry
-        return Reducible()
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry."""
-        del reduction
-        return entry
 
 
 def _base_url(entry: ModelEntry) -> str:

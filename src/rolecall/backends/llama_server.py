@@ -30,10 +30,8 @@ from rolecall.backends.base import (
     with_key,
     without,
 )
-from rolecall.backends.smaller import with_context, without_gpu
 from rolecall.core.endpoints import CHAT, EMBEDDINGS, RANKING, RERANK, SCORE, SPEECH, TRANSLATIONS
 from rolecall.core.models import ModelEntry, flag_value
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 4
@@ -73,6 +71,7 @@ class LlamaServer:
     has_port = True
     takes_share = False
     ports: range | None = None
+    reducible = Reducible(context=True, cpu=True)
     keeps_roles = False
 
     def __init__(self, places: Places, engine: Sequence[str] | None) -> None:
@@ -216,15 +215,6 @@ class LlamaServer:
                 f"own with the capability {other} alone."
             )
         return _LACKING.get(endpoint)
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return that both are possible, but for a command, whose arguments are its own."""
-        is_ours = not entry.backend_config.command
-        return Reducible(context=is_ours, cpu=is_ours)
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry with a smaller context, or with arguments that leave the GPUs alone."""
-        return without_gpu(entry) if reduction.on_cpu else with_context(entry, reduction.context_tokens or 0)
 
 
 _LACKING = {

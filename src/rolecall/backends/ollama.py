@@ -27,7 +27,6 @@ from rolecall.core.endpoints import (
     TRANSLATIONS,
 )
 from rolecall.core.models import ModelEntry
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 1
@@ -45,6 +44,7 @@ class OllamaDaemon:
     has_port = False
     takes_share = False
     ports: range | None = None
+    reducible = Reducible()
     keeps_roles = False
 
     def __init__(self, base_url: str) -> None:
@@ -107,16 +107,6 @@ class OllamaDaemon:
         """Return False."""
         del entry
         return False
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return that there is nothing to change: Ollama itself lays out what does not fit."""
-        del entry
-        return Reducible()
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry."""
-        del reduction
-        return entry
 
     def address(self, entry: ModelEntry) -> str:
         """Return where the Ollama of an entry is asked."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from rolecall.backends.base import without
 from rolecall.core.models import CONTEXT_DEFAULTS, CONTEXT_FLAGS, ModelEntry, dashed
+from rolecall.core.reductions import Reduction
 
 _GPU_FLAGS = (
     *("-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode"),
@@ -15,6 +16,13 @@ _GPU_FLAGS = (
 _SLOT_FLAGS = ("-np", "--parallel", "--max-num-seqs")
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 """With layers on none of them, llama.cpp still takes buffers on the GPUs that it sees (``ggml-backend.cpp``)."""
+
+
+def reduced(entry: ModelEntry, reduction: Reduction | None) -> ModelEntry:
+    """Return the entry for a start that is so much smaller, in a way in which its engine is ``reducible``."""
+    if reduction is None:
+        return entry
+    return without_gpu(entry) if reduction.on_cpu else with_context(entry, reduction.context_tokens or 0)
 
 
 def with_context(entry: ModelEntry, tokens: int) -> ModelEntry:

@@ -30,10 +30,8 @@ from rolecall.backends.base import (
     with_key,
     without,
 )
-from rolecall.backends.smaller import with_context
 from rolecall.core.endpoints import EMBEDDINGS, RANKING, SPEECH, WRITING
 from rolecall.core.models import ModelEntry, dashed, flag_value
-from rolecall.core.reductions import Reduction
 from rolecall.core.vram import Placement
 
 DEFAULT_PARALLEL = 32
@@ -76,6 +74,8 @@ class VllmServer:
     has_port = True
     takes_share = True
     ports: range | None = range(24001, 24011)
+    reducible = Reducible(context=True)
+    """A vLLM for GPUs does not run without one."""
     keeps_roles = False
 
     def __init__(
@@ -183,14 +183,6 @@ class VllmServer:
         """Return False."""
         del entry
         return False
-
-    def reducible(self, entry: ModelEntry) -> Reducible:
-        """Return that its context can be smaller, but for a command; vLLM for GPUs does not run without one."""
-        return Reducible(context=not entry.backend_config.command)
-
-    def reduced(self, entry: ModelEntry, reduction: Reduction) -> ModelEntry:
-        """Return the entry with a smaller ``--max-model-len``."""
-        return with_context(entry, reduction.context_tokens or 0)
 
 
 _LACKING = {

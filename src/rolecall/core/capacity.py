@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from rolecall.core.footprint import CONTEXT_STEP
 from rolecall.core.profiles import RESERVE_MB, Profile
 from rolecall.core.together import Tenant, settled
 from rolecall.core.vram import HOST, Device, Ledger
 
-CONTEXT_STEP = 256
-"""llama.cpp pads a context to that many tokens."""
 MOST_CONTEXT = 2**20
 """Where a model does not say how long its context is."""
 

@@ -16,6 +16,9 @@ CUDA_CONTEXT_MB = 512
 """What a process holds on a GPU before it stores anything: 107 MiB on a small GPU, 555 on a large one, by its number
 of multiprocessors (measured in llama.cpp's pull requests 20595 and 23604)."""
 
+CONTEXT_STEP = 256
+"""llama.cpp pads a context to so many tokens (``llama-context.cpp``)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from rolecall.core.footprint import CUDA_CONTEXT_MB, Demands, Estimate, whole_mb
+from rolecall.core.footprint import CONTEXT_STEP, CUDA_CONTEXT_MB, Demands, Estimate, whole_mb
 
 HOST_PROCESS_MB = 34
 """What an engine is without a model, libraries included, where host RAM stands for the GPU: see docs/memory.md."""
@@ -263,7 +263,7 @@ def host_picture_bytes(facts: ProjectorFacts) -> int:
 
 
 def _cells(facts: GgufFacts, demands: Demands) -> _Cells:
-    """Contexts are padded to 256 tokens, and so is each slot's part of one that is divided (`llama-context.cpp`).
+    """Contexts are padded, and so is each slot's part of one that is divided (`llama-context.cpp`).
 
     A sliding-window cache holds the window, of each slot if they share it, and one micro-batch.
     """
@@ -286,4 +286,4 @@ def _element_bytes(cache_type: str) -> float:
 
 
 def _padded(tokens: int) -> int:
-    return -(-tokens // 256) * 256
+    return -(-tokens // CONTEXT_STEP) * CONTEXT_STEP

@@ -164,7 +164,7 @@ class Intake(Choosing):
             slot.failures = 0
             return
         slot.has_run_out = event.out_of_memory and not woke_badly and slot.takes_room
-        is_mended = slot.has_run_out and self._is_mended(slot)
+        is_mended = slot.has_run_out and self._mend(slot)
         if is_mended and not crashed:
             slot.error, slot.has_crashed, slot.retry_at = event.error, False, self._now
             return
@@ -172,16 +172,14 @@ class Intake(Choosing):
         if slot.has_run_out:  # with nothing left to change the next model of its role has its turn, or the CPU
             slot.retry_at = self._now + (0 if is_mended else backoff_s(slot.failures, crashed=False))
 
-    def _is_mended(self, slot: Slot) -> bool:
+    def _mend(self, slot: Slot) -> bool:
         """Have a model that ran out of memory started otherwise next; whether there was anything left to change.
 
         It needs more than was thought: next it gets its devices for itself, or more of them, and is measured. Where it
         had all that, it is made smaller.
         """
         if self._has_more_to_give(slot):
-            slot.ran_out_mb = sum(share.mb for share in slot.placement)
-            slot.ran_out_devices = len(slot.placement) + slot.is_alone
-            slot.starts_alone, slot.measured_mb = True, None
+            slot.give_more()
             return True
         if (smaller := next_context(slot.spec.smaller, slot.reduction)) is None:
             return False

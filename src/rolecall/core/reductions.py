@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from rolecall.core.footprint import CONTEXT_STEP
+
 FLOOR_TOKENS = 2048
 """No context is made smaller than this: a picture and its question need about as much."""
 
@@ -12,8 +14,6 @@ HEADER = "x-rolecall-memory"
 """The header of an answer that says what was made smaller for it, as ``told`` writes it."""
 
 _PARTS = (2, 8)
-_MULTIPLE = 256
-"""llama.cpp pads contexts to it (``llama-context.cpp``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def smaller_contexts(full: int | None) -> tuple[int, ...]:
     """
     if full is None:
         return ()
-    parts = (full // part // _MULTIPLE * _MULTIPLE for part in _PARTS)
+    parts = (full // part // CONTEXT_STEP * CONTEXT_STEP for part in _PARTS)
     tried = dict.fromkeys(max(FLOOR_TOKENS, part) for part in (*parts, FLOOR_TOKENS))
     return tuple(tokens for tokens in tried if tokens < full)
 

@@ -56,7 +56,7 @@ class Room:
             return []
         key = slot.need_mb, slot.spec.spread, slot.spec.devices
         if slot.need_mb is None:
-            spread = [count for count in slot.spec.spread if count >= slot.ran_out_devices] or slot.spec.spread
+            spread = [count for count in slot.spec.spread if count >= slot.least_devices] or slot.spec.spread
             return placements(self.ledger, None, spread, slot.spec.devices, slot.least_mb)
         if len(self.ledger.devices) > _FEW_DEVICES:  # the choice depends on what is loaded
             return placements(self.ledger, *key)
@@ -144,7 +144,7 @@ class Room:
 
     def _leaving(self, slot: Slot) -> list[Holding]:
         """Return whose memory will be free without anybody being sent away, and what a sleeping model itself holds."""
-        leaving = [Holding(s.name, 0) for s in self._slots.values() if s.state is State.STOPPING]
+        leaving = [Holding(s.name, 0) for s in self._going()]
         dozing = (s for s in self._slots.values() if s.state is State.SLEEPING and not s.is_settled and s.asleep)
         leaving += [Holding(s.name, 0, s.asleep.residual_mb) for s in dozing if s.asleep and s is not slot]
         leaving += [Holding(name, 0) for name in self._slots if self.ledger.lingers(name)]
@@ -197,30 +197,27 @@ class Room:
 
     # -- the host's memory, for engines on the CPU beside GPUs
 
-    def _has_host_room(self, slot: Slot, *states: State, of_all: bool = False) -> bool:
-        """Whether a model has room in host RAM beside those there in ``states``, by default all that hold memory.
-
-        ``of_all`` leaves out those that can go because they are idle.
-        """
+    def _has_host_room(self, slot: Slot, gone: Collection[Slot] = ()) -> bool:
+        """Whether a model has room in host RAM once these have gone as well."""
         if not slot.spec.managed:
             return True
-        among = states or _IN_MEMORY
-        others = [s for s in self._slots.values() if s.host_mb and s is not slot and s.state in among]
-        idle = self._idle_in_host() if of_all else []
-        taken_mb = sum(s.host_mb for s in others if s not in idle)
-        return slot.spec.cpu_mb is not None and taken_mb + slot.spec.cpu_mb <= self._host_mb
+        staying = (s for s in self._slots.values() if s.state in _IN_MEMORY and s is not slot and s not in gone)
+        return slot.spec.cpu_mb is not None and slot.spec.cpu_mb + sum(s.host_mb for s in staying) <= self._host_mb
 
     def _can_have_host_room(self, slot: Slot) -> bool:
         """Whether it has room in host RAM once those have gone that are going, and those that can."""
-        return self._has_host_room(slot, State.STARTING, State.READY, of_all=True)
-
-    def _idle_in_host(self) -> list[Slot]:
-        return [s for s in self._slots.values() if s.is_on_cpu and s.is_idle and s.can_go and not s.queue]
+        return self._has_host_room(slot, [*self._going(), *self._idle_in_host()])
 
     def _make_room_in_host(self, slot: Slot) -> Iterator[Effect]:
         for other in sorted(self._idle_in_host(), key=lambda other: other.last_used):
-            if not self._has_host_room(slot, State.STARTING, State.READY):
+            if not self._has_host_room(slot, self._going()):
                 yield from self._unload(other)
+
+    def _going(self) -> list[Slot]:
+        return [s for s in self._slots.values() if s.state is State.STOPPING]
+
+    def _idle_in_host(self) -> list[Slot]:
+        return [s for s in self._slots.values() if s.is_on_cpu and s.is_idle and s.can_go and not s.queue]
 
     # -- groups
 

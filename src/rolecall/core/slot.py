@@ -54,9 +54,9 @@ class Claim:
     victims: tuple[Holding, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Slot:
-    """One model's engine. Times are in s; ``load_s`` is learnt from each start."""
+    """One model's engine, the same as no other. Times are in s; ``load_s`` is learnt from each start."""
 
     spec: Spec
     load_s: float
@@ -77,8 +77,9 @@ class Slot:
     is_alone: bool = False
     """Whether its present engine was started so."""
     ran_out_mb: int = 1
-    """With what it ran out of memory last, in all and over how many devices."""
-    ran_out_devices: int = 1
+    """With what it ran out of memory last, over all its devices."""
+    least_devices: int = 1
+    """Over how many it is laid next, for that."""
     has_run_out: bool = False
     """Whether its last end was for want of memory, and it has not been ready at its full size since."""
     reduction: Reduction | None = None
@@ -218,6 +219,12 @@ class Slot:
         self.failures += 1
         self.error, self.has_crashed = error, crashed
         self.retry_at = now + backoff_s(self.failures, crashed=crashed)
+
+    def give_more(self) -> None:
+        """Have it started on a device of its own, or on one more: what it was given was not enough."""
+        self.ran_out_mb = sum(share.mb for share in self.placement)
+        self.least_devices = len(self.placement) + self.is_alone
+        self.starts_alone, self.measured_mb = True, None
 
     def reduce(self, reduction: Reduction, now: float) -> None:
         """Have it started smaller; what was learnt of its size says nothing of that."""

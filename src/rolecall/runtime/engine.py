@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import httpx
 
 from rolecall.backends.base import LOOPBACK, Backend, Launch, RemoteLoad, Upstream
+from rolecall.backends.smaller import reduced
 from rolecall.core.models import ModelEntry
 from rolecall.core.reductions import Reduction
 from rolecall.core.vram import HOST, Placement
@@ -107,7 +108,7 @@ class Engine:
 
     def take_over(self, entry: ModelEntry) -> None:
         """Go by the registry's new entry, which differs in nothing that concerns the process."""
-        self.entry = entry if self.reduction is None else self.backend.reduced(entry, self.reduction)
+        self.entry = reduced(entry, self.reduction)
 
     def is_progressing(self, within_s: float) -> bool:
         """Whether an answer of it got on a moment ago."""
@@ -153,9 +154,7 @@ class EngineMaker:
 
         ``given`` are the ports of other engines: one that is starting may not listen on its port yet.
         """
-        backend = self.backend_for(entry)
-        if reduction is not None:
-            entry = backend.reduced(entry, reduction)
+        backend, entry = self.backend_for(entry), reduced(entry, reduction)
         engine = Engine(entry, backend, placement, reduction=reduction)
         if not backend.managed:
             return engine

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from rolecall.backends.base import Backend, Places, RemoteLoad
+from rolecall.backends.base import Backend, Places, Reducible, RemoteLoad
 from rolecall.core.api_config import ApiConfig
 from rolecall.core.catalog import ROLE_PREFIX, Catalog, Target
 from rolecall.core.events import Configured, Group, SleepCost, Spec
@@ -340,13 +340,13 @@ class Roster:
         return self.footprints.context_tokens(entry)
 
     def _smaller(self, entry: ModelEntry, backend: Backend) -> tuple[int, ...]:
-        if not backend.reducible(entry).context:
+        if not _reducible(entry, backend).context:
             return ()
         return smaller_contexts(entry.context_tokens or self._own_context(entry))
 
     def _cpu_mb(self, entry: ModelEntry, backend: Backend) -> int | None:
         """Return what the model takes of host RAM if it may run there although there are GPUs."""
-        may = self.gpus.gpus and backend.reducible(entry).cpu and self._allows_cpu(entry)
+        may = self.gpus.gpus and _reducible(entry, backend).cpu and self._allows_cpu(entry)
         return self.footprints.in_host_mb(entry) if may else None
 
     def _allows_cpu(self, entry: ModelEntry) -> bool | None:
@@ -379,6 +379,11 @@ class Roster:
             return SleepCost(1, _ASLEEP_MB, weights_mb, wake_s)
         wake_s = 2 + weights_mb / _DEEP_WAKE_MB_PER_S
         return SleepCost(level, _ASLEEP_MB, _DEEP_SLEEP_HOST_MB, wake_s)
+
+
+def _reducible(entry: ModelEntry, backend: Backend) -> Reducible:
+    """Return how its engine can be started smaller: the arguments of a command are its own."""
+    return Reducible() if entry.backend_config.command else backend.reducible
 
 
 def load_roster(settings: Settings, probe: GpuProbe | None = None) -> Roster:
