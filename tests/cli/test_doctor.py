@@ -208,6 +208,25 @@ def test_a_vllm_that_is_not_there_is_told_where_it_is_needed(tmp_path: Path) -> 
     assert "set vllm_command" in row["advice"]
 
 
+def test_a_vllm_that_no_entry_needs(tmp_path: Path) -> None:
+    """Entries that bring a command of their own are not spoken of, as if they had no model here."""
+    own = {"command": ["sh", "{port}"], "model_path": str(tmp_path)}
+    here = configure(tmp_path, entries=[{"name": "own", "backend": "vllm", "backend_config": own}])
+    assert findings(*here, env={"PATH": str(tmp_path)})[1]["vLLM"]["finding"] == "not found; no entry needs it"
+
+
+def test_a_command_whose_program_is_gone(tmp_path: Path) -> None:
+    """It is told by name, like the files that a model has lost."""
+    own = {"command": ["/usr/bin/no-such-engine", "{port}"]}
+    here = configure(tmp_path, entries=[fake_entry("one"), {"name": "m", "backend": "vllm", "backend_config": own}])
+    row = findings(*here)[1]["models"]
+    assert row["level"] == "warn"
+    assert row["finding"].splitlines() == [
+        "1 of 2 are installed",
+        "m: command /usr/bin/no-such-engine is not there",
+    ]
+
+
 def test_programs_of_mode_cli(tmp_path: Path) -> None:
     """They are looked for where an entry wants them, and only there."""
     assert findings(*configure(tmp_path))[1]["llama.cpp cli"]["finding"] == "no entry has mode 'cli'"

@@ -24,11 +24,12 @@ LONG = "an-instruction-tuned-model-with-a-long-name_(Q4_K_M)"
 
 @pytest.fixture
 def here(tmp_path: Path) -> tuple[str, ...]:
-    """Return the options of a folder with two installed models, one without its file, one of an unknown backend."""
+    """Return the options of two installed models, and of one each without its file, its program and a known backend."""
     entries = [
         fake_entry("small", roles=["chat"], role_priority={"caption": 20}, model_aliases=["s"]),
         fake_entry(LONG, role_priority={"caption": 90, "chat": 10}, quantization="q4_k_m", context_length=131072),
         {"name": "absent", "backend": "llama_cpp", "backend_config": {"model_path": "/no/such/file.gguf"}},
+        {"name": "gone", "backend": "vllm", "backend_config": {"command": ["/no/such/engine", "{port}"]}},
         {"name": "strange", "backend": "mystery", "role_priority": {"caption": 95}, "vram_estimate_mb": 9000},
     ]
     return configured(tmp_path, entries)
@@ -51,7 +52,7 @@ def test_list_has_the_installed_models_and_tells_of_the_others(here: tuple[str, 
     result = call("models", "list", *here)
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["model", "small", LONG]
-    assert "2 of 4 are not installed; --all shows them" in result.stderr
+    assert "3 of 5 are not installed; --all shows them" in result.stderr
 
 
 def test_list_all_says_why_a_model_is_not_installed(here: tuple[str, ...]) -> None:
@@ -60,12 +61,16 @@ def test_list_all_says_why_a_model_is_not_installed(here: tuple[str, ...]) -> No
     absent = next(line for line in lines if line.startswith("absent"))
     assert "not installed" in absent
     assert absent.endswith("/no/such/file.gguf does not exist")
+    gone = next(line for line in lines if line.startswith("gone"))
+    assert "not installed" in gone
+    assert gone.endswith("command /no/such/engine is not there")
+    assert "command /no/such/engine is not there" in call("models", "show", "gone", *here).stdout
     assert any(line.startswith("strange") and "'mystery' is not supported" in line for line in lines)
 
 
 def test_list_json_carries_every_figure(here: tuple[str, ...]) -> None:
     """--json gives an object per model, with null where nothing is known."""
-    small, _, absent, strange = answer("models", "list", "--all", *here)
+    small, _, absent, _, strange = answer("models", "list", "--all", *here)
     assert small == {
         "name": "small",
         "aliases": ["s"],
@@ -115,7 +120,7 @@ def test_list_fits_a_terminal_of_eighty_columns(tmp_path: Path) -> None:
 def test_a_pipe_is_never_cut(here: tuple[str, ...]) -> None:
     """In a pipe each model is one line, however long, without control sequences."""
     done = rolecall("models", "list", "--all", *here, env=environment(COLUMNS="40"))
-    assert len(done.stdout.splitlines()) == 5
+    assert len(done.stdout.splitlines()) == 6
     assert "\x1b" not in done.stdout
     assert LONG in done.stdout
 

@@ -44,6 +44,9 @@ def taken_port() -> Iterator[int]:
 def server(folder: Path, taken_port: int) -> Iterator[Rolecall]:
     """Run one rolecall with a model for each test, under a profile in which none evicts another."""
     fails = ("--fail-start", "out of memory: tried 99 GB", "--exit-code", "3")
+    for name, content in (("no-shell", b"#!/no/such/shell\n"), ("no-format", b"\0")):
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o755)
     entries = (
         fake_entry("single", "--load-s", "0.3", "--starts-log", str(folder / "single")),
         fake_entry("killed", "--starts-log", str(folder / "killed")),
@@ -53,8 +56,10 @@ def server(folder: Path, taken_port: int) -> Iterator[Rolecall]:
         fake_entry("role-next", role_priority={"sort": 10}),
         fake_entry("never-ready", "--never-ready", "--starts-log", str(folder / "never-ready"), load_timeout_s=0.5),
         fake_entry("never-bound", "--never-bind", load_timeout_s=0.5),
-        {"name": "no-binary", "backend": "vllm", "backend_config": {"command": ["/no/such/engine", "{port}"]}},
-        {"name": "no-program", "backend": "vllm", "backend_config": {"command": ["/etc", "{port}"]}},
+        *(
+            {"name": name, "backend": "vllm", "backend_config": {"command": [str(folder / name), "{port}"]}}
+            for name in ("no-shell", "no-format")
+        ),
         fake_entry("port-lost", "--bind-delay-s", "1", "--starts-log", str(folder / "port-lost")),
         fake_entry("port-taken", backend_config={"port": taken_port}),
         fake_entry("drained"),
@@ -165,10 +170,10 @@ def test_an_engine_that_is_never_ready_is_given_up(server: Rolecall, model: str)
 
 
 @pytest.mark.parametrize(
-    ("model", "why"), [("no-binary", "No such file or directory"), ("no-program", "Permission denied")]
+    ("model", "why"), [("no-shell", "No such file or directory"), ("no-format", "Exec format error")]
 )
 def test_a_command_that_cannot_be_run_is_said_to_be_so(server: Rolecall, model: str, why: str) -> None:
-    """A command that names no program, or is none, answers 503 with what the system says about it."""
+    """A command whose program is there and cannot be run answers 503 with what the system says about it."""
     answer = server.chat(model)
     assert answer.status_code == 503
     assert why in answer.json()["error"]["message"]
@@ -278,7 +283,7 @@ def test_load_and_unload_of_what_cannot_be_loaded(server: Rolecall) -> None:
         unknown = server.http.post(f"/v1/models/explicitt/{action}")
         assert unknown.status_code == 404
         assert "'explicit'" in unknown.json()["error"]["message"]
-    broken = server.http.post("/v1/models/no-binary/load")
+    broken = server.http.post("/v1/models/no-shell/load")
     assert broken.status_code == 503
     assert broken.json()["error"]["code"] == "model_start_failed"
 

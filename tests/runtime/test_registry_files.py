@@ -12,6 +12,7 @@ import pytest
 from builders import entry, row
 from fakes import FakeBackend
 from rolecall.core.registry import Registry, RegistryError, registry_schema
+from rolecall.runtime.drivers import backends
 from rolecall.runtime.registry import (
     CURATED,
     DISCOVERED,
@@ -25,6 +26,7 @@ from rolecall.runtime.registry import (
     write_schema,
     write_snapshot,
 )
+from rolecall.settings import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -239,6 +241,44 @@ def test_why_an_entry_is_not_installed(tmp_path: Path) -> None:
     assert why_unavailable(entry(), FakeBackend(paths=())) is None
     assert why_unavailable(entry(), FakeBackend(paths=(there, absent))) == f"not installed: {absent} does not exist"
     assert why_unavailable(entry(), FakeBackend(paths=(absent,), reason="no engine")) == "no engine"
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("/no/such/engine", "not installed: command /no/such/engine is not there"),
+        ("no-such-engine", "not installed: command no-such-engine is not there"),
+        ("/etc", "not installed: command /etc is no program that this user may run"),
+        ("{python}", None),
+        ("sh", None),
+    ],
+)
+@pytest.mark.parametrize("backend", ["vllm", "llama_cpp", "lmdeploy"])
+def test_the_program_of_a_command_has_to_be_there(tmp_path: Path, backend: str, word: str, why: str | None) -> None:
+    """By its path, or on the PATH, once the placeholders are filled in; what comes after it is its own affair."""
+    own = entry(backend=backend, backend_config={"command": [word, "/no/such/file", "{port}"]})
+    found = backends(Settings.model_validate({"config_dir": tmp_path, "state_dir": tmp_path}))
+    assert why_unavailable(own, found(own.backend)) == why
+
+
+def test_the_program_of_a_command_is_looked_for_on_the_path_that_its_engine_has(tmp_path: Path) -> None:
+    """``env`` of the entry may name another PATH."""
+    (tmp_path / "engine").write_text("#!/bin/sh\n")
+    (tmp_path / "engine").chmod(0o755)
+    own = entry(backend="vllm", backend_config={"command": ["engine", "{port}"], "env": {"PATH": str(tmp_path)}})
+    found = backends(Settings.model_validate({"config_dir": tmp_path, "state_dir": tmp_path}))
+    assert why_unavailable(own, found("vllm")) is None
+
+
+def test_a_command_that_nobody_starts_may_name_anything(tmp_path: Path) -> None:
+    """A server that others run is started by others."""
+    own = entry(backend="openai", backend_config={"command": ["/no/such/engine"], "base_url": "http://127.0.0.1:1/v1"})
+    assert (
+        why_unavailable(
+            own, backends(Settings.model_validate({"config_dir": tmp_path, "state_dir": tmp_path}))("openai")
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "there/below", "a\0b"], ids=["too long", "below a file", "a null"])

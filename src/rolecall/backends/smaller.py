@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rolecall.backends.base import without
 from rolecall.core.models import CONTEXT_DEFAULTS, CONTEXT_FLAGS, ModelEntry, dashed
 from rolecall.core.reductions import Reduction
@@ -30,7 +27,7 @@ def with_context(entry: ModelEntry, tokens: int) -> ModelEntry:
     config = entry.backend_config
     extra = without([dashed(word) for word in config.extra_args], CONTEXT_FLAGS)
     defaults = {name: value for name, value in entry.generation_defaults.items() if name not in CONTEXT_DEFAULTS}
-    return _changed(entry, {"extra_args": extra}, context_length=tokens, generation_defaults=defaults)
+    return entry.changed({"extra_args": extra}, context_length=tokens, generation_defaults=defaults)
 
 
 def with_slots(entry: ModelEntry, slots: int) -> ModelEntry:
@@ -38,20 +35,13 @@ def with_slots(entry: ModelEntry, slots: int) -> ModelEntry:
     extra = tuple(map(dashed, entry.backend_config.extra_args))
     given = next((flag for word in extra if (flag := word.partition("=")[0]) in _SLOT_FLAGS), None)
     own = (given, str(slots)) if given else ()
-    return _changed(entry, {"extra_args": (*without(extra, _SLOT_FLAGS), *own)}, max_parallel=slots)
+    return entry.changed({"extra_args": (*without(extra, _SLOT_FLAGS), *own)}, max_parallel=slots)
 
 
 def without_gpu(entry: ModelEntry) -> ModelEntry:
     """Return the entry with llama.cpp's arguments and variables for a start that touches no GPU."""
     config = entry.backend_config
-    extra = (*without(config.extra_args, _GPU_FLAGS), "--n-gpu-layers", "0")
+    extra = (*without([dashed(word) for word in config.extra_args], _GPU_FLAGS), "--n-gpu-layers", "0")
     if config.mmproj_path or config.mmproj_id:
         extra = (*extra, "--no-mmproj-offload")
-    return _changed(entry, {"extra_args": extra, "env": {**config.env, **_NO_GPU}})
-
-
-def _changed(entry: ModelEntry, config: Mapping[str, Any], **fields: Any) -> ModelEntry:
-    """Return a new entry: a copy would keep what was worked out of the old one's fields."""
-    whole = entry.model_dump(exclude_unset=True)
-    whole["backend_config"] = {**whole.get("backend_config", {}), **config}
-    return ModelEntry.model_validate({**whole, **fields})
+    return entry.changed({"extra_args": extra, "env": {**config.env, **_NO_GPU}})

@@ -159,7 +159,7 @@ def vllm(subject: Subject) -> Finding:
         files = backends(subject.settings)("vllm").files
         has_files = [entry.name for entry in users if (paths := files(entry)) and all(p.exists() for p in paths)]
         if not has_files and command == _DEFAULT_VLLM:
-            return Finding("ok", f"not found; {len(users)} entries name it, and none of their models is here")
+            return Finding("ok", f"not found; {_not_needed(len(users))}")
         advice = "pip install vllm into an environment of its own, and set vllm_command to its program vllm"
         return Finding("warn", f"{command!r} is no program here; models that need it: {len(has_files)}", advice)
     build = backends(subject.settings)("vllm").build()
@@ -169,6 +169,13 @@ def vllm(subject: Subject) -> Finding:
     if works:
         return Finding("ok", f"{found[0]}, version {said}")
     return Finding("warn", f"{found[0]} does not run: {said}", "install vLLM again, in an environment of its own")
+
+
+def _not_needed(users: int) -> str:
+    if not users:
+        return "no entry needs it"
+    who = "1 entry names it, and its model is" if users == 1 else f"{users} entries name it, and their models are"
+    return f"{who} not here"
 
 
 def ollama(subject: Subject) -> Finding:

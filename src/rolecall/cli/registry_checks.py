@@ -15,7 +15,7 @@ from rolecall.cli.offline import roster_to_look_at
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Rejected
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.registry import DISCOVERED
+from rolecall.runtime.registry import DISCOVERED, missing_program
 from rolecall.settings import SHIPPED
 from rolecall.vision.tasks import tasks_of
 
@@ -23,7 +23,7 @@ _NOT_LOOKED_AT = Finding("warn", "not looked at, because of another failed check
 
 
 def models(subject: Subject) -> Finding:
-    """Report how many models are installed, which have lost their files, and which files cannot be read."""
+    """Report how many models are installed, what others have lost, and which files cannot be read."""
     try:
         roster = roster_to_look_at(subject.settings, subject.probe)
     except ConfigurationError:
@@ -36,7 +36,7 @@ def models(subject: Subject) -> Finding:
     if shut:
         return Finding("warn", f"{text}\n{few(shut)}", "change the owner or the mode of these files")
     if gone:
-        advice = "bring the files back, or have those that were found taken out: `rolecall models scan --forget`"
+        advice = "bring these back, or have those that were found taken out: `rolecall models scan --forget`"
         return Finding("warn", f"{text}\n{few(gone)}", advice)
     if installed:
         return Finding("ok", text)
@@ -47,9 +47,11 @@ def models(subject: Subject) -> Finding:
 
 
 def _absent(entry: ModelEntry, backend: Backend) -> Iterator[str]:
-    """Files that the entry names; the demo models are made when they are needed."""
+    """What the entry names and is not there; the demo models are made when they are needed."""
     if (entry.backend_config.model_path or "").startswith("${STATE_DIR}/") or backend.unavailable(entry) is not None:
         return
+    if (problem := missing_program(entry, backend)) is not None:
+        yield f"{entry.name}: {problem}"
     for path in backend.files(entry):
         with suppress(OSError, ValueError):
             if not path.exists():

@@ -131,16 +131,10 @@ def configured_entry(entry: ModelEntry, config: ApiConfig, own_context: int | No
     mode = config.backend if is_ours and entry.started_for <= {"text"} else None
     if "mode" in entry.backend_config.model_fields_set:
         mode = None
-    return _with(entry, added, mode) if added or mode else entry
-
-
-def _with(entry: ModelEntry, defaults: Mapping[str, float], mode: Mode | None) -> ModelEntry:
-    """Return a new entry: a copy would keep what was worked out of the old one's fields."""
-    whole = entry.model_dump(exclude_unset=True)
-    whole["generation_defaults"] = {**entry.generation_defaults, **defaults}
-    if mode is not None:
-        whole["backend_config"] = {**whole.get("backend_config", {}), "mode": mode}
-    return ModelEntry.model_validate(whole)
+    if not (added or mode):
+        return entry
+    defaults = {**entry.generation_defaults, **added}
+    return entry.changed({"mode": mode} if mode else None, generation_defaults=defaults)
 
 
 def _names(name: str) -> tuple[str, ...]:

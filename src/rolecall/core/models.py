@@ -303,6 +303,16 @@ class ModelEntry(_Record):
         folded = value.strip().lower()
         return _BACKENDS.get(folded, folded)
 
+    def changed(self, config: Mapping[str, Any] | None = None, **fields: Any) -> ModelEntry:
+        """Return a new entry with other ``fields``, and ``config`` in its ``backend_config``.
+
+        A copy would keep what was worked out of the old ones.
+        """
+        whole = self.model_dump(exclude_unset=True)
+        if config:
+            whole["backend_config"] = {**whole.get("backend_config", {}), **config}
+        return ModelEntry.model_validate({**whole, **fields})
+
     @property
     def ids(self) -> tuple[str, ...]:
         """The name and the aliases."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any
 
 from rolecall.backends.base import Places, model_path
 from rolecall.core.api_config import ApiConfig, configured_entry
@@ -68,9 +67,6 @@ class Effective:
 def _seeing(entry: ModelEntry, projector: str | None) -> ModelEntry:
     if projector is None:
         return entry
-    whole: dict[str, Any] = entry.model_dump(exclude_unset=True)
     if projector:
-        whole["backend_config"] = {**whole.get("backend_config", {}), "mmproj_id": projector}
-    else:
-        whole["capabilities"] = [word for word in entry.capabilities if word != "vision"]
-    return ModelEntry.model_validate(whole)
+        return entry.changed({"mmproj_id": projector})
+    return entry.changed(capabilities=[word for word in entry.capabilities if word != "vision"])

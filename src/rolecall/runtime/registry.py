@@ -6,12 +6,13 @@ import json
 import logging
 import os
 import shlex
+import shutil
 import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from rolecall.backends.base import Backend
+from rolecall.backends.base import Backend, Launch
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import Registry, RegistryError, read_registry, registry_schema
 from rolecall.runtime.gguf_header import gguf_parts
@@ -123,7 +124,19 @@ def why_unavailable(entry: ModelEntry, backend: Backend) -> str | None:
     reason = backend.unavailable(entry)
     if reason is not None:
         return reason
+    if (problem := missing_program(entry, backend)) is not None:
+        return f"not installed: {problem}"
     return next((problem for problem in map(_absence, backend.files(entry)) if problem), None)
+
+
+def missing_program(entry: ModelEntry, backend: Backend) -> str | None:
+    """Return that the program of an entry's own command is not there; what the command itself needs nobody knows."""
+    launch = backend.launch(entry, 0) if entry.backend_config.command and backend.has_port else None
+    if not isinstance(launch, Launch) or shutil.which(launch.argv[0], path=launch.env.get("PATH")):
+        return None
+    program = launch.argv[0]
+    is_there = "/" in program and Path(program).exists()
+    return f"command {program} is no program that this user may run" if is_there else f"command {program} is not there"
 
 
 def _absence(path: Path) -> str | None:
