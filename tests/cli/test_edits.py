@@ -266,6 +266,7 @@ def test_policy_of_a_role(here: tuple[str, ...], tmp_path: Path) -> None:
     settings = tmp_path / "configs" / "rolecall.toml"
     settings.write_text("# mine\nport = 8101\n")
     assert "+[roles.chat]" in call("roles", "policy", "chat", "--policy", "priority", "--dry-run", *here).stdout
+    assert "+[roles.chat]" in answer("roles", "policy", "chat", "--policy", "priority", "--dry-run", *here)["diff"]
     told = answer("roles", "policy", "chat", "--quality-tolerance", "7", "--fallback", "large", *here)
     assert (told["quality_tolerance"], told["fallback"], told["written"]) == (7, ["large"], True)
     assert settings.read_text() == (
@@ -275,7 +276,9 @@ def test_policy_of_a_role(here: tuple[str, ...], tmp_path: Path) -> None:
     assert (chat["role"], chat["quality_tolerance"], chat["fallback"]) == ("chat", 7, ["large"])
     unchanged = call("roles", "policy", "chat", "--quality-tolerance", "7", *here)
     assert "says so already" in unchanged.stderr
-    assert call("roles", "policy", "chat", "--quality-tolerance", "", "--fallback", "", *here).exit_code == 0
+    taken = call("roles", "policy", "chat", "--quality-tolerance", "", "--fallback", "", *here)
+    assert taken.stdout == "chat: quality_tolerance as by default\nchat: fallback as by default\n"
+    assert "a running server follows when it is started again" in taken.stderr
     assert "roles" not in settings.read_text()
 
 

@@ -192,8 +192,9 @@ fallback = ["a"]
 
 
 def role_table(folder: Path, role: str, **values: Any) -> str:
-    _, before, after = edit_role_table(folder, role, values)
-    assert before != after
+    edit = edit_role_table(folder, role, values)
+    assert edit.changed
+    assert edit.written
     return (folder / "rolecall.toml").read_text()
 
 
@@ -215,6 +216,15 @@ def test_a_new_table_comes_last(tmp_path: Path) -> None:
     )
 
 
+def test_line_ends_stay_of_one_kind(tmp_path: Path) -> None:
+    """A file with those of Windows keeps them, and new lines get them."""
+    (tmp_path / "rolecall.toml").write_bytes(TOML.replace("\n", "\r\n").encode())
+    role_table(tmp_path, "chat", quality_tolerance=5)
+    data = (tmp_path / "rolecall.toml").read_bytes()
+    assert b"quality_tolerance = 5\r\n" in data
+    assert data.count(b"\n") == data.count(b"\r\n")
+
+
 @pytest.mark.parametrize(
     ("text", "values", "words"),
     [
@@ -222,12 +232,13 @@ def test_a_new_table_comes_last(tmp_path: Path) -> None:
         (TOML, {"quality_tolerance": 101}, "less than or equal to 100"),
         ("port = ", {"policy": "adaptive"}, "is no TOML, so nothing was changed"),
         ("roles = 3\n", {"policy": "adaptive"}, "roles is not written as tables"),
+        ("# \udcff\n", {"policy": "adaptive"}, "is no TOML, so nothing was changed: .*can't decode"),
     ],
 )
 def test_a_wrong_table_is_refused(tmp_path: Path, text: str, values: dict[str, Any], words: str) -> None:
     """What the settings would refuse is not written, and the message names the file that was meant."""
-    (tmp_path / "rolecall.toml").write_text(text)
+    (tmp_path / "rolecall.toml").write_text(text, errors="surrogateescape")
     with pytest.raises(ConfigurationError, match=words) as raised:
         edit_role_table(tmp_path, "keywords", values)
     assert str(tmp_path / "rolecall.toml") in str(raised.value)
-    assert (tmp_path / "rolecall.toml").read_text() == text
+    assert (tmp_path / "rolecall.toml").read_text(errors="surrogateescape") == text

@@ -35,6 +35,12 @@ def test_a_setting_that_is_there_takes_the_new_value() -> None:
     assert tomllib.loads(after) == {"port": 9001, "host": "127.0.0.1", "roles": {"caption": {"policy": "priority"}}}
 
 
+def test_new_lines_end_like_the_others() -> None:
+    """A file of Windows has one kind of line ends after a change as well."""
+    after = with_settings("# mine\r\nport = 9000\r\n# host = '::'\r\n", {"port": 1, "host": "h", "log_level": "debug"})
+    assert after == 'log_level = "debug"\r\n# mine\r\nport = 1\r\nhost = "h"\r\n'
+
+
 def test_what_is_no_toml_is_not_changed() -> None:
     """Nor is a result that would be refused."""
     with pytest.raises(ConfigurationError, match="is no TOML, so nothing was changed"):

@@ -15,16 +15,17 @@ from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
 from rolecall.cli.edits import (
+    FOLLOWS,
     DryRun,
     change_registry,
-    difference,
+    changes,
     discovered_rows,
     prepared,
-    say,
     show_difference,
-    warnings_of,
+    state,
+    warned,
 )
-from rolecall.cli.table import labelled, show
+from rolecall.cli.table import labelled, say, show
 from rolecall.core.json_edit import append, exchange
 from rolecall.elsewhere.merge import Conflict, Merge, merge
 from rolecall.elsewhere.outcome import Outcome
@@ -114,11 +115,10 @@ def _write(
 
 
 def _report(file: str, outcome: Outcome, merged: Merge, edit: RegistryEdit, *, dry_run: bool) -> dict[str, Any]:
-    report = {
+    hidden = _hidden(outcome, edit.before, edit.after)
+    return {
         "source": file,
         "format": outcome.format,
-        "file": str(edit.path),
-        "written": edit.written,
         "backup": edit.backup and str(edit.backup),
         "added": [entry["name"] for entry in merged.added],
         "replaced": [entry["name"] for _, entry in merged.replaced],
@@ -126,11 +126,8 @@ def _report(file: str, outcome: Outcome, merged: Merge, edit: RegistryEdit, *, d
         "conflicts": [asdict(conflict) for conflict in merged.conflicts],
         "remarks": [asdict(remark) for remark in outcome.remarks],
         "settings": outcome.settings,
-        "warnings": warnings_of(edit),
+        **changes(edit, *hidden, dry_run=dry_run),
     }
-    return report | (
-        {"diff": "\n".join(difference(edit.path, *_hidden(outcome, edit.before, edit.after)))} if dry_run else {}
-    )
 
 
 def _summary(file: str, outcome: Outcome, merged: Merge) -> None:
@@ -173,15 +170,14 @@ def _remarks(outcome: Outcome, *, error: bool = False) -> None:
 
 
 def _closing(merged: Merge, edit: RegistryEdit, *, dry_run: bool, in_use: bool) -> list[str]:
-    lines = [f"warning: {warning}" for warning in warnings_of(edit)] if edit.changed else []
+    lines = warned(edit) if edit.changed else []
     if merged.conflicts:
         lines.append(f"{len(merged.conflicts)} kept as the registry has them; --replace takes those of the file")
     if edit.backup is not None:
         lines.append(f"what was there before is kept in {edit.backup}")
     if not edit.changed:
         return [*lines, f"{edit.path} was not changed"]
-    said = f"written to {edit.path}" + ("; a running server follows within a second" if in_use else "")
-    return [*lines, "nothing was written" if dry_run else said]
+    return [*lines, state(edit, dry_run=dry_run, follows=FOLLOWS if in_use else "")]
 
 
 def _hidden(outcome: Outcome, *texts: str) -> list[str]:

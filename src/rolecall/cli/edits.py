@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +12,13 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.common import CommandError, print_json
-from rolecall.cli.table import printable, show
-from rolecall.core.json_edit import append
+from rolecall.cli.table import printable, say, show
 from rolecall.core.registry import RegistryError, read_registry, rows_of
 from rolecall.core.wording import meant
-from rolecall.runtime.registry_edit import RegistryEdit, RegistryText, edit_registry
+from rolecall.runtime.registry_edit import FileEdit, RegistryEdit, RegistryText, edit_registry
 from rolecall.settings import load_settings, prepare_config_dir
 
+FOLLOWS = "a running server follows within a second"
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would change, and write nothing.")]
 
 
@@ -62,9 +62,7 @@ def with_entry(found: RegistryText, id_: str) -> tuple[RegistryText, int]:
     at = found.find(name)
     if at is not None:  # the alias stands in what was discovered alone
         return found, at
-    row = {"name": name, "backend": backend}
-    text = append(found.text, found.place, row)
-    return RegistryText(text, (*found.rows, row), found.place, found.discovered), len(found.rows)
+    return found.append({"name": name, "backend": backend}), len(found.rows)
 
 
 def discovered_rows(found: RegistryText) -> tuple[Any, ...]:
@@ -78,8 +76,10 @@ def _unknown(id_: str, rows: Iterable[Any]) -> str:
     return f"the registry has no model {id_!r}; {known}"
 
 
-def warnings_of(edit: RegistryEdit) -> list[str]:
-    """Return what the registry is warned about that it was not before the change."""
+def warnings_of(edit: FileEdit) -> list[str]:
+    """Return what the registry is warned about that it was not before the change; nothing for another file."""
+    if not isinstance(edit, RegistryEdit):
+        return []
     try:
         before = read_registry(json.loads(edit.before or "[]"), edit.discovered).warnings
     except RegistryError:
@@ -87,28 +87,47 @@ def warnings_of(edit: RegistryEdit) -> list[str]:
     return [warning for warning in edit.registry.warnings if warning not in before]
 
 
-def tell(edit: RegistryEdit, done: str, report: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
-    """Print what was done, or with ``dry_run`` what would be, and what the registry is warned about since."""
-    warnings = warnings_of(edit)
-    shared = {"file": str(edit.path), "changed": edit.changed, "written": edit.written, "warnings": warnings}
+def tell(  # noqa: PLR0913 - what was done, and how it is told
+    edit: FileEdit,
+    done: str,
+    report: dict[str, Any],
+    *,
+    as_json: bool,
+    dry_run: bool,
+    follows: str = FOLLOWS,
+) -> None:
+    """Print what was done, or with ``dry_run`` what would be, and what the registry is warned about since.
+
+    ``follows`` says when a running server takes it up.
+    """
     if as_json:
-        print_json(
-            report | shared | ({"diff": "\n".join(difference(edit.path, edit.before, edit.after))} if dry_run else {})
-        )
+        print_json(report | changes(edit, edit.before, edit.after, dry_run=dry_run))
         return
     if dry_run:
         show_difference(edit.path, edit.before, edit.after)
     elif edit.changed:
         typer.echo(printable(done))
-    say(*(f"warning: {warning}" for warning in warnings), _state(edit, dry_run=dry_run))
+    say(*warned(edit), state(edit, dry_run=dry_run, follows=follows))
 
 
-def _state(edit: RegistryEdit, *, dry_run: bool) -> str:
+def changes(edit: FileEdit, before: str, after: str, *, dry_run: bool) -> dict[str, Any]:
+    """Return what every command that changes a file reports; ``before`` and ``after`` as they may be shown."""
+    report = {"file": str(edit.path), "changed": edit.changed, "written": edit.written, "warnings": warnings_of(edit)}
+    return report | ({"diff": "\n".join(difference(edit.path, before, after))} if dry_run else {})
+
+
+def warned(edit: FileEdit) -> list[str]:
+    """Return the warnings as they are told."""
+    return [f"warning: {warning}" for warning in warnings_of(edit)]
+
+
+def state(edit: FileEdit, *, dry_run: bool, follows: str = FOLLOWS) -> str:
+    """Return what became of the file."""
     if not edit.changed:
         return f"{edit.path} says so already; nothing was changed"
     if dry_run:
         return "nothing was written"
-    return f"written to {edit.path}; a running server follows within a second"
+    return f"written to {edit.path}{follows and '; '}{follows}"
 
 
 def difference(path: Path, before: str, after: str) -> list[str]:
@@ -122,13 +141,3 @@ def show_difference(path: Path, before: str, after: str) -> None:
     colours = {"+": "green", "-": "red", "@": "cyan"}
     lines = [Text(printable(line), colours.get(line[:1], "")) for line in difference(path, before, after)]
     show(lambda _width: lines)
-
-
-def say(*lines: str) -> None:
-    """Print remarks on stderr."""
-
-    def texts(_width: int | None) -> Iterator[Text]:
-        for line in lines:
-            yield Text(printable(line), "dim")
-
-    show(texts, error=True)

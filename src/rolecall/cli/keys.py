@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.log_reader import parse_since
-from rolecall.cli.table import NOTHING, Column, Row, show, table
+from rolecall.cli.table import NOTHING, Column, Row, say, show, table
 from rolecall.core.keys import ApiKey, hashed
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.api_keys import change_keys, load_keys, new_key
@@ -86,7 +85,7 @@ def add(  # noqa: PLR0913 - each is a limit of its own
         return
     typer.echo(token)
     scopes = " and ".join(key.scopes)
-    _say(f"the key {name!r} ({scopes}) was added to {path}. It is shown this once; keep it safe")
+    say(f"the key {name!r} ({scopes}) was added to {path}. It is shown this once; keep it safe")
 
 
 def _without_twin(keys: tuple[ApiKey, ...], key: ApiKey, path: Path) -> tuple[ApiKey, ...]:
@@ -122,7 +121,7 @@ def list_keys(*, as_json: AsJson = False, config_dir: ConfigDir = None, state_di
     elif rows:
         show(lambda width: table(_COLUMNS, [_cells(row) for row in rows], width))
     else:
-        _say(f"{path} holds no key; `rolecall keys add NAME` makes one")
+        say(f"{path} holds no key; `rolecall keys add NAME` makes one")
 
 
 def _row(key: ApiKey) -> dict[str, Any]:
@@ -174,7 +173,7 @@ def revoke(
     if as_json:
         print_json({"revoked": sorted(set(names)), "file": str(path)})
     else:
-        _say(f"revoked: {', '.join(sorted(set(names)))}")
+        say(f"revoked: {', '.join(sorted(set(names)))}")
 
 
 def _key_file(settings: Settings) -> Path:
@@ -191,10 +190,3 @@ def _loaded(path: Path) -> Sequence[ApiKey]:
         return load_keys(path)
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
-
-
-def _say(text: str) -> None:
-    def lines(_width: int | None) -> Iterator[Text]:
-        yield Text(text, "dim")
-
-    show(lines, error=True)

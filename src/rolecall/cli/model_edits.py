@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +11,6 @@ import typer
 from rolecall.cli.common import AsJson, CommandError, ConfigDir
 from rolecall.cli.edits import DryRun, change_registry, discovered_rows, prepared, tell, with_entry
 from rolecall.core.assignments import Assignment, read_assignment
-from rolecall.core.json_edit import drop, put
 from rolecall.runtime.registry_edit import RegistryText
 
 Name = Annotated[str, typer.Argument(help="Name or alias of a model.")]
@@ -71,7 +71,7 @@ def _assignment(text: str) -> Assignment:
         raise typer.BadParameter(str(error)) from None
 
 
-def _assign(names: list[str], assignments: list[Assignment], dry_run: bool, as_json: bool, config_dir: Any) -> None:
+def _assign(names: list[str], assignments: list[Assignment], dry_run: bool, as_json: bool, config_dir: Path) -> None:
     changes: list[dict[str, Any]] = []
 
     def change(found: RegistryText) -> str:
@@ -80,7 +80,8 @@ def _assign(names: list[str], assignments: list[Assignment], dry_run: bool, as_j
             row = found.rows[at]
             for assignment in assignments:
                 before = _now(row, assignment.path)
-                found = _assigned(found, at, assignment)
+                path: tuple[str | int, ...] = (at, *assignment.path)
+                found = found.drop(path) if assignment.removes else found.put(path, assignment.value)
                 row = found.rows[at]
                 change = {"model": row.get("name"), "field": assignment.field, "before": before}
                 changes.append(change | {"after": assignment.value})
@@ -111,18 +112,6 @@ def _is_laid_over(found: RegistryText, row: Any) -> bool:
     config = _now(row, ("backend_config",))
     is_whole = isinstance(config, dict) and bool(config.keys() & {"model_path", "base_url", "command"})
     return not is_whole and any(_now(each, ("name",)) == row.get("name") for each in discovered_rows(found))
-
-
-def _assigned(found: RegistryText, at: int, assignment: Assignment) -> RegistryText:
-    place: tuple[str | int, ...] = (*found.place, at, *assignment.path)
-    try:
-        text = drop(found.text, place) if assignment.removes else put(found.text, place, assignment.value)
-    except ValueError as error:
-        raise CommandError(f"{assignment.field}: {error}; nothing was written") from None
-    rows = json.loads(text)
-    for step in found.place:
-        rows = rows[step]
-    return RegistryText(text, tuple(rows), found.place, found.discovered)
 
 
 def _now(row: Any, path: tuple[str, ...]) -> Any:

@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
-from rolecall.cli.edits import DryRun, change_registry, prepared, say, show_difference, tell, with_entry
+from rolecall.cli.common import AsJson, ConfigDir, StateDir, print_json
+from rolecall.cli.edits import DryRun, change_registry, prepared, tell, with_entry
 from rolecall.cli.offline import open_roster
-from rolecall.cli.table import NOTHING, Column, Row, show, table
+from rolecall.cli.table import NOTHING, Column, Row, say, show, table
 from rolecall.core.catalog import ROLE_PREFIX, role_name
-from rolecall.core.json_edit import drop, put
 from rolecall.runtime.registry_edit import RegistryText
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.settings_edit import edit_role_table
@@ -98,7 +97,7 @@ def set_priority(  # noqa: PLR0913 - arguments and options
     def change(found: RegistryText) -> str:
         found, at = with_entry(found, model)
         names.append(found.rows[at]["name"])
-        return _put(found, (at, "role_priority", _spelling(found.rows[at], role)), value)
+        return found.put((at, "role_priority", _spelling(found.rows[at], role)), value).text
 
     edit = change_registry(prepared(config_dir, dry_run=dry_run), change, dry_run=dry_run)
     report = {"role": role, "model": names[0], "priority": value}
@@ -117,10 +116,10 @@ def remove(
         found, at = with_entry(found, model)
         row = found.rows[at]
         names.append(row["name"])
-        text = drop(found.text, (*found.place, at, "role_priority", _spelling(row, role)))
+        found = found.drop((at, "role_priority", _spelling(row, role)))
         listed = row.get("roles") or []
         kept = [each for each in (listed.split(",") if isinstance(listed, str) else listed) if role_name(each) != role]
-        return text if kept == listed else put(text, (*found.place, at, "roles"), kept)
+        return found.text if kept == listed else found.put((at, "roles"), kept).text
 
     edit = change_registry(prepared(config_dir, dry_run=dry_run), change, dry_run=dry_run)
     told = f"{names[0]}: no longer {role}"
@@ -159,15 +158,13 @@ def policy(  # noqa: PLR0913 - each is a value of its own
         values["fallback"] = [name for name in fallback if name] or None
     if not values:
         raise typer.BadParameter("nothing to change: give --policy, --quality-tolerance or --fallback")
-    path, before, after = edit_role_table(prepared(config_dir, dry_run=dry_run), role, values, dry_run=dry_run)
-    changed = before != after
-    if as_json:
-        print_json({"role": role, "file": str(path), "changed": changed, "written": changed and not dry_run, **values})
-        return
-    if dry_run:
-        show_difference(path, before, after)
-    said = f"written to {path}; a running server follows when it is started again"
-    say("nothing was written" if dry_run else said if changed else f"{path} says so already; nothing was changed")
+    edit = edit_role_table(prepared(config_dir, dry_run=dry_run), role, values, dry_run=dry_run)
+    lines = [
+        f"{role}: {key} {'as by default' if value is None else json.dumps(value)}" for key, value in values.items()
+    ]
+    report = {"role": role, **values}
+    follows = "a running server follows when it is started again"
+    tell(edit, "\n".join(lines), report, as_json=as_json, dry_run=dry_run, follows=follows)
 
 
 def _number(text: str) -> float | None:
@@ -188,10 +185,3 @@ def _spelling(row: Any, role: str) -> str:
     """Return a role as the entry writes it."""
     own = row.get("role_priority")
     return next((key for key in own if role_name(key) == role), role) if isinstance(own, dict) else role
-
-
-def _put(found: RegistryText, path: tuple[str | int, ...], value: Any) -> str:
-    try:
-        return put(found.text, (*found.place, *path), value)
-    except ValueError as error:
-        raise CommandError(f"{error}; nothing was written") from None

@@ -50,6 +50,11 @@ def show(make: Callable[[int | None], Iterable[Text]], *, error: bool = False) -
     typer.echo(captured.get(), nl=False, color=True, err=error)
 
 
+def say(*lines: str) -> None:
+    """Print remarks on stderr."""
+    show(lambda _width: [Text(printable(line), "dim") for line in lines], error=True)
+
+
 def console_for(*, error: bool = False) -> Console:
     """Return the console of stdout or stderr; one that is not UTF-8 gets question marks instead of a traceback."""
     stream = sys.stderr if error else sys.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Discovery:
         was broken a copy is kept. Raises ``OSError``, and ``RegistryError`` where that copy cannot be made.
         """
         path = self.earlier.path
-        with locked(path.parent) if path.parent.is_dir() else nullcontext():
+        with locked(path.parent):
             known = {*self.earlier.names(), *(identity(each.entry) for each in self.naming.named)}
             now = read_earlier(path.parent)
             self.backup = keep_broken(now)

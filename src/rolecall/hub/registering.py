@@ -61,8 +61,6 @@ def entries_by_path(settings: Settings) -> dict[Path, list[ModelEntry]]:
 
 def forget(settings: Settings, paths: Collection[Path]) -> list[str]:
     """Take the discovered entries of these files out of the registry; return their names. Raises ``OSError``."""
-    if not settings.config_dir.is_dir():
-        return []
     with locked(settings.config_dir):
         earlier = read_earlier(settings.config_dir)
         gone = [entry for entry in earlier.scanned if _path(entry) in paths]

@@ -54,8 +54,12 @@ def _replace(path: Path, data: bytes, mode: int | None) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep out everybody else who changes files of this folder under the same lock."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """Keep out everybody else who changes files of this folder under the same lock; one that is not there has none."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield
+        return
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         yield

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rolecall.core.json_edit import append, drop, put
 from rolecall.core.json_tree import parse_tree
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.runtime.private_file import locked, write_in_place
@@ -20,22 +20,28 @@ _BOM = b"\xef\xbb\xbf"
 _EMPTY = "[]\n"
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryEdit:
-    """What a change makes of a file, and of the registry as a whole; ``backup`` is the copy of what was there."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEdit:
+    """What a change makes of a file."""
 
     path: Path
     before: str
     after: str
-    registry: Registry
-    discovered: Any = ()
     written: bool = False
-    backup: Path | None = None
 
     @property
     def changed(self) -> bool:
         """Whether the text is another one."""
         return self.before != self.after
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryEdit(FileEdit):
+    """What a change makes of the registry as a whole, too; ``backup`` is the copy of what was there."""
+
+    registry: Registry
+    discovered: Any = ()
+    backup: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,35 @@ class RegistryText:
     rows: tuple[Any, ...]
     place: tuple[str, ...]
     discovered: Any = ()
+
+    @classmethod
+    def read(cls, text: str, discovered: Any = ()) -> RegistryText:
+        """Return a text with its entries; raises ``ValueError`` for what is no JSON, or no list of entries."""
+        try:
+            parse_tree(text)
+            data = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"is not JSON, so nothing was changed: {error}") from None
+        place = ("models",) if isinstance(data, dict) and "models" in data else ()
+        rows = data["models"] if place else data
+        if not isinstance(rows, list):
+            raise ValueError("must be a JSON list of entries; nothing was changed")  # noqa: TRY004 - the file's fault
+        return cls(text, tuple(rows), place, discovered)
+
+    def put(self, path: Sequence[str | int], value: Any) -> RegistryText:
+        """Return it with a value at a path below the list of entries; raises ``RegistryError`` where none can stand."""
+        try:
+            return self.read(put(self.text, (*self.place, *path), value), self.discovered)
+        except ValueError as error:
+            raise RegistryError([f"{'.'.join(map(str, path[1:]))}: {error}; nothing was written"]) from None
+
+    def drop(self, path: Sequence[str | int]) -> RegistryText:
+        """Return it without the value at a path below the list of entries."""
+        return self.read(drop(self.text, (*self.place, *path)), self.discovered)
+
+    def append(self, row: Mapping[str, Any]) -> RegistryText:
+        """Return it with one more entry."""
+        return self.read(append(self.text, self.place, row), self.discovered)
 
     def find(self, id_: str) -> int | None:
         """Return the position of the entry with this name, else with this alias."""
@@ -78,13 +113,14 @@ def edit_registry(
     folder = path.resolve().parent
     if not dry_run:
         folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder) if folder.is_dir() else nullcontext():
+    with locked(folder):
         source = standing(path)
         data = source.read_bytes() if source.exists() else _EMPTY.encode()
         found = _parsed(path, data, read_list(config_dir / DISCOVERED) if file is None else ())
         after = change(found)
         registry = _checked(path, after, found.discovered)
-        edit = RegistryEdit(path, found.text if source.exists() else "", after, registry, found.discovered)
+        before = found.text if source.exists() else ""
+        edit = RegistryEdit(path=path, before=before, after=after, registry=registry, discovered=found.discovered)
         if dry_run or not edit.changed:
             return edit
         kept = back_up(path, data) if backup and path.exists() else None
@@ -95,17 +131,11 @@ def edit_registry(
 
 def _parsed(path: Path, data: bytes, discovered: Any) -> RegistryText:
     try:
-        text = data.decode("utf-8-sig")
-        parse_tree(text)
-    except ValueError as error:
+        return RegistryText.read(data.decode("utf-8-sig"), discovered)
+    except UnicodeDecodeError as error:
         raise RegistryError([f"{path}: is not JSON, so nothing was changed: {error}"]) from None
-    rows = json.loads(text)
-    place: tuple[str, ...] = ()
-    if isinstance(rows, dict) and "models" in rows:
-        rows, place = rows["models"], ("models",)
-    if not isinstance(rows, list):
-        raise RegistryError([f"{path}: must be a JSON list of entries; nothing was changed"])
-    return RegistryText(text, tuple(rows), place, discovered)
+    except ValueError as error:
+        raise RegistryError([f"{path}: {error}"]) from None
 
 
 def _checked(path: Path, text: str, discovered: Any) -> Registry:

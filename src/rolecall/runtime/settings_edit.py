@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,40 @@ from tomlkit.items import Table
 
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.private_file import locked, write_in_place
+from rolecall.runtime.registry_edit import FileEdit
 from rolecall.settings import SETTINGS_FILE, load_settings, standing
 
 
-def edit_role_table(
-    config_dir: Path, role: str, values: Mapping[str, Any], *, dry_run: bool = False
-) -> tuple[Path, str, str]:
+def edit_role_table(config_dir: Path, role: str, values: Mapping[str, Any], *, dry_run: bool = False) -> FileEdit:
     """Put values into ``[roles.ROLE]`` of ``rolecall.toml``, None takes one away; the table goes with its last value.
 
-    Returns the file with its text before and after. Raises ``ConfigurationError`` for what the settings would refuse,
-    and then nothing is written.
+    Raises ``ConfigurationError`` for what the settings would refuse, and then nothing is written.
     """
     path = config_dir / SETTINGS_FILE
-    folder = path.resolve().parent
-    with locked(folder) if folder.is_dir() else nullcontext():
+    with locked(path.resolve().parent):
         source = standing(path)
-        before = source.read_text(encoding="utf-8") if source.exists() else ""
-        after = _changed(path, before, role, values)
+        before = _text(path, source.read_bytes() if source.exists() else b"")
+        after = _with_line_ends_of(before, lambda text: _changed(path, text, role, values))
         check_settings(config_dir, after)
-        if after != before and not dry_run:
-            write_in_place(path, after.encode())
-    return path, before, after
+        edit = FileEdit(path=path, before=before, after=after)
+        if dry_run or not edit.changed:
+            return edit
+        write_in_place(path, after.encode())
+    return replace(edit, written=True)
+
+
+def _text(path: Path, data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path}: is no TOML, so nothing was changed: {error}") from None
+
+
+def _with_line_ends_of(text: str, change: Callable[[str], str]) -> str:
+    """Return a changed text that keeps its kind of line ends: whatever they are, tomlkit adds lines with Unix's."""
+    if "\r\n" not in text:
+        return change(text)
+    return change(text.replace("\r\n", "\n")).replace("\n", "\r\n")
 
 
 def _changed(path: Path, text: str, role: str, values: Mapping[str, Any]) -> str:
@@ -72,6 +85,10 @@ def with_settings(text: str, values: Mapping[str, Any]) -> str:
     A setting that is there takes the new value, one that stands there as a comment comes into force in its place, and
     any other goes to the top. Raises ``ConfigurationError`` for a text that is no TOML.
     """
+    return _with_line_ends_of(text, lambda plain: _set(plain, values))
+
+
+def _set(text: str, values: Mapping[str, Any]) -> str:
     try:
         document = tomlkit.parse(text)
         for name, value in values.items():
@@ -95,7 +112,7 @@ def _written(value: Any) -> str:
 def check_settings(config_dir: Path, text: str) -> None:
     """Raise ``ConfigurationError`` for a settings file that ``rolecall serve`` would refuse."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        (Path(folder) / SETTINGS_FILE).write_bytes(text.encode())
         try:
             load_settings({"config_dir": folder}, {})
         except ConfigurationError as error:
