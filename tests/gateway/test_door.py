@@ -20,7 +20,7 @@ from rolecall.errors import Forbidden, InvalidApiKey
 from rolecall.gateway.app import create_app
 from rolecall.gateway.caller import Anyone, Stranger, caller_of, introduce
 from rolecall.gateway.door import Door, Keys, Refusals
-from rolecall.gateway.routes import FOR_EVERY_KEY, INFERENCE_PATHS, ScopedRoute, needed_scope
+from rolecall.gateway.routes import INFERENCE_PATHS, ScopedRoute, needed_scope
 from rolecall.gateway.server import running_gateway
 from rolecall.runtime.api_keys import KeyStore, change_keys
 from rolecall.runtime.roster import load_roster
@@ -29,6 +29,8 @@ from rolecall.settings import load_settings
 
 PAGE = b"https://chat.example.org"
 HOST = (b"host", b"localhost:8100")
+FOR_EVERY_KEY = ("/health", "/v1/models", "/v1/models/select_by_role", "/v1/models/{id:path}")
+"""The routes beside inference that a key of any scope may read."""
 Headers = list[tuple[bytes, bytes]]
 
 

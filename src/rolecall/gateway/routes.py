@@ -45,9 +45,6 @@ INFERENCE_PATHS = (
     "/detokenize",
 )
 
-FOR_EVERY_KEY = ("/health", "/v1/models", "/v1/models/select_by_role", "/v1/models/{id:path}")
-"""The routes beside inference that a key of any scope may read; `/health` is read without one, too."""
-
 _TRUE, _FALSE = ("1", "true", "yes", "on", ""), ("0", "false", "no", "off")
 
 
@@ -56,7 +53,7 @@ Need = ApiKeyScope | Literal["open"]
 
 
 class ScopedRoute(Route):
-    """A route of a room above the gateway, which says itself what its callers need; None is any key."""
+    """A route that says itself what its callers need; None is any key. `/health` is read without one, too."""
 
     def __init__(
         self, path: str, endpoint: ASGIApp | Callable[..., Any], *, methods: list[str], need: Need | None
@@ -84,40 +81,35 @@ def routes(
     reload: Callable[[], None],
     created: int,
     key_problem: Callable[[], str | None] = lambda: None,
-) -> list[Route]:
-    """Return all routes.
+) -> list[ScopedRoute]:
+    """Return all routes of the gateway.
 
     ``created`` is the time (s since the epoch) that model cards show, ``key_problem`` what is wrong with the key file.
     """
     api = _Api(services, reload, created, key_problem)
-    get: dict[str, Callable[[Request], Awaitable[Json]]] = {
-        "/health": api.health,
-        "/v1/models": api.models,
-        "/v1/models/select_by_role": api.select_by_role,
-        "/v1/models/health": api.models_health,
-        "/v1/config/profile": api.profile,
-        "/v1/config/proxy": api.settings,
-        "/v1/models/{id:path}": api.model,
-    }
-    post: dict[str, Callable[[Request], Awaitable[Json]]] = {
-        "/v1/models/{id:path}/load": api.load,
-        "/v1/models/{id:path}/unload": api.unload,
-        "/v1/admin/reload": api.reload,
-    }
+    table: list[tuple[str, str, Callable[[Request], Awaitable[Json]], Need | None]] = [
+        ("POST", "/v1/models/{id:path}/load", api.load, "admin"),
+        ("POST", "/v1/models/{id:path}/unload", api.unload, "admin"),
+        ("POST", "/v1/admin/reload", api.reload, "admin"),
+        ("GET", "/health", api.health, None),
+        ("GET", "/v1/models", api.models, None),
+        ("GET", "/v1/models/select_by_role", api.select_by_role, None),
+        ("GET", "/v1/models/health", api.models_health, "admin"),
+        ("GET", "/v1/config/profile", api.profile, "admin"),
+        ("GET", "/v1/config/proxy", api.settings, "admin"),
+        ("GET", "/v1/models/{id:path}", api.model, None),
+    ]
     return [
-        *(Route(path, inference, methods=["POST"]) for path in INFERENCE_PATHS),
-        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
-        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+        *(ScopedRoute(path, inference, methods=["POST"], need="inference") for path in INFERENCE_PATHS),
+        *(ScopedRoute(path, endpoint, methods=[method], need=need) for method, path, endpoint, need in table),
     ]
 
 
-def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], Need | None]:
+def needed_scope(routes: Iterable[ScopedRoute]) -> Callable[[Scope], Need | None]:
     """Return a function that tells the scope of an API key that a request needs; None where any key will do.
 
-    ``open`` is what needs no key, such as a page that asks for one.
-
-    It asks the routes themselves, in the router's order, so that both mean the same one. A route that is not known to
-    be for everybody with a key needs ``admin``; what no route answers needs any key.
+    ``open`` is what needs no key, such as a page that asks for one. It asks the routes themselves, in the router's
+    order, so that both mean the same one; what no route answers needs any key.
     """
     all_routes = tuple(routes)
     inference = frozenset(route.path for route in all_routes if isinstance(route.endpoint, Inference))
@@ -126,17 +118,9 @@ def needed_scope(routes: Iterable[Route]) -> Callable[[Scope], Need | None]:
         if scope["method"] == "POST" and scope["path"] in inference:  # as most are: no pattern needs to be tried
             return "inference"
         found = next((route for route in all_routes if route.matches(scope)[0] is Match.FULL), None)
-        return None if found is None else _scope_of(found)
+        return None if found is None else found.need
 
     return needed
-
-
-def _scope_of(route: Route) -> Need | None:
-    if isinstance(route, ScopedRoute):
-        return route.need
-    if isinstance(route.endpoint, Inference):
-        return "inference"
-    return None if route.path in FOR_EVERY_KEY else "admin"
 
 
 class _Api:
