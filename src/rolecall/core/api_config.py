@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
@@ -86,14 +86,11 @@ class ApiConfig(BaseModel):
         """Return it with what ``patch`` names in its place; null takes a value back. Raises ``BadRequest``."""
         if not isinstance(patch, Mapping):
             raise BadRequest("The body must be a JSON object with backend, llm_params or both.")
-        values: dict[str, Any] = {"backend": self.backend, "llm_params": self.llm_params.given, **patch}
         params = patch.get("llm_params", {})
-        if params is not None and isinstance(params, Mapping):
+        if isinstance(params, Mapping):
             merged = {**self.llm_params.given, **params}
-            values["llm_params"] = {name: value for name, value in merged.items() if value is not None}
-        elif params is None:
-            values["llm_params"] = {}
-        return read_config(values)
+            params = {name: value for name, value in merged.items() if value is not None}
+        return read_config({"backend": self.backend, **patch, "llm_params": {} if params is None else params})
 
 
 def read_config(values: object) -> ApiConfig:
