@@ -254,6 +254,18 @@ def test_bodies_that_are_none(server: Rolecall) -> None:
     assert server.http.put(CONFIG, json={}).status_code == 405
 
 
+def test_a_client_that_leaves_within_its_body(server: Rolecall) -> None:
+    """It is no failure of rolecall's, of which the terminal would have a traceback."""
+    for path in (CONFIG, "/datasets"):
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{{"
+        )
+        server.raw(head.encode()).close()
+        for _ in range(3):  # each goes through the loop several times
+            assert server.get(CONFIG)["problem"] is None
+    assert "Traceback" not in server.words()
+
+
 def test_it_needs_an_admins_key(make: Make) -> None:
     """With keys in force a key for inference alone is not enough, to look or to set."""
     server = make(settings={"api_keys_file": "keys.json"})

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
@@ -19,7 +20,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins, is_host_rule, is_loopback
 from rolecall.errors import MethodNotAllowed, RolecallError
+from rolecall.gateway.body import ClientGone
 from rolecall.gateway.door import Door, Keys
+from rolecall.gateway.exchange import CLIENT_GONE
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.routes import INFERENCE_PATHS, Json, ScopedRoute, needed_scope, not_found, routes
@@ -46,7 +49,7 @@ def create_app(
     table += more
     app = Starlette(
         routes=table,
-        exception_handlers={RolecallError: _answer, HTTPException: _http_error, Exception: _bug},
+        exception_handlers={RolecallError: _answer, HTTPException: _http_error, ClientGone: _gone, Exception: _bug},
     )
     # A redirect would be built from the Host header, which is the client's to choose.
     app.router.redirect_slashes = False
@@ -120,6 +123,10 @@ class RequestId:
 async def _answer(_request: Request, error: Exception) -> Json:
     assert isinstance(error, RolecallError)  # noqa: S101 - registered for this class alone
     return Json(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)  # nobody reads it
 
 
 async def _http_error(request: Request, error: Exception) -> Json:

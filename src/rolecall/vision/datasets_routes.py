@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from rolecall.errors import BadRequest, NotFound
-from rolecall.gateway.body import ClientGone, parse_json, receive_body
+from rolecall.gateway.body import parse_json, receive_body
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.routes import Json, Need, ScopedRoute, read_flag
 
@@ -254,11 +254,7 @@ async def _body(request: Request, fields: set[str], *, may_be_empty: bool = Fals
     headers = dict(request.scope["headers"])
     if may_be_empty and headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers:
         return {}
-    try:
-        raw = await receive_body(headers, request.receive, MAX_BODY_BYTES)
-    except ClientGone as gone:
-        raise BadRequest(f"The body did not come: {gone}.") from None
-    body = parse_json(raw)
+    body = parse_json(await receive_body(headers, request.receive, MAX_BODY_BYTES))
     if not isinstance(body, dict):
         raise BadRequest("The body must be a JSON object.")
     if strange := sorted(body.keys() - fields):

@@ -23,7 +23,6 @@ from rolecall.core.parameters import STAND_INS
 from rolecall.errors import BadRequest, RolecallError, Unavailable, UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.caller import caller_of
-from rolecall.gateway.exchange import CLIENT_GONE
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.vision.ask import Asker, AskError, Question, Reply
@@ -113,7 +112,7 @@ class SingleRequests:
         }
 
     async def serve(self, request: Request) -> Response:
-        """Return the answer to a request for one of the paths; gives up when the client leaves."""
+        """Return the answer to a request for one of the paths; raises ``ClientGone`` when the client leaves."""
         services, refusal = self._gateway.services, Refusal(request, self._gateway.services.recorder)
         try:
             caller = await refusal.paid()
@@ -126,8 +125,6 @@ class SingleRequests:
             return Json(error.body(), error.status, {**shown_headers(failed.headers), **error.headers()})
         except RolecallError as error:
             return refusal.answer(error)
-        except ClientGone:
-            return Response(status_code=CLIENT_GONE)  # nobody reads it
 
     # -- a picture and a prompt of the request's own
 
