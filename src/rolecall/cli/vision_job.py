@@ -15,6 +15,7 @@ from rolecall.cli.client import connect
 from rolecall.cli.common import CommandError, fail, print_json
 from rolecall.cli.table import NOTHING, Column, Row, printable, show, table
 from rolecall.cli.vision_machine import Machine, look
+from rolecall.core.wording import counted
 from rolecall.settings import load_settings
 from rolecall.vision.batch_earlier import Earlier
 from rolecall.vision.batch_files import HEIC_SUFFIXES, Found, NoPictures, find_pictures, path_text
@@ -127,7 +128,7 @@ class Job:
     def pictures(self) -> str:
         """How many pictures there are, and what was passed over."""
         over = self.found.passed_over
-        return _with_heic(count(len(self.found.pictures), "picture") + (f"; passed over: {over}" if over else ""))
+        return _with_heic(counted(len(self.found.pictures), "picture") + (f"; passed over: {over}" if over else ""))
 
     @property
     def total(self) -> int:
@@ -199,9 +200,4 @@ def _variables(tasks: Sequence[Task], given: Mapping[str, str]) -> dict[str, dic
 
 def at_a_time(jobs: int) -> str:
     """Return ``4 pictures at a time``."""
-    return f"{count(jobs, 'picture')} at a time"
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 picture`` or ``2 pictures``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{counted(jobs, 'picture')} at a time"

@@ -17,8 +17,9 @@ from rolecall import __version__
 from rolecall.cli.client import key_header
 from rolecall.cli.common import fail, print_json
 from rolecall.cli.table import console_for, printable
-from rolecall.cli.vision_job import Job, Options, at_a_time, count, planned, usable_output
+from rolecall.cli.vision_job import Job, Options, at_a_time, planned, usable_output
 from rolecall.cli.vision_progress import Shown, Tally, duration
+from rolecall.core.wording import counted
 from rolecall.vision.ask import Asker
 from rolecall.vision.batch import Batch, BatchError, Wishes
 from rolecall.vision.batch_earlier import Earlier
@@ -127,17 +128,17 @@ class _Run:
 
     def _result(self, shown: Shown, seconds: float) -> str:
         tally = shown.tally
-        parts = [f"{count(tally.ok, 'answer')} in {duration(seconds)}"]
+        parts = [f"{counted(tally.ok, 'answer')} in {duration(seconds)}"]
         if tally.earlier:
             parts.append(f"{tally.earlier} there already")
         if tally.failed:
             parts.append(f"{tally.failed} failed")
         if tally.discarded:
-            parts.append(f"{count(tally.discarded, 'part')} of them not used")
+            parts.append(f"{counted(tally.discarded, 'part')} of them not used")
         if tally.sidecars:
-            parts.append(count(tally.sidecars, "sidecar"))
+            parts.append(counted(tally.sidecars, "sidecar"))
         if tally.sidecar_errors:
-            parts.append(f"{count(tally.sidecar_errors, 'sidecar')} not written")
+            parts.append(f"{counted(tally.sidecar_errors, 'sidecar')} not written")
         models = ", ".join(f"{name} {number}" for name, number in tally.models.most_common())
         return ", ".join(parts) + (f" ({models})" if models else "")
 

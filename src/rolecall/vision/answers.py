@@ -43,8 +43,8 @@ class Discarded:
 class Answer:
     """An answer as it was read: ``value`` is None, and ``problem`` says why, if nothing of it can be used.
 
-    For tasks that tag, ``value`` has the values of each dimension that has any, ``tags`` all of them; ``missing`` are
-    the dimensions of which nothing usable was said.
+    ``tags`` are its words, of tasks that tag or ask for keywords. For tasks that tag, ``value`` has the values of each
+    dimension that has any; ``missing`` are the dimensions of which nothing usable was said.
     """
 
     value: Value | None
@@ -187,7 +187,7 @@ def _keywords(words: str, rules: Validation) -> Answer:
     if len(kept) < rules.min_items:
         problem = f"the answer has {len(kept)} keywords, fewer than {rules.min_items}"
         return Answer(None, problem=problem, discarded=tuple(dropped))
-    return Answer(list(kept.values()), discarded=tuple(dropped))
+    return Answer([*kept.values()], tuple(kept.values()), tuple(dropped))
 
 
 def _items(words: str) -> Iterator[str]:

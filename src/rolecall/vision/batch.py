@@ -211,7 +211,7 @@ class Batch:
         except AskError as error:
             return replace(bare, error=error.message, ts=_now())
         self._in_a_row = 0
-        return _filled(bare, task, outcome)
+        return _filled(bare, outcome)
 
     async def _outcome(self, task: Task, photo: Photo) -> Outcome:
         """Ask, and once more where that may help; what no picture can change ends the run."""
@@ -279,13 +279,12 @@ def _photo(path: Path, max_side: int, jpeg_quality: int) -> Photo | PhotoError:
         return error
 
 
-def _filled(bare: Record, task: Task, outcome: Outcome) -> Record:
-    words = outcome.value if task.parser == "keywords" and isinstance(outcome.value, list) else outcome.tags
+def _filled(bare: Record, outcome: Outcome) -> Record:
     return replace(
         bare,
         status="ok" if outcome.problem is None else "failed",
         value=outcome.value,
-        tags=tuple(map(str, words)),
+        tags=outcome.tags,
         discarded=len(outcome.discarded),
         error=outcome.problem,
         model=outcome.model,

@@ -146,7 +146,4 @@ def _check(error: AskError) -> None:
 def _tagged(outcome: Outcome) -> Tagged:
     if outcome.value is None:
         raise SampleFailed(f"{outcome.model}: {outcome.problem}"[:_MOST_CHARACTERS_SAID])
-    words = outcome.tags
-    if not words and isinstance(outcome.value, list):
-        words = tuple(word for word in outcome.value if isinstance(word, str))
-    return Tagged(words, outcome.model)
+    return Tagged(outcome.tags, outcome.model)

@@ -26,9 +26,10 @@ class Outcome:
     """What a task came to for one picture.
 
     ``value`` is a text, a list of keywords, JSON, or for tags the values by dimension; None, with the reason in
-    ``problem``, if nothing of the answer can be used. ``tags`` are the tags of all dimensions; ``discarded`` what was
-    said beyond the vocabulary, ``missing`` the dimensions without an answer. ``text`` is the answer as it came.
-    ``usage`` and ``cached_tokens`` are sums over ``requests``; ``ms`` is the time in all. ``model`` served last.
+    ``problem``, if nothing of the answer can be used. ``tags`` are its words: the tags of all dimensions, or the
+    keywords. ``discarded`` is what was said and not used, ``missing`` are the dimensions without an answer.
+    ``text`` is the answer as it came. ``usage`` and ``cached_tokens`` are sums over ``requests``; ``ms`` is the time in
+    all. ``model`` served last.
     """
 
     task_id: str

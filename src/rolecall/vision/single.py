@@ -173,7 +173,7 @@ class SingleRequests:
         outcome = await self._run(name, given, session)
         by_dimension = outcome.value if isinstance(outcome.value, dict) else None
         answer = {
-            "tags": outcome.value if isinstance(outcome.value, list) else list(outcome.tags),
+            "tags": list(outcome.tags),
             "by_dimension": by_dimension,
             "discarded": [{"text": each.text, "reason": each.reason} for each in outcome.discarded],
             "missing": list(outcome.missing),
