@@ -20,7 +20,7 @@ from rolecall.errors import Forbidden, InvalidApiKey
 from rolecall.gateway.app import create_app
 from rolecall.gateway.caller import Anyone, Stranger, caller_of, introduce
 from rolecall.gateway.door import Door, Keys, Refusals
-from rolecall.gateway.routes import INFERENCE_PATHS, ScopedRoute, needed_scope
+from rolecall.gateway.routes import INFERENCE_PATHS, Need, ScopedRoute, needed_scope
 from rolecall.gateway.server import running_gateway
 from rolecall.runtime.api_keys import KeyStore, change_keys
 from rolecall.runtime.roster import load_roster
@@ -29,7 +29,7 @@ from rolecall.settings import load_settings
 
 PAGE = b"https://chat.example.org"
 HOST = (b"host", b"localhost:8100")
-FOR_EVERY_KEY = ("/health", "/v1/models", "/v1/models/select_by_role", "/v1/models/{id:path}")
+FOR_EVERY_KEY = ("/v1/models", "/v1/models/select_by_role", "/v1/models/{id:path}")
 """The routes beside inference that a key of any scope may read."""
 Headers = list[tuple[bytes, bytes]]
 
@@ -74,7 +74,10 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
 
 
 def door(keys: Keys | None = None, origins: AllowedOrigins | None = None) -> Door:
-    return Door(inside, AllowedHosts(), origins or AllowedOrigins(), lambda _scope: "inference", keys)
+    def needs(scope: Scope) -> Need:
+        return "open" if scope["path"] == "/health" else "inference"
+
+    return Door(inside, AllowedHosts(), origins or AllowedOrigins(), needs, keys)
 
 
 NAMES = st.sampled_from(
@@ -212,7 +215,7 @@ async def test_a_scope_is_that_of_the_route_which_answers(routes: list[Any]) -> 
         elif found.path in INFERENCE_PATHS:
             expected = "inference"
         else:
-            expected = None if found.path in FOR_EVERY_KEY else "admin"
+            expected = None if found.path in FOR_EVERY_KEY else "open" if found.path == "/health" else "admin"
             seen.add((found.path, expected))
         assert needed(scope) == expected, scope
     admins = {path for path, expected in seen if expected == "admin"}

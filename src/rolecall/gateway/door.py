@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
-from typing import Literal
 
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,18 +25,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rolecall.core.error_shapes import error_body
 from rolecall.core.hosts import AllowedHosts, AllowedOrigins
 from rolecall.core.keys import ApiKey
-from rolecall.core.keys import Scope as KeyScope
 from rolecall.errors import BadRequest, Forbidden, InvalidApiKey, OriginNotAllowed, RolecallError
 from rolecall.gateway.caller import Anyone, Caller, KeyHolder, Stranger, introduce
 from rolecall.gateway.request_id import new_request_id
+from rolecall.gateway.routes import Need
 from rolecall.gateway.wire import WIRE
 from rolecall.runtime.api_keys import KeyStore
 from rolecall.runtime.usage import UsageBook
 
 log = logging.getLogger(__name__)
-
-HEALTH = "/health"
-"""Needs no key, and a page may ask for it: who may not know more learns only that it is up."""
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 """OpenAI's, Anthropic's and Azure's clients use one of these each."""
@@ -61,7 +57,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 """``$`` of a route's pattern also matches before a line feed: it would answer what looks like no path of ours."""
 
 Headers = dict[bytes, bytes]
-Needs = Callable[[Scope], KeyScope | Literal["open"] | None]
+Needs = Callable[[Scope], Need | None]
 """The scope that a request needs; None where any key will do, ``open`` where none is needed."""
 
 
@@ -154,7 +150,7 @@ class Door:
         return KeyHolder(key, self._keys.usage)
 
     def _is_open(self, scope: Scope) -> bool:
-        return scope["method"] in _SAFE and (scope["path"] == HEALTH or self._needs(scope) == "open")
+        return scope["method"] in _SAFE and self._needs(scope) == "open"
 
     def _told(self, send: Send, origin: bytes | None) -> Send:
         """Return ``send`` with the headers that let an allowed page read the answer."""

@@ -53,7 +53,7 @@ Need = ApiKeyScope | Literal["open"]
 
 
 class ScopedRoute(Route):
-    """A route that says itself what its callers need; None is any key. `/health` is read without one, too."""
+    """A route that says itself what its callers need; None is any key."""
 
     def __init__(
         self, path: str, endpoint: ASGIApp | Callable[..., Any], *, methods: list[str], need: Need | None
@@ -91,7 +91,7 @@ def routes(
         ("POST", "/v1/models/{id:path}/load", api.load, "admin"),
         ("POST", "/v1/models/{id:path}/unload", api.unload, "admin"),
         ("POST", "/v1/admin/reload", api.reload, "admin"),
-        ("GET", "/health", api.health, None),
+        ("GET", "/health", api.health, "open"),  # who may not know more learns only that it is up
         ("GET", "/v1/models", api.models, None),
         ("GET", "/v1/models/select_by_role", api.select_by_role, None),
         ("GET", "/v1/models/health", api.models_health, "admin"),
