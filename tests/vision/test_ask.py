@@ -138,6 +138,15 @@ async def test_patience_ends() -> None:
     assert (caught.code, caught.retry_after_s) == ("model_loading", 31)
 
 
+async def test_without_patience_nothing_is_waited_for() -> None:
+    """Also where a server says to come back at once, which it could say for ever."""
+    answers: list[Any] = ["A dog.", error(503, "busy", **{"retry-after": "0"})]
+    async with chat_client(lambda _: answers.pop()) as client:
+        with pytest.raises(AskError):
+            await Asker(client, patience_s=0).ask(QUESTION)
+    assert answers == ["A dog."]
+
+
 async def test_waits_add_up() -> None:
     """The limit is for all waits of a question together."""
     asked = []

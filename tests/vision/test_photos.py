@@ -194,10 +194,8 @@ def test_what_is_transparent_is_white(mode: str) -> None:
     """A drawing on no ground stands on white, as on a page."""
     image = Image.new("RGBA", (40, 20), (0, 0, 0, 0))
     image.paste((0, 0, 254, 255), (20, 0, 40, 20))
-    data = encoded(image, "PNG") if mode == "RGBA" else encoded(image.quantize(4), "PNG", transparency=None)
-    seen = pixels(prepare(data))
-    if mode == "RGBA":
-        assert is_near(seen.getpixel((5, 10)), WHITE)
+    seen = pixels(prepare(encoded(image if mode == "RGBA" else image.quantize(4), "PNG")))
+    assert is_near(seen.getpixel((5, 10)), WHITE)
     assert is_near(seen.getpixel((35, 10)), BLUE)
 
 

@@ -132,8 +132,9 @@ Waiting = Callable[[AskError], AbstractAsyncContextManager[None]]
 class Asker:
     """Sends questions with a client whose base URL is a rolecall; see ``in_process.client_of`` for the one within.
 
-    429 and 503 that say when to ask again are waited for, ``patience_s`` for one question in all. A question that is
-    cancelled closes its connection, which ends the engine's work. ``waiting`` gives what is held during such a wait.
+    429 and 503 that say when to ask again are waited for, less than ``patience_s`` for one question in all: with 0 they
+    are errors like all others. ``waiting`` gives what is held during such a wait. A question that is cancelled closes
+    its connection, which ends the engine's work.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Asker:
                 return _reply(await self._post(body, headers), time.monotonic() - started_at)
             except AskError as error:
                 wait_s = error.retry_after_s
-                if error.status not in _RETRIED or wait_s is None or waited_s + wait_s > self._patience_s:
+                if error.status not in _RETRIED or wait_s is None or waited_s + wait_s >= self._patience_s:
                     raise
                 refused = error
             waited_s += wait_s
