@@ -574,6 +574,19 @@ def test_prune_takes_what_broken_pulls_left(hub: HubServer, here: tuple[str, ...
     assert not os.listdir(tmp_path / "state" / "models")  # noqa: PTH208 - no more than names
 
 
+def test_a_model_that_is_being_pulled_is_not_removed(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
+    """Neither from the disk nor from the registry; afterwards it is, from both."""
+    name = answer("models", "pull", NAME, *here)["name"]
+    with ModelStore(tmp_path / "state" / "models").held(NAME):
+        result = call("models", "remove", name, "--yes", *here)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "another process pulls or removes models of this repository" in result.stderr
+    assert [entry["name"] for entry in entries(tmp_path)] == [name]
+    assert answer("models", "verify", name, *here)[0]["ok"]
+    assert answer("models", "remove", name, "--yes", *here)["names"] == [name]
+    assert (models(tmp_path), entries(tmp_path)) == ([], [])
+
+
 def test_prune_says_what_is_being_pulled(hub: HubServer, here: tuple[str, ...], tmp_path: Path) -> None:
     """A part that a pull is working on stays, and is told."""
     models = tmp_path / "state" / "models"

@@ -380,3 +380,15 @@ def test_a_repository_without_an_organisation(puller: Puller, hub: HubServer) ->
     part.parent.mkdir()
     part.write_bytes(b"x")
     assert puller.store.parts()[0].repository == "tiny"
+
+
+def test_what_became_a_model_meanwhile_is_not_swept(puller: Puller) -> None:
+    """A pull that is at work between two files ends while somebody is asked: its first file is part of a model then."""
+    pulled = puller()
+    note = puller.store.note(pulled).read_bytes()
+    puller.store.note(pulled).unlink()
+    left = leftovers(puller.store)
+    assert left
+    puller.store.note(pulled).write_bytes(note)
+    assert [sweep(puller.store, each) for each in left] == [0] * len(left)
+    assert list(problems(pulled, pulled.models[0], ignored)) == []

@@ -181,21 +181,20 @@ def remove_model(  # noqa: PLR0913 - options
     gone = [removal(each.pulled, each.model) for each in here]
     if not confirmed(_question(gone), yes=yes):
         fail("nothing was removed")
-    names = forget(settings, [each.pulled.path(each.model) for each in here])
-    with explained():
-        freed = sum(_remove(settings, each) for each in here)
-    if as_json:
-        print_json({"removed": [each.id for each in here], "names": names, "freed_bytes": freed})
-    else:
-        typer.echo(f"removed {', '.join(each.id for each in here)}: {amount(freed)} are free again")
-        _tell_kept(here, names)
-
-
-def _remove(settings: Settings, each: _Here) -> int:
-    """Remove one, as its revision stands now: another one of it may have just gone."""
     store = ModelStore(settings.models_folder)
-    now = next((pulled for pulled in store.pulled(each.pulled.repository) if pulled.folder == each.pulled.folder), None)
-    return remove(store, now, each.model) if now else 0
+    with explained():
+        freed = [(each, remove(store, each.pulled, each.model)) for each in here]
+    names = forget(settings, [each.pulled.path(each.model) for each, size in freed if size is not None])
+    if busy := [each.id for each, size in freed if size is None]:
+        raise CommandError(
+            f"{', '.join(busy)}: another process pulls or removes models of this repository, wait for it"
+        )
+    total = sum(size or 0 for _, size in freed)
+    if as_json:
+        print_json({"removed": [each.id for each in here], "names": names, "freed_bytes": total})
+    else:
+        typer.echo(f"removed {', '.join(each.id for each in here)}: {amount(total)} are free again")
+        _tell_kept(here, names)
 
 
 def _question(gone: Iterable[Removal]) -> str:
@@ -257,23 +256,22 @@ def prune(
     gone = [removal(pulled, model) for pulled, model in old] + left
     if not as_json:
         show(lambda width: labelled(_to_go(gone), width))
-    freed, busy = 0, list[Removal]()
+    freed: list[int | None] = []
     is_meant = bool(gone) and not dry_run
     if is_meant and not confirmed(f"remove this, {amount(sum(each.freed_bytes for each in gone))}?", yes=yes):
         fail("nothing was removed")
     if is_meant:
         with explained():
-            freed += sum(_remove(settings, _Here(pulled, model, ())) for pulled, model in old)
-            swept = [(each, sweep(store, each)) for each in left]
-            freed += sum(size or 0 for _, size in swept)
-            busy = [each for each, size in swept if size is None]
+            freed = [remove(store, pulled, model) for pulled, model in old] + [sweep(store, each) for each in left]
+    total = sum(size or 0 for size in freed)
+    busy = [each for each, size in zip(gone, freed, strict=False) if size is None]
     if as_json:
         rows = [{"what": each.what, "paths": list(map(str, each.paths))} for each in gone]
         kept = [each.what for each in busy]
-        print_json({"found": rows, "removed": is_meant, "freed_bytes": freed, "being_pulled": kept})
+        print_json({"found": rows, "removed": is_meant, "freed_bytes": total, "being_pulled": kept})
     elif is_meant:
-        if freed or not busy:
-            typer.echo(f"{amount(freed)} are free again")
+        if total or not busy:
+            typer.echo(f"{amount(total)} are free again")
         for each in busy:
             typer.echo(printable(f"{each.what}: {each.repository} is being pulled, so it stays"), err=True)
 

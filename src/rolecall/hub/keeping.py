@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rolecall.hub.download import Report, check, written
-from rolecall.hub.failures import HubError, WrongContent
+from rolecall.hub.failures import WrongContent
 from rolecall.runtime.model_store import Busy, ModelStore, Pulled, PulledModel
 
 
@@ -53,32 +53,54 @@ def removal(pulled: Pulled, model: PulledModel) -> Removal:
     return Removal(f"{pulled.repository} {model.label}", pulled.repository, paths)
 
 
-def remove(store: ModelStore, pulled: Pulled, model: PulledModel) -> int:
-    """Remove a model; return the bytes that gave back. Its note goes first, so that a break leaves no half a model.
+def remove(store: ModelStore, pulled: Pulled, model: PulledModel) -> int | None:
+    """Remove a model; return the bytes that gave back, None while its repository is being pulled.
 
-    Raises `HubError`.
+    Its note goes first, so that a break leaves no half a model. Raises `HubError`.
     """
+    return _taken_away(store, pulled.repository, pulled.folder, lambda: _forgotten(store, pulled.folder, model))
+
+
+def _forgotten(store: ModelStore, folder: Path, model: PulledModel) -> Removal | None:
+    """Take a model out of the note of its revision as that stands now: another one of it may have gone meanwhile."""
+    pulled = store.revision(folder)
+    if pulled is None or model not in pulled.models:
+        return None
     gone = removal(pulled, model)
+    rest = [each for each in pulled.models if each != model]
+    if rest:
+        store.write(pulled, rest)
+    else:
+        store.note(pulled).unlink(missing_ok=True)
+    return gone
+
+
+def sweep(store: ModelStore, gone: Removal) -> int | None:
+    """Remove what a pull left; return the bytes that gave back, None while the repository is being pulled.
+
+    What a pull that has ended since made a model of stays. Raises `HubError`.
+    """
+    return _taken_away(store, gone.repository, gone.paths[0], lambda: _still_left(store, gone))
+
+
+def _still_left(store: ModelStore, gone: Removal) -> Removal:
+    left = {path for each in leftovers(store) for path in each.paths}
+    return replace(gone, paths=tuple(path for path in gone.paths if path in left))
+
+
+def _taken_away(store: ModelStore, repository: str, place: Path, gone: Callable[[], Removal | None]) -> int | None:
     try:
-        with store.held(pulled.repository):
-            freed = gone.freed_bytes
-            rest = [each for each in pulled.models if each != model]
-            if rest:
-                store.write(pulled, rest)
-            else:
-                store.note(pulled).unlink(missing_ok=True)
-            _unlink(gone.paths)
-            store.tidy(pulled.repository)
+        with store.held(repository):
+            found = gone()
+            freed = found.freed_bytes if found else 0
+            for path in found.paths if found else ():
+                path.unlink(missing_ok=True)
+            store.tidy(repository)
             return freed
-    except Busy as error:
-        raise HubError(f"{error}: wait for it") from None
+    except Busy:
+        return None
     except OSError as error:
-        raise written(pulled.folder, error) from None
-
-
-def _unlink(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.unlink(missing_ok=True)
+        raise written(place, error) from None
 
 
 def outdated(store: ModelStore, in_use: Collection[Path]) -> list[tuple[Pulled, PulledModel]]:
@@ -101,17 +123,3 @@ def leftovers(store: ModelStore) -> list[Removal]:
         Removal(f"{name}, of a pull that ended between two files", name, (path,)) for name, path in store.strays()
     ]
     return parts + strays
-
-
-def sweep(store: ModelStore, gone: Removal) -> int | None:
-    """Remove what a pull left; return the bytes that gave back, None while the repository is being pulled."""
-    try:
-        with store.held(gone.repository):
-            freed = gone.freed_bytes
-            _unlink(gone.paths)
-            store.tidy(gone.repository)
-            return freed
-    except Busy:
-        return None
-    except OSError as error:
-        raise written(gone.paths[0], error) from None

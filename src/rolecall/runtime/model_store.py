@@ -112,6 +112,10 @@ class ModelStore:
         found = [note for path in self._notes(root) if (note := _read(path)) is not None]
         return sorted(found, key=lambda each: (each.repository, -each.at))
 
+    def revision(self, folder: Path) -> Pulled | None:
+        """Return what is here of one revision, None if nothing is."""
+        return _read(folder / NOTE)
+
     def _notes(self, root: Path | None) -> Iterable[Path]:
         return root.glob(f"*/{NOTE}") if root else self.folder.glob(f"*/*/*/{NOTE}")
 
