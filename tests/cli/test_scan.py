@@ -138,7 +138,7 @@ def test_what_deserves_a_look_is_on_stderr(tmp_path: Path, home: Path) -> None:
     assert result.stdout.splitlines()[-2] == "2 models: 2 new"
     assert f"{tmp_path}/mine/bad.gguf: it is cut short in its header" in result.stderr
     assert "2 models would be called own-1b_(F16): " in result.stderr
-    assert "the earlier file was broken" in result.stderr
+    assert "the earlier registry was broken" in result.stderr
     assert "127.0.0.1:9" not in result.stdout
 
 

@@ -24,6 +24,7 @@ StateDir = Annotated[
     Path | None,
     typer.Option("--state-dir", help="Folder of engine logs and the demo models.", show_default=False, metavar="PATH"),
 ]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -36,6 +37,14 @@ def fail(message: str, code: int = 1) -> NoReturn:
     for line in message.splitlines():
         sys.stderr.write(f"rolecall: {line}\n")
     raise typer.Exit(code)
+
+
+def confirmed(question: str, *, default: bool = False) -> bool:
+    """Ask on stderr; raises ``CommandError`` that names ``--yes`` where nobody answers, or Ctrl-C does."""
+    try:
+        return typer.confirm(question, default=default, err=True)
+    except typer.Abort:
+        raise CommandError("nobody answered, so nothing was changed; --yes does not ask") from None
 
 
 def print_json(value: Any) -> None:

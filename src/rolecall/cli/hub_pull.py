@@ -134,16 +134,15 @@ def _report(
         "name": registered.entry["name"] if registered and registered.entry else None,
         "entry": registered.entry if registered else None,
         "reason": registered.reason if registered else None,
-        "problem": registered.problem if registered else None,
-        "backup": str(registered.backup) if registered and registered.backup else None,
+        "problem": registered.found.earlier.problem if registered else None,
+        "backup": str(registered.found.backup) if registered and registered.found.backup else None,
     }
 
 
 def _done(fit: Fit, registered: Registered, settings: Settings) -> Iterator[tuple[str, str]]:
     entry = registered.entry
-    if registered.problem:
-        kept = f"; it is kept as {registered.backup}" if registered.backup else ""
-        yield "replaced", f"the earlier registry was broken: {registered.problem}{kept}"
+    if registered.found.replaced:
+        yield "replaced", registered.found.replaced
     if entry is None:
         yield "not registered", f"its files are here and verified, but {registered.reason}"
         return

@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.client import NoRolecall, Url, connect
-from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, fail, print_json
-from rolecall.cli.hub_words import Meter, Yes, confirmed, explained, megabytes, settings_for
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, Yes, confirmed, fail, print_json
+from rolecall.cli.hub_words import Meter, explained, megabytes, settings_for
 from rolecall.cli.table import NOTHING, Column, Row, labelled, printable, show, table
 from rolecall.core.models import ModelEntry
 from rolecall.core.wording import amount, counted
@@ -179,7 +179,7 @@ def remove_model(  # noqa: PLR0913 - options
     here = _called(settings, name)
     _refuse_running(here, settings, url, config_dir)
     gone = [removal(each.pulled, each.model) for each in here]
-    if not confirmed(_question(gone), yes=yes):
+    if not yes and not confirmed(_question(gone)):
         fail("nothing was removed")
     store = ModelStore(settings.models_folder)
     with explained():
@@ -258,7 +258,7 @@ def prune(
         show(lambda width: labelled(_to_go(gone), width))
     freed: list[int | None] = []
     is_meant = bool(gone) and not dry_run
-    if is_meant and not confirmed(f"remove this, {amount(sum(each.freed_bytes for each in gone))}?", yes=yes):
+    if is_meant and not yes and not confirmed(f"remove this, {amount(sum(each.freed_bytes for each in gone))}?"):
         fail("nothing was removed")
     if is_meant:
         with explained():

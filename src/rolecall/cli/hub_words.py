@@ -24,7 +24,6 @@ Profile = Annotated[
     str | None,
     typer.Option("--profile", help="Judge what fits by another profile.", show_default=False, metavar="NAME"),
 ]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @contextmanager
@@ -55,16 +54,6 @@ def cards(fit: Fit, machine: Machine) -> str:
     else:
         where = "GPU " + (" + " if fit.verdict == "fits together" else ", ").join(map(str, fit.cards))
     return f"{where}, context {fit.context_tokens}" if fit.verdict == "shorter context" else where
-
-
-def confirmed(question: str, *, yes: bool) -> bool:
-    """Ask; without somebody who could answer it is a failure that names ``--yes``."""
-    if yes:
-        return True
-    try:
-        return typer.confirm(question, err=True)
-    except typer.Abort:
-        raise CommandError("nobody answered, so nothing was changed; --yes does not ask") from None
 
 
 class Meter:

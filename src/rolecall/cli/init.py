@@ -16,9 +16,10 @@ import typer
 from rich.text import Text
 
 from rolecall.cli.client import KEY_VARIABLE, default_url, key_header
-from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, Yes, confirmed, print_json
 from rolecall.cli.first_answer import Answer, Question, ask_running, ask_started
-from rolecall.cli.init_plan import Plan, Wishes, folder_of, make_plan
+from rolecall.cli.folders import Folders, Only, named_folders
+from rolecall.cli.init_plan import Plan, Wishes, make_plan
 from rolecall.cli.init_view import answer_report, plan_lines, report
 from rolecall.cli.spinner import counting, spinning
 from rolecall.cli.table import labelled, show
@@ -31,12 +32,10 @@ _ANSWER_WITHIN_S = 120.0
 
 
 def command(  # noqa: PLR0913 - options
-    folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders with models, beside the known places.")
-    ] = None,
+    folders: Folders = None,
     *,
-    only: Annotated[bool, typer.Option("--only", help="Look for models in these folders and nowhere else.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Write it without asking.")] = False,
+    only: Only = False,
+    yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and write nothing.")] = False,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port to listen on.", show_default="8100")] = None,
     demo: Annotated[
@@ -57,13 +56,12 @@ def command(  # noqa: PLR0913 - options
     Shows the plan and asks before it writes. What a person wrote is never replaced without a copy beside it. Run it
     again whenever something is new: what stands as it should is left alone. Exit code 1 if the first answer fails.
     """
-    if only and not folders:
-        raise CommandError("--only says where not to look: name the folders to look at")
+    given = named_folders(folders, only=only)
     is_asked = not (yes or dry_run)
     if is_asked and (as_json or not sys.stdin.isatty()):
         raise CommandError("nobody can be asked here: --yes writes without asking, --dry-run shows the plan")
     settings = load_settings({"config_dir": config_dir, "state_dir": state_dir}, may_be_absent=True)
-    wishes = Wishes([folder_of(folder) for folder in folders or ()], not only, port, demo)
+    wishes = Wishes(given, not only, port, demo)
     with counting("looking for models") as progress:
         plan = make_plan(settings, wishes, os.environ, Path.home(), progress)
     if not as_json:
@@ -79,9 +77,9 @@ def command(  # noqa: PLR0913 - options
 
 def _approved(plan: Plan, settings: Settings, wishes: Wishes) -> Plan:
     """Return the plan that the person at the terminal agrees to; raises ``CommandError`` if there is none."""
-    if wishes.demo is None and _offers_demo(plan) and not _agreed("Use the demo models for now?"):
+    if wishes.demo is None and _offers_demo(plan) and not confirmed("\nUse the demo models for now?", default=True):
         plan = make_plan(settings, replace(wishes, demo=False), os.environ, Path.home())
-    if plan.changed and not _agreed("Write this?"):
+    if plan.changed and not confirmed("\nWrite this?", default=True):
         raise CommandError("nothing was written")
     return plan
 
@@ -112,13 +110,6 @@ def _carry_out(plan: Plan, options: Sequence[str], answer_within_s: float, *, as
 
 def _asked(answer: Answer | None, reason: str | None, options: Sequence[str]) -> dict[str, Any]:
     return {"answer": answer and answer_report(answer), "answer_problem": reason, "run": _line(options)}
-
-
-def _agreed(question: str) -> bool:
-    try:
-        return typer.confirm(f"\n{question}", default=True)
-    except typer.Abort:  # Ctrl-C, or the end of the input
-        raise CommandError("nothing was written") from None
 
 
 def _offers_demo(plan: Plan) -> bool:

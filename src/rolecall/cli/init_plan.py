@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,6 @@ from typing import Any
 
 from rolecall.cli import machine_checks
 from rolecall.cli.checks import Finding, Subject
-from rolecall.cli.common import CommandError
 from rolecall.cli.init_engines import Port, changed_values, find_engines, find_port, needed
 from rolecall.cli.offline import roster_to_look_at
 from rolecall.core.events import Spec
@@ -24,6 +22,7 @@ from rolecall.core.selection import Candidate, Demand, Rejected, select
 from rolecall.core.together import Company, companies
 from rolecall.discovery.discover import Discovery, discover
 from rolecall.discovery.discovered_file import as_text
+from rolecall.discovery.rules_file import RULES
 from rolecall.discovery.scan import Progress
 from rolecall.errors import ConfigurationError
 from rolecall.runtime.config_folder import PlannedFile, read_file
@@ -34,7 +33,6 @@ from rolecall.runtime.settings_edit import check_settings, with_settings
 from rolecall.settings import SETTINGS_FILE, SHIPPED, Settings, shipped
 
 DEMO_FOLDER = "${STATE_DIR}/demo/"
-_RULES = "discovery.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,7 @@ def _registry_as_it_will_be(settings: Settings) -> Iterator[Settings]:
         return
     with tempfile.TemporaryDirectory(prefix="rolecall-") as copy:
         Path(copy, CURATED).write_bytes(shipped(CURATED).read_bytes())
-        for name in (DISCOVERED, _RULES):
+        for name in (DISCOVERED, RULES):
             if (there := read_file(folder / name)) is not None:
                 Path(copy, name).write_bytes(there)
         yield settings.model_copy(update={"config_dir": Path(copy)})
@@ -229,15 +227,3 @@ def _companies(roster: Roster, parts: Sequence[Part]) -> Sequence[Company]:
     by_name = {spec.name: spec for spec in there.specs}
     cast = [by_name[name] for name in dict.fromkeys(part.model.name for part in parts)]
     return companies(cast, there.devices, there.budget_mb, there.max_models)
-
-
-def folder_of(path: Path) -> Path:
-    """Return a folder as it was named, with the home filled in; raises ``CommandError`` if it is none."""
-    folder = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises without a home
-    if not folder.is_dir():
-        raise CommandError(f"{folder} is no folder that can be looked at: {_instead(folder)}")
-    return folder
-
-
-def _instead(path: Path) -> str:
-    return f"name the folder that it lies in, {path.parent}" if path.is_file() else "name one that exists"

@@ -122,7 +122,7 @@ def _outcome(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "together", text
     if missed := [role for role, rejected in plan.without.items() if any(_is_here(plan, each) for each in rejected)]:
         yield "no model", f"for {', '.join(missed)}, though there are some; `rolecall select ROLE --explain` says why"
-    left_out = (*plan.found.findings.skipped, *plan.found.naming.skipped)
+    left_out = plan.found.left_out
     for each in left_out[:_MOST_LEFT_OUT]:
         yield "left out", f"{each.path}: {each.reason}"
     if len(left_out) > _MOST_LEFT_OUT:
@@ -187,10 +187,7 @@ def report(plan: Plan, *, written: bool, dry_run: bool, backups: Mapping[str, Pa
             role: {each.name: each.reason for each in rejected} for role, rejected in plan.without.items()
         },
         "together": [{"models": list(each.names), "used_mb": each.used_mb} for each in plan.companies],
-        "left_out": [
-            {"path": each.path, "reason": each.reason}
-            for each in (*plan.found.findings.skipped, *plan.found.naming.skipped)
-        ],
+        "left_out": [{"path": each.path, "reason": each.reason} for each in plan.found.left_out],
     }
 
 

@@ -18,7 +18,7 @@ from rolecall.cli.model_edits import disable, enable, set_fields
 from rolecall.cli.models_fit import command as fit
 from rolecall.cli.offline import open_roster
 from rolecall.cli.scan import command as scan_models
-from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
+from rolecall.cli.table import NOTHING, Column, Row, labelled, or_nothing, show, table
 from rolecall.core.registry import Registry, RegistryError, read_registry
 from rolecall.core.selection import Candidate
 from rolecall.core.wording import counted
@@ -35,6 +35,9 @@ app.command("verify")(verify)
 app.command("remove")(remove_model)
 app.command("prune")(prune)
 app.command("fit")(fit)
+app.command("set")(set_fields)
+app.command()(enable)
+app.command()(disable)
 
 _COLUMNS = (
     Column("model"),
@@ -46,10 +49,6 @@ _COLUMNS = (
     Column("capabilities", below="can {}"),
     Column("state", style=lambda text: "green" if text == "installed" else "dim"),
 )
-
-app.command("set")(set_fields)
-app.command()(enable)
-app.command()(disable)
 
 
 @app.command("list")
@@ -123,9 +122,9 @@ def _row(candidate: Candidate) -> Row:
     cells = (
         entry.name,
         entry.backend,
-        _or_nothing(candidate.footprint_mb),
-        _or_nothing(entry.quantization),
-        _or_nothing(entry.context_tokens),
+        or_nothing(candidate.footprint_mb),
+        or_nothing(entry.quantization),
+        or_nothing(entry.context_tokens),
         roles or NOTHING,
         ", ".join(sorted(entry.all_capabilities)),
         _state(candidate),
@@ -137,10 +136,6 @@ def _state(candidate: Candidate) -> str:
     if candidate.unavailable is None:
         return "installed"
     return "not installed" if candidate.entry.enabled else "disabled"
-
-
-def _or_nothing(value: Any) -> str:
-    return NOTHING if value is None else str(value)
 
 
 @app.command("show")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
 from rolecall.cli.offline import open_roster
-from rolecall.cli.table import NOTHING, Column, Row, folded, labelled, show, table
+from rolecall.cli.table import Column, Row, folded, labelled, or_nothing, show, table
 from rolecall.core.capacity import Cards, cards_of, fit_together
 from rolecall.core.models import ModelEntry
 from rolecall.core.profiles import activate
@@ -202,14 +202,14 @@ def _row(model: Mapping[str, Any]) -> Row:
     buffers = sum(parts[name] for name in _PARTS[2:]) if parts else None
     cells = (
         model["name"],
-        _or_nothing(model["needs_mb"]),
+        or_nothing(model["needs_mb"]),
         {True: "yes", False: "no", None: "?"}[model["fits"]],
-        _or_nothing(parts.get("weights_mb")),
-        _or_nothing(parts.get("kv_cache_mb")),
-        _or_nothing(buffers),
-        _or_nothing(model["context_tokens"]),
-        _or_nothing(model["parallel"]),
-        _or_nothing(model["largest_context_tokens"]),
+        or_nothing(parts.get("weights_mb")),
+        or_nothing(parts.get("kv_cache_mb")),
+        or_nothing(buffers),
+        or_nothing(model["context_tokens"]),
+        or_nothing(model["parallel"]),
+        or_nothing(model["largest_context_tokens"]),
     )
     return Row(cells, "\n".join(_notes(model)))
 
@@ -228,7 +228,3 @@ def _notes(model: Mapping[str, Any]) -> Iterator[str]:
         yield model["caveat"]
     if model["problem"]:
         yield model["problem"]
-
-
-def _or_nothing(value: object) -> str:
-    return NOTHING if value is None else str(value)

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
+from rolecall.cli.common import AsJson, ConfigDir, StateDir, print_json
+from rolecall.cli.folders import Folders, Only, named_folders
 from rolecall.cli.spinner import counting
 from rolecall.cli.table import NOTHING, Column, Row, labelled, show, table
 from rolecall.core.footprint import whole_mb
@@ -33,11 +34,9 @@ _COLUMNS = (
 
 
 def command(  # noqa: PLR0913 - options
-    folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DIR]...", help="Folders to look at beside the known places.")
-    ] = None,
+    folders: Folders = None,
     *,
-    only: Annotated[bool, typer.Option("--only", help="Look at these folders and nowhere else.")] = False,
+    only: Only = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Say for each model why it is registered so.")] = False,
     forget: Annotated[bool, typer.Option("--forget", help="Take out models whose files are gone.")] = False,
@@ -51,9 +50,7 @@ def command(  # noqa: PLR0913 - options
     read, weights never; nothing is moved. The result is model_registry.discovered.json, which a curated entry of the
     same name goes before, field by field.
     """
-    given = [_folder(folder) for folder in folders or []]
-    if only and not given:
-        raise CommandError("--only says where not to look: name the folders to look at")
+    given = named_folders(folders, only=only)
     settings = load_settings({"config_dir": config_dir, "state_dir": state_dir})
     if not dry_run:
         prepare_config_dir(settings)
@@ -66,13 +63,6 @@ def command(  # noqa: PLR0913 - options
         show(lambda width: _lines(found, width, explain=explain))
         show(lambda _width: _summary(found, written=written, dry_run=dry_run))
         show(lambda width: labelled(_notes(found), width), error=True)
-
-
-def _folder(path: Path) -> Path:
-    folder = Path(os.path.expanduser(path))  # noqa: PTH111 - Path.expanduser raises without a home
-    if not folder.is_dir():
-        raise CommandError(f"{shown(folder)} is no folder that can be looked at: name one that exists")
-    return folder
 
 
 # --- for people
@@ -134,16 +124,15 @@ def _notes(found: Discovery) -> Iterator[tuple[str, str]]:
         yield place.provider, f"{shown(place.path)}: {counted(count, 'model')}"
     if found.findings.daemon:
         yield "ollama", found.findings.daemon
-    for each in (*found.findings.skipped, *found.naming.skipped):
+    for each in found.left_out:
         yield "left out", f"{each.path}: {each.reason}"
     for conflict in found.naming.conflicts:
         models = "; ".join(f"{each['name']} is {each['path']}" for each in conflict["models"])
         yield "one name", f"{len(conflict['models'])} models would be called {conflict['name']}: {models}"
     for name in found.next.dropped:
         yield "taken out", name
-    if found.earlier.problem:
-        kept = f"; it is kept as {found.backup}" if found.backup else ""
-        yield "replaced", f"the earlier file was broken: {found.earlier.problem}{kept}"
+    if found.replaced:
+        yield "replaced", found.replaced
 
 
 # --- for programs
@@ -151,7 +140,6 @@ def _notes(found: Discovery) -> Iterator[tuple[str, str]]:
 
 def _report(found: Discovery, *, written: bool, dry_run: bool) -> dict[str, Any]:
     named = {each.name: each for each in found.naming.named}
-    skipped = (*found.findings.skipped, *found.naming.skipped)
     return {
         "file": shown(found.earlier.path),
         "written": written,
@@ -165,7 +153,7 @@ def _report(found: Discovery, *, written: bool, dry_run: bool) -> dict[str, Any]
             {"name": name, "state": state, "entry": entry, "why": list(_reasons(entry, named.get(name)))}
             for name, entry, state in _scanned(found)
         ],
-        "left_out": [{"path": each.path, "reason": each.reason} for each in skipped],
+        "left_out": [{"path": each.path, "reason": each.reason} for each in found.left_out],
         "same_name": found.naming.conflicts,
         "taken_out": found.next.dropped,
         "problem": found.earlier.problem,

@@ -125,6 +125,11 @@ def labelled(pairs: Iterable[tuple[str, str]], width: int | None) -> Iterator[Te
             yield Text.assemble((("" if number else label).ljust(indent), "bold"), line)
 
 
+def or_nothing(value: object) -> str:
+    """Return a value as a cell has it, `NOTHING` for None."""
+    return NOTHING if value is None else str(value)
+
+
 def folded(text: str, width: int | None, indent: int) -> list[str]:
     """Return the lines of ``text`` at most ``width - indent`` wide; words and paths are never broken."""
     lines = printable(text).splitlines() or [""]

@@ -13,6 +13,7 @@ from rolecall.core.models import ModelEntry
 from rolecall.core.registry import RegistryError, read_registry
 from rolecall.discovery.discovered_file import Earlier, Next, following, keep_broken, read_earlier, write
 from rolecall.discovery.entries import Ground, Naming, entries_of, identity, owned_paths
+from rolecall.discovery.found import Skipped
 from rolecall.discovery.ollama_models import TIMEOUT_S, Daemon
 from rolecall.discovery.places import Place, known_places, ollama_address
 from rolecall.discovery.pulled_models import PROVIDER, renewed
@@ -33,6 +34,19 @@ class Discovery:
     next: Next
     backup: Path | None = None
     """The copy of an earlier file that was broken."""
+
+    @property
+    def left_out(self) -> list[Skipped]:
+        """What looks like a model and gets no entry, and why."""
+        return [*self.findings.skipped, *self.naming.skipped]
+
+    @property
+    def replaced(self) -> str | None:
+        """What is to be told of an earlier file that was broken, once this one was written; None if it was not."""
+        if self.earlier.problem is None:
+            return None
+        kept = f"; it is kept as {self.backup}" if self.backup else ""
+        return f"the earlier registry was broken: {self.earlier.problem}{kept}"
 
     def write(self) -> bool:
         """Write the file; False if it stands so already.

@@ -9,7 +9,7 @@ from typing import Any
 
 from rolecall.backends.base import Places
 from rolecall.core.models import ModelEntry
-from rolecall.discovery.discover import discover_in
+from rolecall.discovery.discover import Discovery, discover_in
 from rolecall.discovery.discovered_file import read_earlier, write
 from rolecall.discovery.places import Place
 from rolecall.discovery.pulled_models import PROVIDER
@@ -20,15 +20,11 @@ from rolecall.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What the registry says of a pulled model: its entry as written, or why there is none.
+    """What the registry says of a pulled model: its entry as written, or why there is none."""
 
-    ``problem`` is what was wrong with the file before, of which ``backup`` is the copy.
-    """
-
+    found: Discovery
     entry: Mapping[str, Any] | None
     reason: str | None = None
-    problem: str | None = None
-    backup: Path | None = None
 
 
 def register(settings: Settings, path: Path) -> Registered:
@@ -39,13 +35,11 @@ def register(settings: Settings, path: Path) -> Registered:
     settings.config_dir.mkdir(parents=True, exist_ok=True)
     found = discover_in(settings, [Place(PROVIDER, settings.models_folder)])
     found.write()
-    before = found.earlier.problem, found.backup
     for named in found.naming.named:
         if named.model.path == path:
-            return Registered(named.entry, None, *before)
-    skipped = (*found.naming.skipped, *found.findings.skipped)
-    reason = next((each.reason for each in skipped if each.path == str(path)), "a scan does not see it")
-    return Registered(None, reason, *before)
+            return Registered(found, named.entry)
+    reason = next((each.reason for each in found.left_out if each.path == str(path)), "a scan does not see it")
+    return Registered(found, None, reason)
 
 
 def entries_by_path(settings: Settings) -> dict[Path, list[ModelEntry]]:
