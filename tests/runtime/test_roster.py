@@ -16,7 +16,7 @@ from builders import row
 from fakes import FakeBackend, FakeProbe
 from model_places import model_gguf
 from process.fake_ollama import FakeOllama
-from rolecall.backends.base import Backend
+from rolecall.backends.base import Backend, Reducible
 from rolecall.backends.custom import CustomCommand
 from rolecall.core.models import BACKENDS, ModelEntry
 from rolecall.core.selection import Rules
@@ -270,6 +270,23 @@ def test_idle_time_and_slots_of_a_model(tmp_path: Path) -> None:
     write(tmp_path, row("a"), row("b", idle_unload_s=0), row("c", idle_unload_s=7, max_parallel=9))
     specs = roster(tmp_path, FakeProbe(card(0, 16376))).configured().specs
     assert [(spec.idle_unload_s, spec.max_parallel) for spec in specs] == [(300, 4), (0, 4), (7, 9)]
+
+
+def test_how_models_may_be_started_smaller(tmp_path: Path) -> None:
+    """As their engine can be, and the entry allows; the arguments of a command are its own."""
+    fields: dict[str, Any] = {"context_length": 8192, "vram_estimate_mb": 900}
+    command = {"command": ["sh", "{port}"]}
+    write(
+        tmp_path,
+        row("a", **fields, allow_cpu=True),
+        row("b", **fields),
+        row("own", **fields, allow_cpu=True, backend_config=command),
+    )
+    able = FakeBackend(reducible=Reducible(context=True, cpu=True))
+    specs = roster(tmp_path, FakeProbe(card(0, 16376)), able).configured().specs
+    assert [(spec.smaller, spec.cpu_mb) for spec in specs] == [((4096, 2048), 900), ((4096, 2048), None), ((), None)]
+    specs = roster(tmp_path, FakeProbe(card(0, 16376)), FakeBackend()).configured().specs
+    assert {(spec.smaller, spec.cpu_mb) for spec in specs} == {((), None)}
 
 
 # -- budgets and profiles

@@ -24,6 +24,7 @@ from rolecall.gateway.http_request import PART_BYTES, HttpRequest, http_request,
 from rolecall.gateway.upstream import (
     CONNECT_TIMEOUT_S,
     LOST_AT_ONCE,
+    UNREACHABLE,
     Take,
     Transport,
     UpstreamResponse,
@@ -147,9 +148,9 @@ class LoopbackTransport:
                 await self._loop.create_connection(lambda: connection, host, port)
         except TimeoutError:
             connection.abort()
-            raise UpstreamUnreachable(f"The engine cannot be reached: no connection within {limit_s:g} s.") from None
+            raise UpstreamUnreachable(f"{UNREACHABLE}: no connection within {limit_s:g} s.") from None
         except OSError as error:
-            raise UpstreamUnreachable(f"The engine cannot be reached: {_reason(error)}.") from error
+            raise UpstreamUnreachable(f"{UNREACHABLE}: {_reason(error)}.") from error
         except BaseException:
             connection.abort()
             raise

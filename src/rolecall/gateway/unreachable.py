@@ -8,12 +8,12 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from rolecall.errors import UpstreamUnreachable
+from rolecall.gateway.upstream import UNREACHABLE
 from rolecall.runtime.lease import Lease
 
 log = logging.getLogger(__name__)
 
 _REPORT_EVERY_S = 10.0
-_BEGINNING = "The engine cannot be reached"
 
 
 class Unreachable:
@@ -25,7 +25,7 @@ class Unreachable:
 
     def named(self, error: UpstreamUnreachable, lease: Lease) -> UpstreamUnreachable:
         """Return the error with the name of the model; the address is for those who run the server."""
-        name, reason = lease.entry.name, error.message.removeprefix(_BEGINNING)
+        name, reason = lease.entry.name, error.message.removeprefix(UNREACHABLE)
         now = self._clock()
         if now >= self._told_at.get(name, -_REPORT_EVERY_S) + _REPORT_EVERY_S:
             self._told_at[name] = now

@@ -17,7 +17,9 @@ from rolecall.errors import UpstreamError, UpstreamTimeout, UpstreamUnreachable
 from rolecall.gateway.http_request import Pieces, not_allowed
 
 CONNECT_TIMEOUT_S = 10.0
-LOST_AT_ONCE = "The engine cannot be reached: the connection was lost at once."
+UNREACHABLE = "The engine cannot be reached"
+"""How each message of ``UpstreamUnreachable`` begins: `unreachable` puts in which engine it is."""
+LOST_AT_ONCE = f"{UNREACHABLE}: the connection was lost at once."
 _HIDDEN = b"[API key]"
 
 
@@ -199,7 +201,7 @@ class HttpxTransport:
             # httpx would quote the header.
             raise not_allowed() from None
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise UpstreamUnreachable(f"The engine cannot be reached: {_reason(error)}.") from error
+            raise UpstreamUnreachable(f"{UNREACHABLE}: {_reason(error)}.") from error
         except (OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
             raise UpstreamUnreachable(LOST_AT_ONCE) from error

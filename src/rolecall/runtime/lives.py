@@ -111,22 +111,22 @@ class Lives(Weighing):
     # -- what becomes of them
 
     def _live(self, engine: Engine, *, adopted: bool = False) -> None:
-        told = Listener(
+        listener = Listener(
             on_started=lambda _: None,
             on_ready=lambda: self._ready(engine, adopted=adopted),
             on_asleep=lambda: self._asleep(engine),
             on_exit=lambda exit_: self._gone(engine, exit_),
             is_progressing=lambda: engine.is_progressing(_PROGRESS_S),
         )
-        self._spawn(self._run(engine, told, adopted=adopted), f"engine {engine.name}")
+        self._spawn(self._run(engine, listener, adopted=adopted), f"engine {engine.name}")
 
-    async def _run(self, engine: Engine, told: Listener, *, adopted: bool) -> None:
+    async def _run(self, engine: Engine, listener: Listener, *, adopted: bool) -> None:
         instance = engine.instance
         try:
             if self.memory is not None and engine.reserved_mb and not adopted:  # else its memory is taken already
                 engine.seen_before = await self.memory.look()
             if instance is not None:
-                await instance.run(told)
+                await instance.run(listener)
         finally:  # whatever happened, the scheduler is told; the second time nothing happens
             if not self._closing and engine.instance is instance:  # else it has moved, and another task runs it
                 self._gone(engine, Exit("the task that watched it failed"))
