@@ -41,6 +41,12 @@ def test_new_lines_end_like_the_others() -> None:
     assert after == 'log_level = "debug"\r\n# mine\r\nport = 1\r\nhost = "h"\r\n'
 
 
+@pytest.mark.parametrize("value", [False, 7, 1.5, "é \x7f \n"])
+def test_values_of_all_kinds_are_written_as_toml(value: object) -> None:
+    """As they are read again."""
+    assert tomllib.loads(with_settings("", {"x": value})) == {"x": value}
+
+
 def test_what_is_no_toml_is_not_changed() -> None:
     """Nor is a result that would be refused."""
     with pytest.raises(ConfigurationError, match="is no TOML, so nothing was changed"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -99,14 +98,10 @@ def _set(text: str, values: Mapping[str, Any]) -> str:
         raise ConfigurationError(f"is no TOML, so nothing was changed: {error}") from None
     for name, value in values.items():
         if name not in document:
-            line = f"{name} = {_written(value)}"
+            line = f"{name} = {tomlkit.item(value).as_string()}"
             shown = re.compile(rf"^#\s*{re.escape(name)}\s*=.*$", re.MULTILINE)
             text = shown.sub(lambda _found: line, text, count=1) if shown.search(text) else f"{line}\n{text}"  # noqa: B023
     return text
-
-
-def _written(value: Any) -> str:
-    return str(value) if isinstance(value, int) else json.dumps(str(value), ensure_ascii=False)
 
 
 def check_settings(config_dir: Path, text: str) -> None:
