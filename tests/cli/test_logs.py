@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from rolecall.cli.log_reader import lines_backwards, parse_since
 from rolecall.cli.logs import app
 from rolecall.gateway.recorder import Recorder, RequestLine, timestamp
+from rolecall.insight.log_reader import lines_backwards, parse_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

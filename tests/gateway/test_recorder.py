@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from rolecall.gateway.recorder import Recorder, RequestLine, encode, timestamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 # Design §8, in its order.
 KEYS = re.split(
@@ -188,6 +188,16 @@ def test_lines_of_many_threads_all_arrive_in_the_order_of_each(path: Path) -> No
     for worker in range(20):
         assert [line["n"] for line in lines if line["worker"] == worker] == list(range(500))
     assert recorder.dropped == 0
+
+
+def test_listeners_hear_of_each_line_in_order(path: Path) -> None:
+    """Whoever counts or shows requests is given the very lines that the file gets."""
+    heard: list[Mapping[str, Any]] = []
+    with closing(Recorder(path)) as recorder:
+        recorder.listeners.append(heard.append)
+        for n in range(3):
+            recorder.record({"n": n})
+    assert [line["n"] for line in heard] == numbers(path) == [0, 1, 2]
 
 
 def test_line_reaches_the_file_without_close(path: Path) -> None:

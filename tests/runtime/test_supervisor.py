@@ -112,6 +112,26 @@ async def test_many_requests_start_one_engine(make: Make, launcher: FakeLauncher
     assert in_flight(supervisor, "a") == 0
 
 
+async def test_listeners_hear_what_changes_a_model(make: Make, launcher: FakeLauncher) -> None:
+    """A load is told from the request that wants it to its readiness; the traffic of a loaded model is not."""
+    a = spec("a", max_parallel=2)
+    supervisor = make(a)
+    heard: list[tuple[str, list[str]]] = []
+    supervisor.listeners.append(
+        lambda event, effects: heard.append((type(event).__name__, [type(effect).__name__ for effect in effects]))
+    )
+    launcher.ready.add("a")
+    first = await take(supervisor, a)
+    assert heard[0] == ("Arrived", ["Start"])
+    assert ("BecameReady", ["Grant"]) in heard
+    heard.clear()
+    second = supervisor.lease_at_once([a.entry], Demand())
+    assert second is not None
+    second.release()
+    first.release()
+    assert not any(kind in {"Arrived", "Released"} for kind, _ in heard)
+
+
 async def test_the_times_of_a_lease(make: Make, launcher: FakeLauncher) -> None:
     """Waiting for the load is load time; a lease of a loaded model has neither load nor queue time to speak of."""
     a = spec("a", max_parallel=2)

@@ -13,10 +13,10 @@ import typer
 from pydantic import ValidationError
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print_json
-from rolecall.cli.log_reader import parse_since
 from rolecall.cli.table import NOTHING, Column, Row, say, show, table
 from rolecall.core.keys import ApiKey, hashed
 from rolecall.errors import ConfigurationError
+from rolecall.insight.log_reader import parse_since
 from rolecall.runtime.api_keys import change_keys, load_keys, new_key
 from rolecall.runtime.usage import USAGE, read_usage, used_today
 from rolecall.settings import Settings, load_settings

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rolecall.cli.log_reader import Entry, Fields, parse_time
+from rolecall.insight.log_reader import Entry, Fields, parse_time
 
 _TITLES = ("time", "stat", "model", "role", "ms", "ttft", "tokens", "tok/s", "result")
 _RIGHT = {"ms", "ttft", "tokens", "tok/s"}

@@ -14,7 +14,8 @@ from typing import Annotated, NoReturn, TypeVar
 import typer
 
 from rolecall.cli.common import ConfigDir, fail
-from rolecall.cli.log_reader import (
+from rolecall.cli.log_table import print_fields, summary, table_printer
+from rolecall.insight.log_reader import (
     Entry,
     LineFilter,
     Tail,
@@ -24,7 +25,6 @@ from rolecall.cli.log_reader import (
     parse_since,
     parse_status,
 )
-from rolecall.cli.log_table import print_fields, summary, table_printer
 
 T = TypeVar("T")
 

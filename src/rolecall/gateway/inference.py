@@ -29,6 +29,11 @@ class Inference:
             if self._is_idle is not None and not self._active:
                 self._is_idle.set()
 
+    @property
+    def active(self) -> tuple[Exchange, ...]:
+        """What is being served now, in no order."""
+        return tuple(self._active)
+
     async def drain(self, grace_s: float) -> None:
         """Refuse what waits or comes, let answers in flight finish for ``grace_s``, then end them with an error."""
         self._services.supervisor.stop_admission()

@@ -23,7 +23,7 @@ import orjson
 from rolecall.gateway.rotating_file import RotatingFile, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,9 @@ class Recorder:
 
     ``max_bytes`` is the size at which the file is rotated, ``backups`` how many older files are kept; 0 for either
     never rotates.
+
+    ``listeners`` are called with each line on the caller's way, which a request pays for: they put it on a queue of
+    their own, and raise nothing. They may keep a line and do not change it.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a log are independent of each other
@@ -182,6 +185,7 @@ class Recorder:
     ) -> None:
         self.path = path
         self.dropped = 0
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._max_waiting_lines = max_waiting_lines
         self._max_waiting_bytes = max_waiting_bytes
         self._retry_s = retry_s
@@ -231,6 +235,8 @@ class Recorder:
             self._drop_excess()
             if len(self._waiting) == 1:
                 self._changed.notify()
+        for listener in self.listeners:
+            listener(line)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write all that waits and end the writer; what a failing disk has not taken after ``timeout_s`` is lost.

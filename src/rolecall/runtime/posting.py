@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rolecall.backends.base import Backend
-from rolecall.core.events import Effect, Event, Exited, Freed, Grant, Reject, Tick
+from rolecall.core.events import Effect, Event, Exited, Freed, Grant, Reject, Released, Tick
 from rolecall.core.models import ModelEntry
 from rolecall.core.scheduler import Scheduler
 from rolecall.runtime.engine import Engine, EngineMaker
@@ -41,6 +41,8 @@ class Posting(ABC):
     keeps_engines: bool = False
     record: Callable[[Event, float, list[Effect]], None] | None = None
     """Is told every event and what was decided."""
+    listeners: list[Callable[[Event, list[Effect]], None]] = field(default_factory=list, init=False)
+    """Are told the same but for requests that are served at once, and their ends, which change no model's state."""
     hang_up: Callable[[str], None] | None = None
     """Closes the connections that are kept to an address: engines end fast only when nobody is connected."""
     _engines: dict[str, Engine] = field(default_factory=dict, init=False)
@@ -65,6 +67,9 @@ class Posting(ABC):
         self._set_alarm()
         if self.record is not None:
             self.record(event, now, effects)
+        if effects or not isinstance(event, Released):
+            for listener in self.listeners:
+                listener(event, effects)
 
     def _carry_out(self, effect: Effect) -> None:
         """Apply one effect; what fails ends the engine that it is about, and the others are carried out anyway."""
