@@ -124,6 +124,7 @@ async def test_listeners_hear_what_changes_a_model(make: Make, launcher: FakeLau
     first = await take(supervisor, a)
     assert heard[0] == ("Arrived", ["Start"])
     assert ("BecameReady", ["Grant"]) in heard
+    (await take(supervisor, a)).release()
     heard.clear()
     second = supervisor.lease_at_once([a.entry], Demand())
     assert second is not None
