@@ -39,6 +39,7 @@ _COMMANDS = {
     "load": "status:load",
     "unload": "status:unload",
     "logs": "logs:app",
+    "report": "report:app",
     "keys": "keys:app",
     "doctor": "doctor:command",
     "simulate": "simulate:command",

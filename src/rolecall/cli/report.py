@@ -1,0 +1,12 @@
+"""``rolecall report``: what the request log says about prompts and experiments, for people."""
+
+from __future__ import annotations
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Reports over the request log.")
+
+
+@app.callback()
+def report() -> None:
+    """Report on prompts and experiments, from the request log."""
