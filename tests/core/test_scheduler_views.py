@@ -54,6 +54,17 @@ def test_who_waits_is_told_for_what_and_behind_how_many() -> None:
     assert bench.scheduler.waits_for(2) == ("a", 0)
 
 
+def test_how_long_the_oldest_has_waited() -> None:
+    """It is counted from the arrival of the oldest that still waits; in an empty queue nobody waits."""
+    bench = Bench(spec("a"))
+    assert bench.scheduler.waited_s(5) == 0
+    bench.post(ask(1, "a"), at=10)
+    bench.post(ask(2, "a"), at=12)
+    assert bench.scheduler.waited_s(15) == 5
+    bench.post(BecameReady("a"), at=15)
+    assert bench.scheduler.waited_s(15) == 3
+
+
 def test_a_sleeping_model_keeps_its_residual() -> None:
     """What it leaves on each device is that of its level, and nothing while it is awake."""
     light = SleepCost(level=1, residual_mb=50, host_mb=400, wake_s=1)

@@ -113,18 +113,25 @@ async def test_many_requests_start_one_engine(make: Make, launcher: FakeLauncher
 
 
 async def test_listeners_hear_what_changes_a_model(make: Make, launcher: FakeLauncher) -> None:
-    """A load is told from the request that wants it to its readiness; the traffic of a loaded model is not."""
+    """A load is told from the request that wants it to its readiness; the traffic of a loaded model is not.
+
+    With each is told how long it took to decide.
+    """
     a = spec("a", max_parallel=2)
     supervisor = make(a)
     heard: list[tuple[str, list[str]]] = []
+    took_s: list[float] = []
     supervisor.listeners.append(
         lambda event, effects: heard.append((type(event).__name__, [type(effect).__name__ for effect in effects]))
     )
+    supervisor.listeners.append(lambda _event, _effects: took_s.append(supervisor.decision_s))
     launcher.ready.add("a")
     first = await take(supervisor, a)
     assert heard[0] == ("Arrived", ["Start"])
     assert ("BecameReady", ["Grant"]) in heard
     (await take(supervisor, a)).release()
+    assert len(took_s) == len(heard)
+    assert all(0 < each < 1 for each in took_s)
     heard.clear()
     second = supervisor.lease_at_once([a.entry], Demand())
     assert second is not None

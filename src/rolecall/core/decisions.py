@@ -86,7 +86,7 @@ def describe(effect: Effect) -> Description:
         case Reject(waiter, error):
             return described | {"waiter": waiter, "code": error.code, "message": error.message}
         case _:
-            values = {field.name: getattr(effect, field.name) for field in fields(effect)}
+            values = {field.name: getattr(effect, field.name) for field in fields(effect) if field.compare}
             if "placement" in values:
                 values["placement"] = [[share.device, share.mb] for share in values["placement"]]
             if (reduction := values.pop("reduction", None)) is not None:

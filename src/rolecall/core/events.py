@@ -226,13 +226,23 @@ Event = (
 )
 
 
+Why = Literal["room", "idle", "unload", "changed", "too_large", "unwanted"]
+"""Why a model goes: another one needs its room; nobody wanted it for long enough; somebody asked for it; its entry or
+the configuration is another now; it is larger than was thought, and starts anew elsewhere; nobody waits any more for
+what it was still loading for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start the model's engine on these devices, smaller than its entry says if there is a ``reduction``."""
+    """Start the model's engine on these devices, smaller than its entry says if there is a ``reduction``.
+
+    ``is_swap`` says that others were sent away for it; like every reason, it is told and changes nothing.
+    """
 
     model: str
     placement: Placement = ()
     reduction: Reduction | None = None
+    is_swap: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +250,7 @@ class Stop:
     """Stop the model's engine; nothing is in flight on it, or the limit for that is over."""
 
     model: str
+    why: Why = field(default="room", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +259,7 @@ class Sleep:
 
     model: str
     level: int
+    why: Why = field(default="room", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +267,7 @@ class Wake:
     """Wake the model's engine; its memory is reserved."""
 
     model: str
+    is_swap: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,7 @@ class Intake(Choosing):
             case UnloadRequested():
                 self._slots[event.model].is_unwanted, self._slots[event.model].comes_back = True, False
                 self._slots[event.model].reduced_at = -math.inf  # its full size is tried again
-                yield from self._unload(self._slots[event.model])
+                yield from self._unload(self._slots[event.model], "unload")
             case Configured():
                 yield from self._configured(event)
             case ShutdownRequested():
@@ -225,7 +225,7 @@ class Intake(Choosing):
             if stale:
                 slot.grow_back()
                 slot.sleeps_badly = False
-                yield from self._unload(slot)
+                yield from self._unload(slot, "changed")
             slot.claim = None  # who was to go may be somebody else now
             if slot.removed and slot.state is State.STOPPED and not slot.queue and not self.ledger.lingers(name):
                 del self._slots[name]
@@ -240,7 +240,7 @@ class Intake(Choosing):
                 yield self._stop_now(slot)
             elif (end := self._idle_end(slot)) is not None and self._now >= end:
                 cost = self._sleep_cost(slot) if slot.state is State.READY else None
-                yield from self._make_go(slot, cost)
+                yield from self._make_go(slot, cost, "idle")
 
     def _idle_end(self, slot: Slot) -> float | None:
         """Return when a model is unloaded, or a sleeping one stopped, because nobody wants it."""

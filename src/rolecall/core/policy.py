@@ -48,7 +48,7 @@ class Policy(Intake):
         # 1. nobody waits for a model that cannot come
         for slot in self._slots.values():
             if slot.queue and slot.is_settled and not self._can_wake(slot):
-                yield from self._unload(slot)  # it is larger than was thought: it starts anew, elsewhere
+                yield from self._unload(slot, "too_large")  # than was thought: it starts anew, elsewhere
         barred = {slot.name for slot in self._slots.values() if slot.queue and self._is_barred(slot)}
         if barred:
             yield from self._rebind([w for w in self._waiters.values() if w.model in barred])
@@ -254,7 +254,7 @@ class Policy(Intake):
         elif slot.state is State.SLEEPING:
             self.ledger.rouse(slot.name, placement)
             slot.state = advance(slot.state, Step.START)
-            yield Wake(slot.name)
+            yield Wake(slot.name, slot.is_swap)
         else:
             yield self._start(slot, placement)
 
@@ -264,7 +264,7 @@ class Policy(Intake):
         for other in list(self._slots.values()):
             is_unwanted = other.state is State.STARTING and not other.queue and other.can_go and other is not slot
             if is_unwanted and not devices.isdisjoint(devices_of(other.placement)):
-                yield from self._unload(other)
+                yield from self._unload(other, "unwanted")
 
     # -- models that are to be started otherwise
 
@@ -273,7 +273,7 @@ class Policy(Intake):
             if slot.is_outdated and slot.is_idle:
                 slot.grow_back()
                 slot.comes_back = True
-                yield from self._unload(slot)
+                yield from self._unload(slot, "changed")
 
     def _bring_back(self) -> Iterator[Effect]:
         """Start them into what is free; a model that has no room by now is started when it is asked for."""

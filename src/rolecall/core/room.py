@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from rolecall.core.events import Effect, Group, Sleep, SleepCost, Start, Stop
+from rolecall.core.events import Effect, Group, Sleep, SleepCost, Start, Stop, Why
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.selection import Rules
 from rolecall.core.slot import Slot, Waiter
@@ -158,30 +158,31 @@ class Room:
     def _start(self, slot: Slot, placement: Placement) -> Start:
         if slot.takes_room:
             self.ledger.reserve(slot.name, placement)
+        is_swap = slot.is_swap
         slot.placement, slot.claim, slot.blocked_since = placement, None, None
         slot.host_mb = (slot.spec.cpu_mb or 0) if slot.is_on_cpu else 0
         slot.is_alone, slot.started_as = slot.starts_alone, slot.spec
         slot.is_outdated = slot.comes_back = False
         slot.state = advance(slot.state, Step.START)
-        return Start(slot.name, placement, slot.reduction)
+        return Start(slot.name, placement, slot.reduction, is_swap)
 
     def _send_away(self, victim: Holding) -> Iterator[Effect]:
         slot = self._slots[victim.name]
         cost = self._sleep_cost(slot) if victim.keeps_mb and slot.state is State.READY else None
-        yield from self._make_go(slot, cost)
+        yield from self._make_go(slot, cost, "room")
 
-    def _make_go(self, slot: Slot, cost: SleepCost | None) -> Iterator[Effect]:
+    def _make_go(self, slot: Slot, cost: SleepCost | None, why: Why) -> Iterator[Effect]:
         if cost is None:
-            yield from self._unload(slot)
+            yield from self._unload(slot, why)
             return
         slot.state = advance(slot.state, Step.SLEEP)
         slot.asleep, slot.is_settled = cost, False
-        yield Sleep(slot.name, cost.level)
+        yield Sleep(slot.name, cost.level, why)
 
-    def _unload(self, slot: Slot) -> Iterator[Effect]:
+    def _unload(self, slot: Slot, why: Why) -> Iterator[Effect]:
         if slot.state in (State.STOPPED, State.STOPPING):
             return
-        was = slot.state
+        was, slot.goes_for = slot.state, why
         slot.state = advance(slot.state, Step.STOP)
         slot.error = ""
         if was is State.FAILED:
@@ -193,7 +194,7 @@ class Room:
 
     def _stop_now(self, slot: Slot) -> Stop:
         slot.stop_by = None
-        return Stop(slot.name)
+        return Stop(slot.name, slot.goes_for)
 
     # -- the host's memory, for engines on the CPU beside GPUs
 
@@ -211,7 +212,7 @@ class Room:
     def _make_room_in_host(self, slot: Slot) -> Iterator[Effect]:
         for other in sorted(self._idle_in_host(), key=lambda other: other.last_used):
             if not self._has_host_room(slot, self._going()):
-                yield from self._unload(other)
+                yield from self._unload(other, "room")
 
     def _going(self) -> list[Slot]:
         return [s for s in self._slots.values() if s.state is State.STOPPING]

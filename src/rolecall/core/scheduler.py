@@ -108,6 +108,10 @@ class Scheduler(Policy):
         """Return the number of requests in the queue."""
         return len(self._waiters)
 
+    def waited_s(self, now: float) -> float:
+        """Return how long the oldest request has been in the queue; 0 for an empty one."""
+        return now - min((waiter.arrived for waiter in self._waiters.values()), default=now)
+
     def waits_for(self, waiter: int) -> tuple[str, int] | None:
         """Return the model that a waiter waits for, and how many wait for that before it; None if it waits no more."""
         if (waiting := self._waiters.get(waiter)) is None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rolecall.core.events import SleepCost, Spec
+from rolecall.core.events import SleepCost, Spec, Why
 from rolecall.core.lifecycle import State
 from rolecall.core.reductions import Reduction
 from rolecall.core.selection import Demand, Selection
@@ -108,6 +108,8 @@ class Slot:
     """It was unloaded by hand: its group does not bring it back."""
     stop_by: float | None = None
     """While draining: when the engine is stopped whatever is still in flight."""
+    goes_for: Why = "room"
+    """Why it was last told to go."""
     _uses: float = 0
     _uses_at: float = 0
 
@@ -120,6 +122,11 @@ class Slot:
     def is_idle(self) -> bool:
         """Whether it is loaded and answers nothing."""
         return self.state is State.READY and self.in_flight == 0
+
+    @property
+    def is_swap(self) -> bool:
+        """Whether others were sent away for its next start."""
+        return self.claim is not None and bool(self.claim.victims)
 
     @property
     def is_cold(self) -> bool:

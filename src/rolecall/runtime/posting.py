@@ -43,6 +43,8 @@ class Posting(ABC):
     """Is told every event and what was decided."""
     listeners: list[Callable[[Event, list[Effect]], None]] = field(default_factory=list, init=False)
     """Are told the same but for requests that are served at once, and their ends, which change no model's state."""
+    decision_s: float = field(default=0, init=False)
+    """How long the decision took that listeners are being told of."""
     hang_up: Callable[[str], None] | None = None
     """Closes the connections that are kept to an address: engines end fast only when nobody is connected."""
     _engines: dict[str, Engine] = field(default_factory=dict, init=False)
@@ -62,12 +64,15 @@ class Posting(ABC):
     def _post(self, event: Event) -> None:
         now = time.monotonic()
         effects = self.scheduler.handle(event, now)
+        is_told = bool(effects) or not isinstance(event, Released)
+        took_s = time.monotonic() - now if is_told else 0.0  # who is served at once does not pay for the clock
         for effect in effects:
             self._carry_out(effect)
         self._set_alarm()
         if self.record is not None:
             self.record(event, now, effects)
-        if effects or not isinstance(event, Released):
+        if is_told:
+            self.decision_s = took_s
             for listener in self.listeners:
                 listener(event, effects)
 
