@@ -140,6 +140,19 @@ orphans, some that ignore SIGTERM, one without an environment."""
 BROOD_SIZE = 6
 
 
+_GIVES_SOCKET = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=sys.argv[2])
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+
+
+def with_socket(given: socket.socket, argv: Sequence[str], count: int = 1) -> list[str]:
+    """Return a command line by which a process gets a socket as systemd gives it; it goes with ``pass_fds``."""
+    return [sys.executable, "-I", "-S", "-c", _GIVES_SOCKET, str(given.fileno()), str(count), *argv]
+
+
 def brood(token: str, *command: str) -> list[str]:
     """Return the command line of an engine that has started ``BROOD``."""
     return [sys.executable, "-I", "-S", "-c", BROOD, token, *command]

@@ -35,6 +35,7 @@ from rolecall.gateway.routes import INFERENCE_PATHS
 from rolecall.gateway.server import running_gateway
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.roster import load_roster
+from rolecall.runtime.settings_reload import LIVE
 from rolecall.settings import PREFIX, Settings, load_settings
 from rolecall.vision.datasets_routes import dataset_routes
 from rolecall.vision.single_extension import single_requests
@@ -180,6 +181,12 @@ def _default(name: str) -> str:
     if value is None:
         return "none"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_the_settings_that_a_reload_changes_are_documented() -> None:
+    """Those that take effect while rolecall runs are named, in order, and no others."""
+    said = page("configuration.md").partition("In force at once are ")[2].partition(", for requests")[0]
+    assert re.findall(r"`([a-z_]+)`", said) == sorted(LIVE)
 
 
 def test_every_registry_field_is_documented() -> None:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,6 +184,7 @@ class Settings(BaseSettings):
     ollama_base_url: str = Field("http://127.0.0.1:11434", description="Address of the Ollama server.")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @property
     def models_folder(self) -> Path:
@@ -197,6 +198,19 @@ class Settings(BaseSettings):
     def is_from_environment(self, name: str) -> bool:
         """Whether a setting's value came from an environment variable."""
         return self.origin(name).startswith(_FROM_ENVIRONMENT)
+
+    def read_again(self) -> Settings:
+        """Return the settings as they are now, with what the command line gave; raises ``ConfigurationError``."""
+        return load_settings({**self._given, "config_dir": self.config_dir})
+
+    def with_values_of(self, other: Settings, names: Iterable[str]) -> Settings:
+        """Return a copy that has some values of other settings, and knows where those came from."""
+        names = tuple(names)
+        changed = self.model_copy(update={name: getattr(other, name) for name in names})
+        changed._origins = {  # noqa: SLF001 - our own kind
+            name: origin for name, origin in self._origins.items() if name not in names
+        } | {name: origin for name, origin in other._origins.items() if name in names}
+        return changed
 
     def role_policies(self) -> dict[str, RolePolicy]:
         """Return the policy of each role that has a table of its own, complete."""
@@ -346,6 +360,7 @@ def load_settings(
     except ValidationError as error:
         raise ConfigurationError("\n".join(_problem(each, origins) for each in error.errors())) from None
     settings._origins.update(origins)  # noqa: SLF001 - its maker
+    settings._given.update(given)  # noqa: SLF001
     return settings
 
 

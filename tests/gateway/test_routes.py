@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import httpx
@@ -475,6 +475,11 @@ def bug(url: str, body: bytes) -> UpstreamResponse:
     raise RuntimeError(f"a bug with {CANARY}")
 
 
+async def never() -> NoReturn:
+    """Reload nothing."""
+    raise AssertionError("nothing is reloaded")
+
+
 async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None:
     """The client gets a 500 in OpenAI's shape with an id; the lease is given back, and the line is written."""
     (tmp_path / CURATED).write_text(json.dumps([upstream_entry("a", "http://127.0.0.1:9/v1")]))
@@ -488,8 +493,8 @@ async def test_a_bug_of_ours_is_told_without_its_innards(tmp_path: Path) -> None
         supervisor.configure(roster.configured())
         transport = FakeTransport(bug)
         counting = Counting.of(settings, TokenMemory(tmp_path / "tokens.json"), Pictures(), http)
-        services = Services(settings, roster, supervisor, transport, recorder, Images(settings), counting)
-        app = create_app(services, Inference(services), lambda: None)
+        services = Services(roster, supervisor, transport, recorder, Images(settings), counting)
+        app = create_app(services, Inference(services), never)
         transport_to_app = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport_to_app, base_url="http://localhost") as client:
             answer = await client.post("/v1/chat/completions", json=prompt("a"))

@@ -37,7 +37,7 @@ from rolecall.runtime.leftovers import Identity
 ENDLESS = {"tokens": 10_000, "token_delay_s": 0.05}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_answers_in_flight_are_finished(tmp_path: Path, number: signal.Signals) -> None:
     """A stream and a whole answer that have begun come to their end; whoever comes then is 503; the exit code is 0."""
     with Rolecall(tmp_path, [fake_entry("m")]) as server, ThreadPoolExecutor(1) as pool:

@@ -38,6 +38,7 @@ _COMMANDS = {
     "status": "status:status",
     "load": "status:load",
     "unload": "status:unload",
+    "reload": "reload:command",
     "logs": "logs:app",
     "report": "report:app",
     "keys": "keys:app",

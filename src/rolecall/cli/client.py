@@ -84,6 +84,10 @@ class Client:
         """Stop a model and return its row once its process is gone, however long that takes."""
         return self._ask("POST", f"/v1/models/{_part(name)}/unload", answer_s=None)
 
+    def reload(self) -> dict[str, Any]:
+        """Have the configuration read again; return what came of it."""
+        return self._ask("POST", "/v1/admin/reload")
+
     def _ask(self, method: str, path: str, *, answer_s: float | None = _ANSWER_S) -> dict[str, Any]:
         timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import sys
 from collections.abc import Coroutine
 from functools import partial
@@ -20,7 +21,8 @@ from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import Extension, serve
 from rolecall.gateway.tidy import keep_pages
 from rolecall.runtime.api_keys import open_keys
-from rolecall.runtime.ports import listening_socket
+from rolecall.runtime.overseer import Overseer
+from rolecall.runtime.ports import check_guarded, listening_socket
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings, located, prepare_config_dir, prepare_state_dir, unknown_variables
 from rolecall.vision.datasets_extension import datasets
@@ -49,7 +51,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
     ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.", show_default="info")] = None,
 ) -> None:
-    """Start the proxy; Ctrl-C or SIGTERM ends it and its engines."""
+    """Start the proxy; Ctrl-C or SIGTERM ends it and its engines, SIGHUP has a service read its configuration again."""
     settings = load_settings(
         {
             "config_dir": config_dir,
@@ -61,6 +63,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
             "log_level": log_level,
         }
     )
+    overseer = Overseer.of_environment(os.environ)
     _log_to_terminal(settings.log_level)
     keep_pages()
     for warning in unknown_variables(os.environ):
@@ -70,12 +73,20 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
     keys = open_keys(settings)
     try:
         # Before anything is written: a second start leaves no traces.
-        sock = listening_socket(settings.host, settings.port, has_keys=bool(keys and keys.ring.keys))
+        sock = _socket(settings, overseer, has_keys=bool(keys and keys.ring.keys))
     except ConfigurationError as error:
         raise located(settings, error) from None
     prepare_state_dir(settings)
     _provide_demo_models(roster)
-    _run(serve(roster, sock, lambda url: _announce(url, roster), extensions()))
+    _run(serve(roster, sock, lambda url: _announce(url, roster), extensions(), overseer))
+
+
+def _socket(settings: Settings, overseer: Overseer, *, has_keys: bool) -> socket.socket:
+    given = overseer.listening_socket()
+    if given is None:
+        return listening_socket(settings.host, settings.port, has_keys=has_keys)
+    check_guarded(given, has_keys=has_keys)
+    return given
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

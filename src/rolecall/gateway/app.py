@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from socket import gethostname
 
 from starlette.applications import Starlette
@@ -27,6 +27,7 @@ from rolecall.gateway.inference import Inference
 from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.routes import INFERENCE_PATHS, Json, ScopedRoute, needed_scope, not_found, routes
 from rolecall.gateway.services import Services
+from rolecall.runtime.settings_reload import Reread
 from rolecall.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,11 @@ log = logging.getLogger(__name__)
 def create_app(
     services: Services,
     inference: Inference,
-    reload: Callable[[], None],
+    reload: Callable[[], Awaitable[Reread]],
     keys: Keys | None = None,
     more: Iterable[ScopedRoute] = (),
 ) -> Starlette:
-    """Return the ASGI application. ``reload`` reads the registry again; without ``keys`` nobody needs one.
+    """Return the ASGI application. ``reload`` reads registry and settings again; without ``keys`` nobody needs one.
 
     ``more`` are the routes of the rooms above.
     """

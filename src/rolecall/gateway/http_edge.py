@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,6 +116,13 @@ def edge_protocol(limits: EdgeLimits) -> type[HttpToolsProtocol]:
     return type("EdgeProtocol", (_EdgeProtocol,), {"limits": limits})
 
 
+def retire(connections: Iterable[object]) -> None:
+    """Let each of a server's connections serve its last request."""
+    for connection in list(connections):
+        if isinstance(connection, _EdgeProtocol):
+            connection.retire()
+
+
 class _Polite:
     """A connection's transport as uvicorn's answers use it, but for its end."""
 
@@ -142,6 +150,7 @@ class _EdgeProtocol(HttpToolsProtocol):
         self._rests_since: float | None = None  # when the last answer was complete
         self._has_spoken = False
         self._is_left = False
+        self._is_retired = False
         self._sheds_upgrade = False
         self._answering: EdgeWire | None = None  # ``cycle`` is the last request that came
         self._broken: tuple[RequestResponseCycle, RolecallError] | None = None
@@ -368,6 +377,8 @@ class _EdgeProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
         """Serve; an application that waits for a body that was refused gets the reason as an exception."""
+        if self._is_retired:
+            cycle.keep_alive = False
         wire = self._answering = EdgeWire(cycle, app, self._problem)
         cycle.transport = self._polite  # type: ignore[assignment]
         wire.task = self.loop.create_task(cycle.run_asgi(wire.serve))  # type: ignore[arg-type]
@@ -379,6 +390,15 @@ class _EdgeProtocol(HttpToolsProtocol):
         return self._broken[1] if self._broken is not None and self._broken[0] is cycle else None
 
     # -- the end of an answer
+
+    def retire(self) -> None:
+        """Serve one more request at the most, or what is on its way, and say with its answer that it was the last.
+
+        A connection whose answer has begun stays open behind it: its client does not know, and may be sending already.
+        """
+        self._is_retired = True
+        if self._is_answering and not self.cycle.response_started:
+            self.cycle.keep_alive = False
 
     def leave(self) -> None:
         """Close the connection, once the client has sent what it is about to send."""

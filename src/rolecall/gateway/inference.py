@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from starlette.types import Receive, Scope, Send
 
 from rolecall.gateway.exchange import LAST_WORDS_S, Exchange
 from rolecall.gateway.services import Services
+
+_A_MOMENT_S = 0.25
 
 
 class Inference:
@@ -16,12 +19,14 @@ class Inference:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._active: set[Exchange] = set()
+        self._served = True  # since somebody looked
         self._is_idle: asyncio.Event | None = None  # of interest only at the end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = Exchange(self._services, scope, send)
         self._active.add(exchange)
+        self._served = True
         try:
             await exchange.run(receive)
         finally:
@@ -33,6 +38,18 @@ class Inference:
     def active(self) -> tuple[Exchange, ...]:
         """What is being served now, in no order."""
         return tuple(self._active)
+
+    async def serve_out(self, grace_s: float) -> None:
+        """Go on serving what comes, until nothing has come for a moment, for ``grace_s`` at most.
+
+        The moment is for clients that had their answer and send the next request over the same connection.
+        """
+        deadline = time.monotonic() + grace_s
+        while (left_s := deadline - time.monotonic()) > 0 and await self._idle_within(left_s):
+            await asyncio.sleep(min(_A_MOMENT_S, left_s))
+            if not self._active and not self._served:
+                return
+            self._served = False
 
     async def drain(self, grace_s: float) -> None:
         """Refuse what waits or comes, let answers in flight finish for ``grace_s``, then end them with an error."""

@@ -28,6 +28,7 @@ from rolecall.gateway.inference import Inference
 from rolecall.gateway.services import Services
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import choose, explain
+from rolecall.runtime.settings_reload import Reread
 from rolecall.runtime.supervisor import EngineStatus
 
 INFERENCE_PATHS = (
@@ -78,7 +79,7 @@ class Json(Response):
 def routes(
     services: Services,
     inference: Inference,
-    reload: Callable[[], None],
+    reload: Callable[[], Awaitable[Reread]],
     created: int,
     key_problem: Callable[[], str | None] = lambda: None,
 ) -> list[ScopedRoute]:
@@ -127,7 +128,7 @@ class _Api:
     def __init__(
         self,
         services: Services,
-        reload: Callable[[], None],
+        reload: Callable[[], Awaitable[Reread]],
         created: int,
         key_problem: Callable[[], str | None],
     ) -> None:
@@ -230,13 +231,16 @@ class _Api:
         return await self._row(entry)
 
     async def reload(self, _request: Request) -> Json:
-        await asyncio.to_thread(self._services.roster.read_ahead)
-        self._reload()
+        try:
+            found = await self._reload()
+        except ConfigurationError as error:
+            raise BadRequest(f"The settings are wrong, the last good ones stay in force: {error}") from None
         problem = self._services.roster.problem
         if problem:
             raise BadRequest(f"The registry is broken, the last good one stays in force: {problem}")
         registry = self._services.roster.registry
-        return Json({"entries": len(registry.entries), "warnings": list(registry.warnings)})
+        settings = {"applied": found.applied, "restart": found.pending}
+        return Json({"entries": len(registry.entries), "warnings": list(registry.warnings), "settings": settings})
 
     async def _row(self, entry: ModelEntry) -> Json:
         supervisor = self._services.supervisor

@@ -7,11 +7,9 @@ import contextlib
 import gc
 import logging
 import os
-import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from types import FrameType
 
 import httpx
 import uvicorn
@@ -22,6 +20,7 @@ from rolecall.gateway.app import create_app
 from rolecall.gateway.counting import Counting
 from rolecall.gateway.door import Keys
 from rolecall.gateway.http_edge import EdgeLimits, edge_protocol
+from rolecall.gateway.http_server import Duties, Server
 from rolecall.gateway.images import Images
 from rolecall.gateway.inference import Inference
 from rolecall.gateway.loopback import ByAddress, LoopbackTransport
@@ -39,9 +38,11 @@ from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import EngineLauncher
 from rolecall.runtime.leftovers import ENGINES, EngineRoll
 from rolecall.runtime.memory import MemoryWatch
+from rolecall.runtime.overseer import Overseer
 from rolecall.runtime.plain_http import plain_client
 from rolecall.runtime.registry import registry_state, write_snapshot
 from rolecall.runtime.roster import Roster
+from rolecall.runtime.settings_reload import Reread
 from rolecall.runtime.supervisor import TICK_S, Supervisor
 from rolecall.runtime.token_memory import LEARNT_TOKENS, TokenMemory
 from rolecall.runtime.usage import SAVE_EVERY_S, USAGE, UsageBook
@@ -73,8 +74,21 @@ class Gateway:
         self.services.supervisor.configure(roster.configured())
         write_snapshot(roster.settings.config_dir, roster.registry)
 
-    def reload(self) -> None:
-        """Read the registry again and act on it."""
+    async def reload(self) -> Reread:
+        """Read registry and settings again and act on them; returns which settings changed.
+
+        Raises ``ConfigurationError`` for wrong settings or profiles, and then nothing has changed. A broken registry is
+        told as the roster's ``problem``, and the last good one stays in force.
+        """
+        roster = self.services.roster
+        found = await asyncio.to_thread(roster.reread)
+        roster.settings = found.settings
+        if "log_level" in found.applied:
+            logging.getLogger().setLevel(found.settings.log_level.upper())
+        self._reload_registry()
+        return found
+
+    def _reload_registry(self) -> None:
         self.services.roster.reload()
         self.configure()
 
@@ -99,7 +113,7 @@ class Gateway:
         await asyncio.sleep(_SETTLE_S)
         await asyncio.to_thread(self.services.roster.read_ahead)
         if registry_state(folder) == found:
-            self.reload()
+            self._reload_registry()
             if self.services.roster.problem is None:
                 log.info("the registry changed, and is in force")
 
@@ -164,7 +178,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         tokens = TokenMemory(settings.state_dir / LEARNT_TOKENS)
         stack.callback(tokens.close)
         counting = Counting.of(settings, tokens, pictures, http)
-        services = Services(settings, roster, supervisor, transport, recorder, images, counting)
+        services = Services(roster, supervisor, transport, recorder, images, counting)
         gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)
@@ -237,70 +251,6 @@ Extension = Callable[[Gateway], contextlib.AbstractAsyncContextManager[Addition]
 """Adds something to a running gateway; it is left before the gateway ends."""
 
 
-class Server(uvicorn.Server):
-    """uvicorn, ended by SIGTERM, SIGINT or SIGHUP: first the answers in flight, then the connections."""
-
-    def __init__(
-        self,
-        config: uvicorn.Config,
-        gateway: Gateway,
-        announce: Callable[[], None],
-        stops: Iterable[Callable[[], None]] = (),
-    ) -> None:
-        super().__init__(config)
-        self._gateway = gateway
-        self._announce = announce
-        self._stops = tuple(stops)
-        self._ending = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections, and say so."""
-        await super().startup(sockets)
-        self._announce()
-
-    async def main_loop(self) -> None:
-        """Wait for a signal, where uvicorn looks for one ten times a second; its date needs a look a second."""
-        ending = asyncio.ensure_future(self._ending.wait())
-        while not ending.done():
-            await self.on_tick(0)
-            await asyncio.wait({ending}, timeout=1.0)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle the signals on the loop; a handled signal is not raised again, so the exit code stays 0.
-
-        They stay handled to the end of the loop: one more signal must not cut short the end of the engines.
-        """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is signal.SIG_DFL:  # nohup has it ignored
-                loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to end; a second signal does not wait for answers."""
-        del frame
-        if self.should_exit:
-            self.force_exit = True
-        else:
-            log.info("%s: finishing answers in flight", signal.Signals(sig).name)
-        self.should_exit = True
-        self._ending.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain the gateway, then close the connections."""
-        for stop in self._stops:
-            stop()
-        inference = self._gateway.inference
-        draining = asyncio.ensure_future(inference.drain(self._gateway.services.settings.shutdown_grace_s))
-        while not draining.done() and not self.force_exit:
-            await asyncio.wait({draining}, timeout=0.1)
-        if not draining.done():
-            draining.cancel()
-            await inference.drain(0)
-        await super().shutdown(sockets)
-
-
 class _CutOnPurpose(logging.Filter):
     """Keeps quiet about answers that we leave without a proper end because their engine broke off."""
 
@@ -309,12 +259,17 @@ class _CutOnPurpose(logging.Filter):
 
 
 async def serve(
-    roster: Roster, sock: socket.socket, announce: Callable[[str], None], extensions: Iterable[Extension] = ()
+    roster: Roster,
+    sock: socket.socket,
+    announce: Callable[[str], None],
+    extensions: Iterable[Extension] = (),
+    overseer: Overseer | None = None,
 ) -> None:
     """Serve on a bound socket until a signal comes; ``announce`` is given the URL once requests are answered."""
-    settings = roster.settings
+    settings, overseer = roster.settings, overseer or Overseer()
     logging.getLogger("uvicorn.error").addFilter(_CutOnPurpose())
-    async with running_gateway(roster) as gateway, contextlib.AsyncExitStack() as stack:
+    ends = contextlib.AsyncExitStack()
+    async with ends, running_gateway(roster) as gateway, contextlib.AsyncExitStack() as stack:
         additions = [await stack.enter_async_context(extend(gateway)) for extend in extensions]
         more = [route for addition in additions for route in addition.routes]
         app = create_app(gateway.services, gateway.inference, gateway.reload, gateway.keys, more)
@@ -336,6 +291,14 @@ async def serve(
         gc.set_threshold(5000, 10, 1)  # so it is cheap now; at 700 it took a tenth of the time of small requests
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{sock.getsockname()[1]}"
-        await Server(config, gateway, lambda: announce(url), [addition.stop for addition in additions]).serve(
-            sockets=[sock]
+        duties = Duties(
+            gateway.services,
+            gateway.inference,
+            gateway.reload,
+            overseer,
+            lambda: announce(url),
+            tuple(addition.stop for addition in additions),
         )
+        watching = asyncio.create_task(overseer.accompany(duties.status))
+        ends.push_async_callback(_cancelled, watching)  # the last to go: what ends slowly is not dead
+        await Server(config, duties).serve(sockets=[sock])

@@ -18,7 +18,6 @@ from rolecall.settings import Settings
 class Services:
     """What an exchange works with."""
 
-    settings: Settings
     roster: Roster
     supervisor: Supervisor
     transport: Transport
@@ -26,3 +25,8 @@ class Services:
     images: Images
     counting: Counting
     unreachable: Unreachable = field(default_factory=Unreachable)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, some of which a reload changes."""
+        return self.roster.settings

@@ -97,7 +97,7 @@ def listening_socket(host: str, port: int, *, has_keys: bool = False) -> socket.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((host, port))
-        _assert_guarded(host, bound, has_keys=has_keys)
+        check_guarded(bound, has_keys=has_keys, host=host)
         bound.listen(_BACKLOG)  # at once: two sockets may be bound to one port as long as none listens
     except ConfigurationError:
         bound.close()
@@ -117,12 +117,15 @@ def listening_socket(host: str, port: int, *, has_keys: bool = False) -> socket.
     return bound
 
 
-def _assert_guarded(host: str, bound: socket.socket, *, has_keys: bool) -> None:
-    """Look at the address itself: what a name stands for is known only now, and nobody can connect yet."""
+def check_guarded(bound: socket.socket, *, has_keys: bool, host: str = "") -> None:
+    """Raise ``ConfigurationError`` if other machines could reach a socket, and nobody there would need a key.
+
+    The address itself is looked at: what a name stands for is known only now, and nobody can connect yet.
+    """
     address = bound.getsockname()[0]
     if not (has_keys or is_loopback(address)):
         raise ConfigurationError(
-            f"host: {host!r} can be reached by other machines, and without API keys everybody there could use this "
-            "server. Listen on 127.0.0.1, or let callers need a key: name a file by api_keys_file "
+            f"host: {(host or address)!r} can be reached by other machines, and without API keys everybody there could "
+            "use this server. Listen on 127.0.0.1, or let callers need a key: name a file by api_keys_file "
             "(CHAT_PROXY_API_KEYS_FILE) and make a key with `rolecall keys add NAME`"
         )

@@ -37,6 +37,7 @@ from rolecall.runtime.footprints import Footprints, asked_share, cards
 from rolecall.runtime.gpu import GpuProbe, GpuReport
 from rolecall.runtime.learnt import LearntStore
 from rolecall.runtime.registry import CURATED, files_mb, load_registry, missing, registry_state, why_unavailable
+from rolecall.runtime.settings_reload import Reread, reread
 from rolecall.runtime.traits import TraitsReader
 from rolecall.settings import Settings, shipped
 
@@ -127,6 +128,17 @@ class Roster:
         """
         with suppress(RegistryError):
             self._look(self._read_again(), ask=False)
+
+    def reread(self) -> Reread:
+        """Read the settings again, and what `read_ahead` reads; it changes nothing, call it off the event loop.
+
+        Profiles count as a setting that needs a restart. Raises ``ConfigurationError``.
+        """
+        found = reread(self.settings)
+        if load_profiles(self.settings.config_dir) != self.profiles:
+            found = replace(found, pending=(*found.pending, PROFILES))
+        self.read_ahead()
+        return found
 
     def as_configured(self, config: ApiConfig) -> tuple[ModelEntry, ...]:
         """Return the entries as they would be in force with another configuration."""
