@@ -27,11 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "discovery": BELOW_GATEWAY,
     "hub": BELOW_GATEWAY | {"discovery"},
     "gateway": BELOW_GATEWAY,
+    "pages": BELOW_GATEWAY | {"gateway"},
     "vision": BELOW_GATEWAY | {"gateway"},
     "prompts": BELOW_GATEWAY | {"gateway"},
     "insight": BELOW_GATEWAY | {"gateway"},
     "cli": BELOW_GATEWAY
-    | {"gateway", "demo", "discovery", "hub", "vision", "prompts", "insight", "simulation", "elsewhere"},
+    | {"gateway", "demo", "discovery", "hub", "pages", "vision", "prompts", "insight", "simulation", "elsewhere"},
     "__main__": {"cli"},
 }
 """Room of ``rolecall`` to the other rooms it may import; each may import itself and the package's version."""

@@ -1,4 +1,4 @@
-"""Adds datasets and their page to the server.
+"""Adds datasets to the server.
 
 What they need (DuckDB, Pillow) is imported with the first request for them, in a thread: a server that has no datasets
 is neither larger nor slower for them. A job that an earlier process has not finished is gone on with at once.
@@ -25,7 +25,6 @@ from rolecall.runtime.roster import Roster
 from rolecall.vision.datasets_routes import dataset_routes
 from rolecall.vision.decoding import Decoding
 from rolecall.vision.jobs import MARKER
-from rolecall.vision.pages import page_routes
 
 if TYPE_CHECKING:
     from rolecall.vision.datasets import Datasets
@@ -40,11 +39,11 @@ _NEEDS = needs_of(CHAT) | {"vision"}
 
 @contextlib.asynccontextmanager
 async def datasets(gateway: Gateway, decoding: Decoding | None = None) -> AsyncIterator[Addition]:
-    """Add the routes of datasets and of their page to a gateway; ``decoding`` is what they share with others."""
+    """Add the routes of datasets to a gateway; ``decoding`` is what they share with others."""
     lazy = LazyDatasets(gateway.services.settings.state_dir / FOLDER, partial(_made, gateway, decoding or Decoding()))
     resuming = asyncio.create_task(lazy.resume())
     try:
-        yield Addition((*dataset_routes(lazy.get), *page_routes()), lazy.stop)
+        yield Addition(tuple(dataset_routes(lazy.get)), lazy.stop)
     finally:
         resuming.cancel()
         await asyncio.wait({resuming})

@@ -25,7 +25,8 @@ export function storeKey(key) {
   }
 }
 
-async function send(path, { method = "GET", json, signal } = {}) {
+/** Return the answer itself, whose body may still be coming; throws `Refusal`. */
+export async function send(path, { method = "GET", json, signal } = {}) {
   const headers = {};
   const key = storedKey();
   if (key) {
@@ -70,9 +71,13 @@ export async function blob(path, options) {
   return (await send(path, options)).blob();
 }
 
-/** Yield the data of the server-sent events of a path; a browser's own EventSource sends no headers. */
-export async function* events(path, { signal } = {}) {
+/**
+ * Yield the data of the server-sent events of a path; a browser's own EventSource sends no headers.
+ * `heard` is called for all that comes, comments included.
+ */
+export async function* events(path, { signal, heard = () => {} } = {}) {
   const answer = await send(path, { signal });
+  heard();
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
@@ -80,6 +85,7 @@ export async function* events(path, { signal } = {}) {
     if (done) {
       return;
     }
+    heard();
     text += value;
     const parts = text.split("\n\n");
     text = parts.pop();

@@ -1,0 +1,1 @@
+"""The server's pages in the browser: one layout and one policy for what several rooms show."""

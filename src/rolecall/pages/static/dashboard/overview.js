@@ -1,0 +1,168 @@
+// The dashboard itself: what runs now.
+
+import { Refusal, ask } from "../shared.js";
+import { html, nothing, repeat } from "./lit.js";
+import { NONE, count, epoch, millis, moment, rate, span } from "./format.js";
+import { memoryPanel } from "./memory.js";
+import { modelsPanel } from "./models.js";
+import { livePanel, queuePanel } from "./traffic.js";
+import { timelinePanel } from "./timeline.js";
+import { requestLink, statusBadge } from "./lines.js";
+
+const RECENT = 8;
+
+export class Overview {
+  /** @param {import("./start.js").App} app */
+  constructor(app) {
+    this.app = app;
+    this.wish = { text: "", loaded: false };
+    this.timeline = { minutes: 15, isTable: false };
+    this.acts = {
+      load: (row) => this.act(row, "load"),
+      unload: (row) => this.unload(row),
+      pin: (row) => this.act(row, row.pinned ? "unpin" : "pin"),
+      output: (row, opener) => app.output.open(row.model, opener),
+      stop: (row) => this.stop(row),
+      find: (change) => {
+        Object.assign(this.wish, change);
+        app.draw();
+      },
+    };
+  }
+
+  get title() {
+    return "Dashboard";
+  }
+
+  template() {
+    const { store } = this.app;
+    return html`
+      <header class="head">
+        <h1>Dashboard</h1>
+        <p class="soft">${about(store)}</p>
+      </header>
+      ${problems(store.server.problems ?? {})} ${figures(store)} ${memoryPanel(store)}
+      ${modelsPanel(store, this.acts, this.wish)}
+      <div class="pair">${livePanel(store, this.acts)} ${queuePanel(store)}</div>
+      ${timelinePanel(store, this.timeline, (change) => {
+        Object.assign(this.timeline, change);
+        this.app.draw();
+      })}
+      ${recent(this.app)}
+    `;
+  }
+
+  /** Ask for something, and tell of it if it is refused. */
+  async act(row, verb) {
+    await this.app.guarded(() => ask(`/v1/models/${encodeURIComponent(row.model)}/${verb}`, { method: "POST" }));
+  }
+
+  async unload(row) {
+    const words = `${row.model} is answering ${row.in_flight === 1 ? "a request" : `${row.in_flight} requests`}. Unload it all the same?`;
+    if (!row.in_flight || confirm(words)) {
+      await this.act(row, "unload");
+    }
+  }
+
+  async stop(row) {
+    const { store } = this.app;
+    store.stopping.add(row.request_id);
+    this.app.draw();
+    await this.app.guarded(async () => {
+      try {
+        await ask(`/v1/requests/${encodeURIComponent(row.request_id)}/cancel`, { method: "POST" });
+        this.app.speak(`Stopped the request to ${row.model ?? row.requested_model}.`);
+      } catch (error) {
+        store.stopping.delete(row.request_id);
+        if (!(error instanceof Refusal && error.status === 404)) {
+          throw error; // else it is over by itself
+        }
+      }
+    });
+  }
+}
+
+function about(store) {
+  const { profile, version, started_at: started } = store.server;
+  return [
+    profile ? `profile ${profile}` : "",
+    version ? `rolecall ${version}` : "",
+    started ? `up ${span((store.now() - epoch(started)) / 1000)}` : "",
+  ].filter(Boolean).join(" · ");
+}
+
+function problems(found) {
+  return Object.entries(found).map(([name, words]) => html`<p class="note bad" data-problem=${name}>${words}</p>`);
+}
+
+function figures(store) {
+  const { totals, live, queue } = store;
+  const speed = live.data.reduce((sum, row) => sum + (row.tokens_per_second ?? 0), 0);
+  const rows = [
+    ["active", "being served", count(live.active)],
+    ["waiting", "waiting", count(queue.waiting)],
+    ["speed", "tokens/s now", live.data.length ? rate(speed) : "0"],
+    ["requests", "requests", count(totals.requests)],
+    ["errors", "errors", count(totals.errors)],
+    ["completion_tokens", "tokens written", count(totals.completion_tokens)],
+    ["prompt_tokens", "tokens read", count(totals.prompt_tokens)],
+    ["loads", "loads", count(totals.loads)],
+    ["evictions", "evictions", count(totals.evictions)],
+  ];
+  return html`
+    <dl class="figures" aria-label="Since the server started">
+      ${rows.map(([name, words, value]) => html`<div class=${name === "errors" && totals.errors ? "bad" : ""}>
+        <dt>${words}</dt><dd data-total=${name}>${value}</dd></div>`)}
+    </dl>
+    ${totals.log_lines_dropped
+      ? html`<p class="note bad">${count(totals.log_lines_dropped)} lines of the request log were lost: it cannot be written fast enough.</p>`
+      : nothing}
+  `;
+}
+
+function recent(app) {
+  const lines = app.store.history.slice(0, RECENT);
+  return html`
+    <section class="panel flush" aria-labelledby="recent-title">
+      <div class="panel-head">
+        <h2 id="recent-title">Last requests</h2>
+        <a href="/ui/requests">All requests</a>
+      </div>
+      ${lines.length ? recentTable(app, lines) : html`<p class="soft pad">No request has ended yet. <a href="/ui/playground">Ask something</a>.</p>`}
+    </section>
+  `;
+}
+
+function recentTable(app, lines) {
+  return html`
+    <div class="scroll" tabindex="0" role="region" aria-labelledby="recent-title">
+      <table id="recent" role="table">
+        <thead role="rowgroup">
+          <tr role="row">
+            <th role="columnheader">Time</th>
+            <th role="columnheader">Model</th>
+            <th role="columnheader">Status</th>
+            <th role="columnheader" class="number"><abbr title="Time to first token">TTFT</abbr></th>
+            <th role="columnheader" class="number">Tokens</th>
+            <th role="columnheader" class="number">Tokens/s</th>
+            <th role="columnheader" class="number">Duration</th>
+          </tr>
+        </thead>
+        <tbody role="rowgroup">
+          ${repeat(lines, (line) => line.request_id, (line) => html`
+            <tr role="row">
+              <td role="cell" class="time">${requestLink(app, line, moment(line.ts))}</td>
+              <td role="cell" class="wide-cell"><bdi class="cut" title=${line.model ?? ""}>${line.model ?? line.requested_model ?? NONE}</bdi>
+                <span class="soft cut">${line.role ? `role ${line.role}` : ""}</span></td>
+              <td role="cell">${statusBadge(line)}</td>
+              <td role="cell" class="number" data-label="TTFT">${millis(line.ttft_ms)}</td>
+              <td role="cell" class="number" data-label="tokens">${count(line.completion_tokens)}</td>
+              <td role="cell" class="number" data-label="tokens/s">${rate(line.tokens_per_second)}</td>
+              <td role="cell" class="number" data-label="took">${millis(line.duration_ms)}</td>
+            </tr>`)}
+        </tbody>
+      </table>
+    </div>
+  `;
+}
+

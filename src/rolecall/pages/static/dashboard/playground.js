@@ -1,0 +1,247 @@
+// A chat with a model or a role: streamed, with pictures, and with the figures of each answer.
+
+import { Refusal, ask, at } from "../shared.js";
+import { html, live, nothing, repeat } from "./lit.js";
+import { count, millis, rate } from "./format.js";
+import { Answer } from "./answer.js";
+import { Pictures } from "./pictures.js";
+
+const STORED = "rolecall.playground";
+
+export class Playground {
+  /** @param {import("./start.js").App} app */
+  constructor(app) {
+    this.app = app;
+    this.offered = null; // names of models, where the feed does not tell them
+    this.turns = [];
+    this.answer = null;
+    this.pictures = new Pictures(() => app.draw(), (message) => app.failed(new Refusal(message, 400)));
+    this.wish = { target: "", system: "", temperature: "", most: "", ...stored() };
+    this.text = "";
+  }
+
+  get title() {
+    return "Playground";
+  }
+
+  async show() {
+    const chosen = new URLSearchParams(location.search).get("model");
+    if (chosen) {
+      this.wish.target = chosen;
+    }
+    if (!this.app.store.isKnown && this.offered === null) {
+      const answer = await ask("/v1/models");
+      this.offered = answer.data;
+      this.app.draw();
+    }
+    at("words")?.focus({ preventScroll: true });
+  }
+
+  /** Return names of roles and of models that can be asked. */
+  targets() {
+    const { store } = this.app;
+    if (store.isKnown) {
+      return { roles: store.roles(), models: store.models.map((row) => row.model) };
+    }
+    const rows = this.offered ?? [];
+    const roles = [...new Set(rows.flatMap((row) => Object.keys(row.role_priority ?? row.roles ?? {})))].sort();
+    return { roles, models: rows.map((row) => row.id) };
+  }
+
+  target() {
+    const { roles, models } = this.targets();
+    const all = [...roles.map((role) => `role:${role}`), ...models];
+    const usual = roles.includes("chat") ? "role:chat" : all[0] ?? "";
+    return all.includes(this.wish.target) ? this.wish.target : usual;
+  }
+
+  set(change) {
+    Object.assign(this.wish, change);
+    sessionStorage.setItem(STORED, JSON.stringify(this.wish));
+    this.app.draw();
+  }
+
+  // -- asking
+
+  async send() {
+    const text = this.text.trim();
+    if (this.answer?.isRunning || (!text && !this.pictures.list.length)) {
+      return;
+    }
+    const pictures = this.pictures.take();
+    this.turns.push({ role: "user", text, pictures });
+    this.text = "";
+    await this.reply();
+  }
+
+  async reply() {
+    const answer = (this.answer = new Answer(() => this.app.draw()));
+    this.turns.push({ role: "assistant", answer });
+    this.app.draw();
+    requestAnimationFrame(() => at("turns")?.lastElementChild?.scrollIntoView({ block: "nearest" }));
+    await answer.run(this.body());
+    this.app.draw();
+    this.app.speak(answer.problem ? `No answer: ${answer.problem}` : "The answer is complete.");
+    if (answer.status === 401) {
+      this.app.failed(new Refusal(answer.problem, 401));
+    }
+  }
+
+  body() {
+    const { system, temperature, most } = this.wish;
+    const turns = this.turns.slice(0, -1).filter((turn) => turn.role === "user" || turn.answer.text);
+    const messages = turns.map(message);
+    return {
+      model: this.target(),
+      messages: system.trim() ? [{ role: "system", content: system }, ...messages] : messages,
+      stream: true,
+      stream_options: { include_usage: true },
+      ...(temperature === "" ? {} : { temperature: Number(temperature) }),
+      ...(most === "" ? {} : { max_tokens: Number(most) }),
+    };
+  }
+
+  clear() {
+    this.answer?.stop();
+    this.turns = [];
+    this.answer = null;
+    this.app.draw();
+    at("words").focus();
+  }
+
+  // -- drawing
+
+  template() {
+    const isRunning = Boolean(this.answer?.isRunning);
+    return html`
+      <header class="head"><h1>Playground</h1><p class="soft">asks the server as any client does; nothing is kept</p></header>
+      <div class="play">
+        ${this.settings()}
+        <section class="panel talk" aria-label="Conversation"
+          @dragover=${(event) => this.pictures.over(event)} @drop=${(event) => this.pictures.dropped(event)}>
+          ${this.turns.length
+            ? html`<ol id="turns" class="turns" aria-label="Turns">${repeat(this.turns, (turn) => turn, turnItem)}</ol>`
+            : html`<div class="void inside"><h2>Ask something</h2><p>Pictures can be dropped here, pasted, or chosen from files.</p></div>`}
+          ${this.composer(isRunning)}
+        </section>
+      </div>
+    `;
+  }
+
+  settings() {
+    const { roles, models } = this.targets();
+    const target = this.target();
+    return html`
+      <form class="panel fields ask" aria-label="Settings" @submit=${(event) => event.preventDefault()}>
+        <div class="field">
+          <label for="target">Role or model</label>
+          <select id="target" @change=${(event) => this.set({ target: event.target.value })}>
+            ${roles.length ? html`<optgroup label="Roles">${repeat(roles, (each) => each, (each) => option(`role:${each}`, each, target))}</optgroup>` : nothing}
+            <optgroup label="Models">${repeat(models, (each) => each, (each) => option(each, each, target))}</optgroup>
+          </select>
+        </div>
+        <details class="more" ?open=${Boolean(this.wish.system || this.wish.temperature || this.wish.most)}>
+          <summary>More settings</summary>
+          <div class="fields">
+            <div class="field">
+              <label for="system">System message</label>
+              <textarea id="system" rows="3" .value=${live(this.wish.system)} @input=${(event) => this.set({ system: event.target.value })}></textarea>
+            </div>
+            <div class="field">
+              <label for="temperature">Temperature</label>
+              <input type="number" id="temperature" min="0" max="2" step="0.1" placeholder="the model's" .value=${live(this.wish.temperature)}
+                @input=${(event) => this.set({ temperature: event.target.value })}>
+            </div>
+            <div class="field">
+              <label for="most">Most tokens of an answer</label>
+              <input type="number" id="most" min="1" step="1" placeholder="no limit" .value=${live(this.wish.most)}
+                @input=${(event) => this.set({ most: event.target.value })}>
+            </div>
+          </div>
+        </details>
+        <button type="button" id="new" ?disabled=${!this.turns.length} @click=${() => this.clear()}>New conversation</button>
+      </form>
+    `;
+  }
+
+  composer(isRunning) {
+    return html`
+      <form class="composer" @submit=${(event) => {
+        event.preventDefault();
+        this.send();
+      }}>
+        ${this.pictures.template()}
+        <label for="words" class="unseen">Message</label>
+        <textarea id="words" rows="2" placeholder="Message" .value=${live(this.text)} @input=${(event) => (this.text = event.target.value)}
+          @keydown=${(event) => this.pressed(event)} @paste=${(event) => this.pictures.pasted(event)}></textarea>
+        <div class="row">
+          <label class="button small" for="files">Add pictures</label>
+          <input type="file" id="files" class="unseen" accept="image/*" multiple @change=${(event) => this.pictures.chosen(event)}>
+          <span class="grow soft hint">Enter sends, Shift+Enter begins a line</span>
+          ${isRunning
+            ? html`<button type="button" id="stop" @click=${() => this.answer.stop()}>Stop</button>`
+            : html`<button class="first" id="send">Send</button>`}
+        </div>
+      </form>
+    `;
+  }
+
+  pressed(event) {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      this.send();
+    }
+  }
+}
+
+const option = (value, text, target) => html`<option value=${value} .selected=${value === target}>${text}</option>`;
+
+function stored() {
+  try {
+    return JSON.parse(sessionStorage.getItem(STORED) ?? "{}");
+  } catch {
+    return {};
+  }
+}
+
+function message({ role, text, pictures, answer }) {
+  if (role === "assistant") {
+    return { role, content: answer.text };
+  }
+  if (!pictures.length) {
+    return { role, content: text };
+  }
+  const images = pictures.map((each) => ({ type: "image_url", image_url: { url: each.data } }));
+  return { role, content: [...images, ...(text ? [{ type: "text", text }] : [])] };
+}
+
+function turnItem(turn) {
+  return turn.role === "user"
+    ? html`<li class="turn user"><h2 class="unseen">You</h2>
+        ${turn.pictures.length ? html`<p class="thumbs">${turn.pictures.map((each) => html`<img src=${each.address} alt=${each.name}>`)}</p>` : nothing}
+        <p class="text">${turn.text}</p></li>`
+    : html`<li class="turn assistant">${answerParts(turn.answer)}</li>`;
+}
+
+function answerParts(answer) {
+  return html`
+    <h2 class="from"><bdi>${answer.model ?? "…"}</bdi></h2>
+    ${answer.reasoning
+      ? html`<details class="thoughts"><summary>${answer.text || !answer.isRunning ? "Thoughts" : "Thinking…"}</summary><p class="text soft">${answer.reasoning}</p></details>`
+      : nothing}
+    <p class="text" aria-busy=${String(answer.isRunning)}>${answer.text}${answer.isRunning ? html`<span class="cursor" aria-hidden="true"></span>` : nothing}</p>
+    ${answer.problem ? html`<p class="note bad" role="alert">${answer.problem}</p>` : nothing}
+    <p class="soft figures-line">${figures(answer)}</p>
+  `;
+}
+
+function figures(answer) {
+  const parts = [
+    answer.state,
+    answer.ttft === null ? "" : `first token after ${millis(answer.ttft)}`,
+    answer.tokens === null ? "" : `${count(answer.tokens)} tokens`,
+    answer.speed === null ? "" : `${rate(answer.speed)} tokens/s`,
+    answer.read === null ? "" : `${count(answer.read)} tokens read`,
+  ];
+  return parts.filter(Boolean).join(" · ");
+}
