@@ -12,6 +12,7 @@ import gc
 import logging
 import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import typer
@@ -76,13 +77,29 @@ class _Commands(TyperGroup):
             fail(f"{error.filename}: {error.strerror}")
 
 
+def _leave_out() -> None:
+    """Keep out of the process what libraries import and nobody runs here: some 9 MB, and a tenth of a second."""
+    # httpx's own command line, which httpx does without if it cannot be imported: rich and pygments.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment] # how an import is made to fail
+    # httpcore takes trio along wherever it is installed, as it is with selenium.
+    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
+    # uvicorn's own command line: click, and multiprocessing for its reloader. The package passes three names on of it,
+    # of which one is from elsewhere and is looked up there.
+    stand_in = ModuleType("uvicorn.main")
+    stand_in.main = stand_in.run = None  # type: ignore[attr-defined]
+    stand_in.__getattr__ = _of_uvicorn  # type: ignore[method-assign]
+    sys.modules.setdefault("uvicorn.main", stand_in)
+
+
+def _of_uvicorn(name: str) -> Any:
+    if name != "Server":
+        raise AttributeError(name)
+    return import_module("uvicorn.server").Server
+
+
 def _imported(name: str) -> Any:
     module, _, attribute = _COMMANDS[name].partition(":")
-    # httpx's own command line, which httpx does without if it cannot be imported: rich and pygments, 3 MB and 25 ms.
-    sys.modules["httpx._main"] = None  # type: ignore[assignment] # how an import is made to fail
-    # httpcore takes trio along wherever it is installed, as it is with selenium: 4 MB and 50 ms for an event loop that
-    # nobody runs here.
-    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
+    _leave_out()
     gc.disable()  # nothing of it is garbage, and to look for it again and again takes a sixth of the time
     command = getattr(import_module(f"rolecall.cli.{module}"), attribute)
     gc.enable()

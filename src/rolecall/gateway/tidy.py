@@ -44,9 +44,13 @@ class Tidy:
         self._least: int | None = None
 
     async def look(self) -> None:
-        """Give memory back if there is more than after the last time."""
+        """Give memory back if there is more than after the last time; at first what importing has left."""
         held = self._held()
-        if self._least is None or held < self._least:
+        if self._least is None:
+            if self._trim is not None:
+                await asyncio.to_thread(self._trim)
+            self._least = self._held()
+        elif held < self._least:
             self._least = held
         elif self._trim is not None and held > self._least + _GROWTH_BYTES:
             gc.collect()
