@@ -27,7 +27,7 @@ class Cycle:
 
 
 async def test_memory_is_given_back_when_it_has_grown() -> None:
-    """After the start, and at 32 MB more than the least that was held: then garbage is collected as well; not before."""
+    """After the start, and at 32 MB more than the least that was held, then with garbage collected; not before."""
     held = [100 * MB]
     trimmed: list[int] = []
 
