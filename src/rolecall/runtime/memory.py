@@ -94,6 +94,8 @@ class MemoryWatch:
     probe: GpuProbe
     limit_s: float = 2.0
     foreign: dict[str, int] = field(default_factory=dict)
+    latest: GpuReport | None = field(default=None, init=False)
+    """What the driver said last."""
     _asked: asyncio.Future[GpuReport] | None = field(default=None, init=False)
     _asked_at: float = field(default=0.0, init=False)
     _is_hanging: bool = field(default=False, init=False)
@@ -111,7 +113,8 @@ class MemoryWatch:
         asked = self._asked
         await asyncio.wait({asked}, timeout=max(0.0, self._asked_at + self.limit_s - time.monotonic()))
         if asked.done():
-            return asked.result()
+            self.latest = asked.result()
+            return self.latest
         if not self._is_hanging:
             log.warning("the GPU driver has not answered for %g s; models go on without its figures", self.limit_s)
         self._is_hanging = True

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rolecall.backends.base import Upstream
 from rolecall.core.events import Arrived, Cancelled, Configured, ShutdownRequested, Tick, UnloadRequested
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
@@ -174,6 +175,19 @@ class Supervisor(Lives):
             load_fraction=progress.fraction,
             load_eta_s=progress.eta_s,
         )
+
+    @property
+    def names(self) -> list[str]:
+        """The models that have an engine now, in whatever state."""
+        return list(self._engines)
+
+    def answering(self) -> list[tuple[str, Upstream]]:
+        """Return the engines of ours that are loaded and have a port, by model, and how they are reached."""
+        return [
+            (name, engine.upstream())
+            for name, engine in self._engines.items()
+            if engine.port and self.scheduler.state(name) is State.READY
+        ]
 
     def footprint(self, name: str) -> Footprint | None:
         """Return what a model of the registry is given, and how that is known; it looks at its files."""

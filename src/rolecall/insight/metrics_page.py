@@ -1,0 +1,103 @@
+"""`/metrics` as text, by prometheus_client. Imported with the first scrape, and run in a thread.
+
+It is written in pieces, with a pause after each: the event loop gets the interpreter between them, and waits for none
+longer than a millisecond.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
+
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector, CollectorRegistry
+
+from rolecall.insight.metrics_families import Family
+from rolecall.insight.tally import Histogram
+
+_PIECE = 100
+"""Samples that are written in one go."""
+
+_PAUSE_S = 0.0002
+_EOF = b"# EOF\n"
+
+
+class _One(Collector):
+    """A registry of one metric."""
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metric."""
+        return (self._metric,)
+
+
+class PageWriter:
+    """Writes pages; what it knows of the process it asks itself."""
+
+    def __init__(self) -> None:
+        own = CollectorRegistry()
+        self._process = (ProcessCollector(registry=own), PlatformCollector(registry=own))
+
+    def write(self, accept: str, families: Iterable[Family], more: Iterable[Metric] = ()) -> tuple[bytes, str]:
+        """Return the page and its content type, by what ``Accept`` asks for; ``more`` are metrics of others."""
+        encode, content_type = choose_encoder(accept)
+        parts: list[bytes] = []
+        for metric in self._metrics(families, more):
+            for piece in _pieces(metric):
+                parts.append(_encoded(encode, piece, is_first=piece.samples[:1] == metric.samples[:1]))
+                time.sleep(_PAUSE_S)
+        if content_type.startswith("application/openmetrics-text"):
+            parts.append(_EOF)
+        return b"".join(parts), content_type
+
+    def _metrics(self, families: Iterable[Family], more: Iterable[Metric]) -> Iterator[Metric]:
+        yield from map(metric_of, families)
+        for collector in self._process:
+            yield from collector.collect()
+        yield from more
+
+
+def metric_of(family: Family) -> Metric:
+    """Return a metric as prometheus_client has it."""
+    metric = Metric(family.name, family.help, family.kind)
+    name = f"{family.name}_total" if family.kind == "counter" else family.name
+    for values, value in family.rows:
+        labels = dict(zip(family.labels, values, strict=True))
+        if isinstance(value, Histogram):
+            _add_histogram(metric, family.name, labels, value)
+        else:
+            metric.add_sample(name, labels, value)
+    return metric
+
+
+def _add_histogram(metric: Metric, name: str, labels: dict[str, str], value: Histogram) -> None:
+    for bound, count in zip((*value.bounds, float("inf")), accumulate(value.counts), strict=True):
+        metric.add_sample(f"{name}_bucket", {**labels, "le": _bound(bound)}, count)
+    metric.add_sample(f"{name}_count", labels, sum(value.counts))
+    metric.add_sample(f"{name}_sum", labels, value.total)
+
+
+def _bound(value: float) -> str:
+    return "+Inf" if math.isinf(value) else str(value)
+
+
+def _pieces(metric: Metric) -> Iterator[Metric]:
+    for start in range(0, max(1, len(metric.samples)), _PIECE):
+        piece = Metric(metric.name, metric.documentation, metric.type)
+        piece.samples = metric.samples[start : start + _PIECE]
+        yield piece
+
+
+def _encoded(encode: Callable[[Collector], bytes], piece: Metric, *, is_first: bool) -> bytes:
+    """Return the lines of a piece; those of help and type stand before the first one alone."""
+    text = encode(_One(piece)).removesuffix(_EOF)
+    while not is_first and text.startswith(b"# "):
+        text = text.partition(b"\n")[2]
+    return text
