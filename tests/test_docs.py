@@ -23,6 +23,7 @@ from rolecall import __version__
 from rolecall.cli import app as command_line
 from rolecall.core.catalog import Catalog
 from rolecall.core.discovery import Rule, When, read_rules
+from rolecall.core.experiments import Experiment, Variant, read_experiments
 from rolecall.core.lifecycle import State, diagram
 from rolecall.core.models import BackendConfig, HistoryRules, ModelEntry, RequestRules
 from rolecall.core.profiles import Profile, parse_profiles
@@ -112,10 +113,13 @@ def test_json_examples_are_json_and_registry_examples_can_be_served(block: str, 
 
 @pytest.mark.parametrize("block", list(all_blocks("toml")))
 def test_toml_examples_load(block: str, tmp_path: Path) -> None:
-    """A TOML block is a rolecall.toml, a profiles.toml, a discovery.toml or a task that loads, and takes effect."""
+    """A TOML block is a rolecall.toml, profiles.toml, discovery.toml, experiments.toml or a task, and takes effect."""
     data = tomllib.loads(block)
     if "parser" in data:
         assert Task.model_validate(data).id == data["id"]
+        return
+    if any(isinstance(table, dict) and "variants" in table for table in data.values()):
+        assert [experiment.name for experiment in read_experiments(data).all] == list(data)
         return
     if "rules" in data:
         assert [rule.name for rule in read_rules(data).rules] == [rule["name"] for rule in data["rules"]]
@@ -133,6 +137,24 @@ def test_python_examples_compile(block: str) -> None:
     """Python examples have no syntax error and reach the default port."""
     compile(block, "example", "exec")
     assert f":{Settings.model_fields['port'].default}/v1" in block
+
+
+def test_experiments() -> None:
+    """The tables of experiments name every field; the shipped file has none that is active, and its examples load."""
+    listed = {
+        name
+        for cell in column(table(page("experiments.md"), "field of an experiment"))
+        for name in re.split(r" or |, ", cell)
+    }
+    assert listed | {"name"} == set(Experiment.model_fields)
+    assert column(table(page("experiments.md"), "field of a variant")) == list(Variant.model_fields)
+    text = (ROOT / "configs" / "experiments.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(text) == {}
+    examples = "\n".join(line[2:] for line in text.splitlines()[4:])
+    assert [experiment.name for experiment in read_experiments(tomllib.loads(examples)).all] == [
+        "caption-model",
+        "cooler",
+    ]
 
 
 def test_first_screen_of_the_readme() -> None:

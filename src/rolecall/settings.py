@@ -30,7 +30,7 @@ else:
 
 PREFIX = "CHAT_PROXY_"
 SETTINGS_FILE = "rolecall.toml"
-SHIPPED = (SETTINGS_FILE, "profiles.toml", "model_registry.curated.json")
+SHIPPED = (SETTINGS_FILE, "profiles.toml", "model_registry.curated.json", "experiments.toml")
 _FROM_ENVIRONMENT = "in the environment variable"
 _OPTIONS = {"deployment_profile": "--profile"}
 """Options of the command line that are not called like their setting."""

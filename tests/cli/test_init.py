@@ -66,7 +66,13 @@ def test_an_empty_home_gets_a_registry_of_what_was_found(home: Path, models: Pat
     found = report(models, "--yes", "--port", str(free_port()), *SILENT)
     folder = home / ".config" / "rolecall"
     assert (found["config_dir"], found["written"]) == (str(folder), True)
-    assert sorted(path.name for path in folder.iterdir()) == [CURATED, DISCOVERED, "profiles.toml", "rolecall.toml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "experiments.toml",
+        CURATED,
+        DISCOVERED,
+        "profiles.toml",
+        "rolecall.toml",
+    ]
     assert {file["state"] for file in found["files"]} == {"new"}
     names = [entry["name"] for entry in json.loads((folder / DISCOVERED).read_text())]
     assert names == ["bge-small_(F16)", "chatty-8b_(Q4_K_M)", "seer-4b_(Q8_0)", "writer-1b_(BF16)"]
@@ -99,7 +105,7 @@ def test_a_second_run_changes_nothing(home: Path, models: Path) -> None:
 def test_a_dry_run_writes_nothing(home: Path, models: Path) -> None:
     """Neither the folder nor a part of it, in words as in JSON."""
     found = report(models, "--dry-run")
-    assert (found["written"], found["dry_run"], len(found["files"])) == (False, True, 4)
+    assert (found["written"], found["dry_run"], len(found["files"])) == (False, True, 5)
     shown = call("init", models, "--dry-run")
     assert shown.exit_code == 0
     assert "nothing was written (--dry-run)" in shown.stdout

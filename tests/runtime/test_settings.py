@@ -384,7 +384,11 @@ def test_the_users_folder_is_filled_once(cwd: Path, home: Path) -> None:
     (folder / "profiles.toml").unlink()
     (folder / "rolecall.toml").write_text("port = 1")
     assert run(PREPARE, cwd, home).returncode == 0
-    assert sorted(path.name for path in folder.iterdir()) == ["model_registry.curated.json", "rolecall.toml"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "experiments.toml",
+        "model_registry.curated.json",
+        "rolecall.toml",
+    ]
     assert (folder / "rolecall.toml").read_text() == "port = 1"
 
 

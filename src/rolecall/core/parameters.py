@@ -25,7 +25,7 @@ _ANY_SLOT = -1
 picture find it in the cache, and pictures throw nothing out of a slot that an entry keeps for something else."""
 
 _NEWER, _OLDER = "max_completion_tokens", "max_tokens"
-_LIMITS = (_NEWER, _OLDER, "max_output_tokens", "n_predict", "num_predict")
+LIMITS = (_NEWER, _OLDER, "max_output_tokens", "n_predict", "num_predict")
 """What limits an answer, under any of its names; the first two are OpenAI's, and the newer one goes first."""
 _LIMIT_OF_ENDPOINT = {COMPLETIONS: _OLDER, MESSAGES: _OLDER, RESPONSES: "max_output_tokens"}
 _KNOW_THE_OLDER = frozenset({"llama_cpp", "ollama"})
@@ -102,12 +102,12 @@ def _for_clients(body: Mapping[str, Any]) -> dict[str, Any]:
 def _fill(adapted: dict[str, Any], entry: ModelEntry, endpoint: str) -> None:
     if not entry.generation_defaults:
         return
-    is_limited = any(adapted.get(name) is not None for name in _LIMITS)
+    is_limited = any(adapted.get(name) is not None for name in LIMITS)
     for name, value in entry.generation_defaults.items():
         key = _REQUEST_NAMES.get(name, name)
         if value is None or key in SIZE_DEFAULTS:
             continue
-        if key in _LIMITS:
+        if key in LIMITS:
             key = _LIMIT_OF_ENDPOINT.get(endpoint, key)
             if is_limited:
                 continue

@@ -56,7 +56,7 @@ _RETRY_S = 5.0
 _MAX_ERROR_BYTES = 2**20
 """A longer error answer is passed on without being read for what can be mended."""
 
-_CANNOT_SERVE = (
+CANNOT_SERVE = (
     StartFailed,
     Forbidden,
     ModelNotFound,
@@ -134,8 +134,8 @@ class Dispatch:
         refusals: list[RolecallError] = []
         for each in self._choices(target):
             try:
-                return await self._send_to(self._caller.check(each))
-            except _CANNOT_SERVE as error:
+                return await self.send_to(self._caller.check(each))
+            except CANNOT_SERVE as error:
                 refusals.append(error)
         first, *others = refusals
         if others:
@@ -147,7 +147,7 @@ class Dispatch:
         yield target
         yield from self._services.roster.fallbacks(target)
 
-    async def _send_to(self, target: Target) -> tuple[UpstreamResponse, Lease]:
+    async def send_to(self, target: Target) -> tuple[UpstreamResponse, Lease]:
         """Send the request to a model of the target.
 
         An engine that has died, which nobody noticed yet, takes no connection: the request goes to its successor. So it

@@ -38,6 +38,7 @@ from rolecall.gateway.relay import Relay
 from rolecall.gateway.reply import Reply
 from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.services import Services
+from rolecall.gateway.trial import Trial, enter
 from rolecall.gateway.uploads import Storage, is_upload, read_upload
 from rolecall.gateway.upstream import UpstreamResponse
 from rolecall.gateway.wire import wire_of
@@ -70,6 +71,7 @@ class Exchange:
         self._services = services
         self._scope = scope
         self._relay: Relay | None = None
+        self._trial: Trial | None = None
         self._incoming: Incoming | None = None
         self._told: Callable[[], Mapping[str, str]] = dict
         self._task: asyncio.Task[Any] | None = None  # while it serves
@@ -221,6 +223,8 @@ class Exchange:
         services, facts = self._services, incoming.facts
         target = self._caller.find(services.roster.resolve, facts.model)
         self._line.role = target.role  # a fallback that is a role has its own
+        if (experiments := services.experiments.defined) is not None:
+            self._trial = enter(experiments, services, self._caller, self._account, target, facts.endpoint)
         streams = facts.stream and facts.endpoint in _STREAMING
         self._told = lambda: self._choice(target, incoming)
         dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
@@ -249,6 +253,8 @@ class Exchange:
             await dispatch.give_back()
 
     async def _send(self, dispatch: Dispatch, incoming: Incoming, target: Target) -> tuple[UpstreamResponse, Lease]:
+        if self._trial is not None:
+            return await self._trial.send(dispatch, incoming, target)
         await incoming.settle(target)
         return await dispatch.send(target)
 
@@ -263,6 +269,8 @@ class Exchange:
             headers["x-rolecall-role"] = _quoted(role)
             if lease is not None:
                 headers["x-rolecall-priority"] = f"{lease.entry.priorities.get(role, 0):g}"
+        if self._trial is not None:
+            headers["x-rolecall-experiment"] = self._trial.words
         if lease is not None and lease.memory is not None:
             headers[MEMORY_HEADER] = _quoted(lease.memory)
         return headers

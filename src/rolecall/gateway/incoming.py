@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Mapping
+from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rolecall.core.catalog import Target
 from rolecall.core.transforms import RequestFacts
 from rolecall.gateway.http_request import Pieces
 from rolecall.runtime.lease import Lease
+
+if TYPE_CHECKING:
+    from rolecall.core.experiments import Variant
 
 JSON = "application/json"
 
@@ -37,6 +40,10 @@ class Incoming(Protocol):
     @property
     def left_out(self) -> str | None:
         """Return what was left out of the history so far, ``messages=4 images=1``; None if nothing was."""
+        ...
+
+    def treat(self, variant: Variant) -> Sequence[str]:
+        """Send the request as a variant of an experiment from now on; returns what its own words went before."""
         ...
 
     async def settle(self, target: Target) -> None:

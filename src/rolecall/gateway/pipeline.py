@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import orjson
@@ -34,6 +34,9 @@ from rolecall.gateway.large_json import LARGE_BYTES
 from rolecall.gateway.prompt_costs import Receipt
 from rolecall.gateway.services import Services
 from rolecall.runtime.lease import Lease
+
+if TYPE_CHECKING:
+    from rolecall.core.experiments import Variant
 
 _LONG = 2**10 * CHARACTERS_PER_TOKEN
 """The characters from which on an engine is asked for its context: few contexts are too small for less."""
@@ -63,6 +66,7 @@ class JsonRequest:
         self._sent: Sent | None = None
         self._receipt: Receipt | None = None
         self._kept = b""
+        self._variant: Variant | None = None
 
     @property
     def changes(self) -> Mapping[str, str]:
@@ -74,6 +78,11 @@ class JsonRequest:
     def left_out(self) -> str | None:
         """Return ``messages=4 images=1``, what was left out of the history so far; None if nothing was."""
         return self._shown.summary()
+
+    def treat(self, variant: Variant) -> Sequence[str]:
+        """Send the request as a variant of an experiment from now on; returns what its own words went before."""
+        self._variant = variant
+        return variant.kept(self._body)
 
     async def settle(self, target: Target) -> None:
         """Drop what the history's policy drops, and bring the images in.
@@ -115,9 +124,8 @@ class JsonRequest:
     async def payload(self, lease: Lease) -> Payload:
         """Return the body for the engine of a lease."""
         traits = self._services.roster.traits(lease.entry)
-        body: Mapping[str, Any] = adapt(
-            self._body, self.facts, lease.entry, lease.backend.served_id(lease.entry), traits
-        )
+        asked = self._body if self._variant is None else self._variant.treated(self._body, self.facts.endpoint)
+        body: Mapping[str, Any] = adapt(asked, self.facts, lease.entry, lease.backend.served_id(lease.entry), traits)
         if self.facts.endpoint != CHAT:
             return await self._written(lease, body)
         if self.facts.in_words and self._fitter.spares_words(lease, self._wish):

@@ -108,6 +108,14 @@ class RequestLine:
     """Size of the request's body."""
     bytes_out: int = 0
     """Size of the answer's body, as far as it was sent."""
+    experiment: str | None = field(default=None, init=False)
+    """The experiment that the request took part in; this key and the next three are absent where there was none."""
+    variant: str | None = field(default=None, init=False)
+    """The variant that it was assigned."""
+    variant_note: str | None = field(default=None, init=False)
+    """What it did not get of it, ``fallback model_not_found``, ``kept temperature``; ``forced`` by its header."""
+    experiment_unit: str | None = field(default=None, init=False)
+    """A hash of the key or session that was given the variant."""
     prompt: str | list[Any] | None = field(default=None, init=False)
     """Messages or prompt; only with ``log_prompts``, the key is absent until it is set."""
     response: str | None = field(default=None, init=False)

@@ -33,6 +33,7 @@ from rolecall.gateway.upstream import HttpxTransport
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.decision_log import DecisionLog
 from rolecall.runtime.engine import EngineMaker
+from rolecall.runtime.experiments import EXPERIMENTS, ExperimentsFile
 from rolecall.runtime.guardian import Guardian
 from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import EngineLauncher
@@ -54,6 +55,7 @@ _REGISTRY_S = 0.4
 _SETTLE_S = 0.2
 _REFRESH_S = 2.0
 _TIDY_S = 5.0
+_EXPERIMENTS_S = 1.0
 _KEYS_S = 0.5
 """How long a key that was revoked may go on to be taken."""
 _KEEP_ALIVE_S = 75
@@ -90,6 +92,7 @@ class Gateway:
 
     def _reload_registry(self) -> None:
         self.services.roster.reload()
+        self.services.experiments.read()
         self.configure()
 
     def reconfigure(self, config: ApiConfig) -> None:
@@ -116,6 +119,13 @@ class Gateway:
             self._reload_registry()
             if self.services.roster.problem is None:
                 log.info("the registry changed, and is in force")
+
+    async def watch_experiments(self) -> None:
+        """Take over a file of experiments that changed and is left alone for a moment: it may be half written."""
+        experiments = self.services.experiments
+        if experiments.is_outdated():
+            await asyncio.sleep(_SETTLE_S)
+            await asyncio.to_thread(experiments.read)
 
     async def watch_keys(self) -> None:
         """Take over a key file that changed. It is looked at, not watched: that finds it behind symbolic links too."""
@@ -178,7 +188,8 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         tokens = TokenMemory(settings.state_dir / LEARNT_TOKENS)
         stack.callback(tokens.close)
         counting = Counting.of(settings, tokens, pictures, http)
-        services = Services(roster, supervisor, transport, recorder, images, counting)
+        experiments = ExperimentsFile(settings.config_dir / EXPERIMENTS)
+        services = Services(roster, supervisor, transport, recorder, images, counting, experiments)
         gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)
@@ -189,6 +200,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             _go_on(Tidy().look, _TIDY_S),
             _go_on(lambda: gateway.watch_files(launcher), _REFRESH_S),
             _go_on(gateway.watch_keys, _KEYS_S),
+            _go_on(gateway.watch_experiments, _EXPERIMENTS_S),
             _go_on(gateway.write_usage, SAVE_EVERY_S),
             _go_on(tokens.write, SAVE_EVERY_S),
         ):

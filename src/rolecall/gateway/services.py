@@ -9,6 +9,7 @@ from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
 from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import Transport
+from rolecall.runtime.experiments import ExperimentsFile
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
 from rolecall.settings import Settings
@@ -24,6 +25,7 @@ class Services:
     recorder: Recorder
     images: Images
     counting: Counting
+    experiments: ExperimentsFile = field(default_factory=ExperimentsFile)
     unreachable: Unreachable = field(default_factory=Unreachable)
 
     @property

@@ -9,11 +9,11 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from rolecall.core.catalog import Target
 from rolecall.core.transforms import RequestFacts
@@ -21,6 +21,9 @@ from rolecall.errors import BadRequest, BodyTooLarge, DiskFull
 from rolecall.gateway.incoming import Payload
 from rolecall.gateway.multipart import MULTIPART, WRITE_BYTES, Form, Part, on_disk
 from rolecall.runtime.lease import Lease
+
+if TYPE_CHECKING:
+    from rolecall.core.experiments import Variant
 
 _KEPT_FREE_BYTES = 256 * 2**20
 """What uploads leave of the disk for logs and other files, however many of them come at a time."""
@@ -44,6 +47,11 @@ class Upload:
     def left_out(self) -> str | None:
         """There is no history."""
         return None
+
+    def treat(self, variant: Variant) -> Sequence[str]:
+        """Nothing but the model is changed in a form."""
+        del variant
+        return ()
 
     async def settle(self, target: Target) -> None:
         """Nothing is left to do."""

@@ -125,13 +125,18 @@ def _is_shown(row: dict[str, Any], catalog: Catalog) -> bool:
 
 
 def health(
-    roster: Roster, supervisor: Supervisor, recorder: Recorder, key_problem: str | None = None
+    roster: Roster,
+    supervisor: Supervisor,
+    recorder: Recorder,
+    key_problem: str | None = None,
+    experiments_problem: str | None = None,
 ) -> dict[str, Any]:
     """Return the state of rolecall itself: ``ok``, or ``degraded`` with the problems in words."""
     problems = {
         "registry": roster.problem,
         "log": recorder.problem,
         "api_keys": key_problem,
+        "experiments": experiments_problem,
     }
     named = {name: problem for name, problem in problems.items() if problem}
     ledger = supervisor.scheduler.ledger

@@ -1,0 +1,171 @@
+"""Whether a variant differs from the control, said so that it may be looked at after every request.
+
+Each observation of the variant meets the latest one of the control that waits, or the other way round, and counts by
+its difference D. If the two do not differ, D is as likely to be d as to be -d, whatever was seen before. For such
+differences, with S their sum and V the sum of their squares, exp(l S - l^2 V / 2) is a nonnegative supermartingale for
+every l, however heavy their tails are: de la Peña, "A general class of exponential inequalities for martingales and
+ratios", Ann. Probab. 27 (1999), Lemma 6.1; Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform Chernoff bounds via
+nonnegative supermartingales", Probab. Surveys 17 (2020), Table 3. Mixed over l ~ N(0, 1/rho), as Robbins does it
+("Statistical methods related to the law of the iterated logarithm", Ann. Math. Stat. 41, 1970), it is
+
+    M = sqrt(rho / (V + rho)) exp(S^2 / (2 (V + rho)))
+
+and by Ville's inequality M ever reaches 1/alpha with a probability of at most alpha, however often it is looked at.
+That holds for every number of pairs. Taken the other way round, for a difference of delta, the same boundary is a
+confidence sequence: exact where the variant shifts the outcome by delta, and for means in general as exact as the
+central limit theorem, then the asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas
+("Time-uniform central limit theory and asymptotic confidence sequences", Ann. Statist. 52, 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+ALPHA = 0.05
+"""How often a difference may be claimed at all where there is none."""
+
+FIRST_PAIRS = 20
+"""Pairs that differ before anything is said: their absolute values, which tell nothing of a direction, give rho."""
+_SHARPEST_AT = 300
+"""Pairs that differ at which the boundary is to be the lowest it can be."""
+_SPREAD = -2 * math.log(ALPHA) + math.log(-2 * math.log(ALPHA)) + 1
+"""V / rho where the boundary is lowest at V: Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric,
+nonasymptotic confidence sequences", Ann. Statist. 49 (2021), section 3.5."""
+MOST_PAIRS = 10_000_000
+"""A difference that would take more pairs is called none that could be found."""
+
+_PRIOR = 100.0
+"""How many units the prior of the shares weighs in `split_evidence`."""
+
+
+@dataclass(slots=True)
+class Pairing:
+    """Two streams of numbers as one of differences, variant minus control.
+
+    The latest that waits is taken first, so that a pair is of about the same time whatever the shares are.
+    """
+
+    _waiting: list[float] = field(default_factory=list)
+    _are_of_variant: bool = False
+
+    def add(self, value: float, *, of_variant: bool) -> float | None:
+        """Return the difference of the pair that is complete now; None if this one waits."""
+        if not self._waiting or self._are_of_variant is of_variant:
+            self._are_of_variant = of_variant
+            self._waiting.append(value)
+            return None
+        other = self._waiting.pop()
+        return value - other if of_variant else other - value
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What the differences so far say. ``differing`` counts those that are not 0."""
+
+    pairs: int = 0
+    differing: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    _rho: float = 0.0
+    _most: float = 0.0
+
+    def add(self, difference: float) -> None:
+        """Take in one more pair."""
+        self.pairs += 1
+        if difference == 0:
+            return
+        self.differing += 1
+        self.total += difference
+        self.squares += difference * difference
+        if self.differing == FIRST_PAIRS:
+            self._rho = self.squares / FIRST_PAIRS * _SHARPEST_AT / _SPREAD
+        if self._rho:
+            spread = self.squares + self._rho
+            now = (self.total * self.total / spread + math.log(self._rho / spread)) / 2
+            self._most = max(self._most, now)
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there are so many pairs that anything can be said."""
+        return self._rho > 0
+
+    @property
+    def p_value(self) -> float:
+        """The chance of evidence as strong as the strongest so far, at any time, if there is no difference.
+
+        It never rises again: what was found stays found.
+        """
+        return math.exp(-self._most)
+
+    @property
+    def mean(self) -> float:
+        """The mean difference; 0 without a pair."""
+        return self.total / self.pairs if self.pairs else 0.0
+
+    def half_width(self, alpha: float = ALPHA) -> float | None:
+        """Return h such that mean ± h holds the difference at all times with a probability of 1 - alpha.
+
+        None while there are too few pairs for any bound.
+        """
+        if not self.is_enough:
+            return None
+        n, rest = self.pairs, max(0.0, self.squares - self.pairs * self.mean**2)
+
+        def is_beyond(h: float) -> bool:
+            return self._is_beyond(n * h, rest + n * h * h, alpha)
+
+        high = math.sqrt(self.squares / n)
+        for _ in range(60):
+            if is_beyond(high):
+                return _bisected(0.0, high, is_beyond)
+            high *= 1.5
+        return None
+
+    def _is_beyond(self, total: float, squares: float, alpha: float) -> bool:
+        spread = squares + self._rho
+        return total * total >= spread * (math.log(spread / self._rho) - 2 * math.log(alpha))
+
+    def pairs_needed(self, alpha: float = ALPHA) -> int | None:
+        """Return at how many pairs in all a difference like the one seen would be established, on average.
+
+        None where there is nothing to go by, or more than ``MOST_PAIRS`` would be needed.
+        """
+        if not self.is_enough:
+            return None
+        mean, square = self.mean, self.squares / self.pairs
+
+        def is_beyond(pairs: float) -> bool:
+            return self._is_beyond(pairs * mean, pairs * square, alpha)
+
+        return None if not is_beyond(MOST_PAIRS) else math.ceil(_bisected(0.0, MOST_PAIRS, is_beyond))
+
+
+def _bisected(low: float, high: float, is_beyond: Callable[[float], bool]) -> float:
+    """Return the smallest number beyond, to one part in a million; ``high`` is beyond, ``low`` is not."""
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        if is_beyond(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def split_evidence(counts: Sequence[int], weights: Sequence[float]) -> float:
+    """Return the p-value of shares that are not those of the weights (sample ratio mismatch), valid at every look.
+
+    The Bayes factor of a Dirichlet prior around the weights against the weights themselves is a martingale under them:
+    Lindon and Malek, "Anytime-valid inference for multinomial count data", NeurIPS 2022. 0 for a count where the weight
+    is 0.
+    """
+    whole = sum(weights)
+    shares = [weight / whole for weight in weights]
+    if any(count and not share for count, share in zip(counts, shares, strict=True)):
+        return 0.0
+    gained = math.lgamma(_PRIOR) - math.lgamma(_PRIOR + sum(counts))
+    for count, share in zip(counts, shares, strict=True):
+        if share:
+            gained += math.lgamma(_PRIOR * share + count) - math.lgamma(_PRIOR * share) - count * math.log(share)
+    return min(1.0, math.exp(-gained)) if gained > -700 else 1.0

@@ -1,0 +1,230 @@
+"""The sequential test: looked at as often as one likes, it seldom finds what is not there, and finds what is."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rolecall.core.sequential import ALPHA, FIRST_PAIRS, Evidence, Pairing, split_evidence
+
+EXPERIMENTS, PEEKS, PER_PEEK = 1_000, 100, 10
+"""Each null experiment is looked at 100 times, every 10 observations."""
+ALLOWED = EXPERIMENTS * ALPHA
+
+Draw = Callable[[random.Random, bool], float]
+
+
+def share_found(draw: Draw, seed: int, *, experiments: int, looks: int, weight: float = 0.5) -> float:
+    """Return the share of experiments in which a difference was claimed at any look."""
+    rng, found = random.Random(seed), 0
+    for _ in range(experiments):
+        pairing, evidence = Pairing(), Evidence()
+        for _look in range(looks):
+            for _ in range(PER_PEEK):
+                is_variant = rng.random() < weight
+                difference = pairing.add(draw(rng, is_variant), of_variant=is_variant)
+                if difference is not None:
+                    evidence.add(difference)
+            if evidence.p_value <= ALPHA:
+                found += 1
+                break
+    return found / experiments
+
+
+def binary(rate: float, variant: float | None = None) -> Draw:
+    """Return outcomes of 0 and 1."""
+    return lambda rng, is_variant: float(rng.random() < (rate if variant is None or not is_variant else variant))
+
+
+def lognormal(shift: float = 0, sigma: float = 1.0) -> Draw:
+    """Return logarithms of lognormal durations, which the variant multiplies by exp(shift)."""
+    return lambda rng, is_variant: math.log(rng.lognormvariate(shift if is_variant else 0, sigma))
+
+
+def raw_lognormal(rng: random.Random, _is_variant: bool, /) -> float:  # noqa: FBT001
+    """Return durations as they are, skewed and with a heavy tail."""
+    return rng.lognormvariate(0, 1.5)
+
+
+def clustered(rng: random.Random, _is_variant: bool, /) -> float:  # noqa: FBT001
+    """Return the mean of one unit's 1 to 30 requests, which have the unit's own level in common."""
+    level, count = rng.gauss(0, 1), rng.choice((1, 1, 2, 5, 30))
+    return level + rng.gauss(0, 0.5) / math.sqrt(count)
+
+
+@pytest.mark.parametrize(
+    ("draw", "weight"),
+    [
+        pytest.param(binary(0.5), 0.5, id="binary"),
+        pytest.param(binary(0.97), 0.5, id="binary, rare failures"),
+        pytest.param(lognormal(), 0.5, id="lognormal"),
+        pytest.param(raw_lognormal, 0.5, id="lognormal, no logarithm"),
+        pytest.param(clustered, 0.5, id="clustered units"),
+        pytest.param(lognormal(), 0.1, id="shares 9 to 1"),
+    ],
+)
+def test_no_difference_is_seldom_found(draw: Draw, weight: float) -> None:
+    """Of 1,000 experiments without a difference, looked at 100 times each, at most 5 % claim one."""
+    assert share_found(draw, 7, experiments=EXPERIMENTS, looks=PEEKS, weight=weight) * EXPERIMENTS <= ALLOWED
+
+
+@pytest.mark.parametrize(
+    ("draw", "observations"),
+    [
+        pytest.param(binary(0.9, 0.8), 1_200, id="90 % against 80 %"),
+        pytest.param(lognormal(math.log(1.2), 0.5), 800, id="20 % slower"),
+        pytest.param(lognormal(1.0, 1.0), 200, id="2.7 times as slow"),
+    ],
+)
+def test_a_true_difference_is_found(draw: Draw, observations: int) -> None:
+    """Nine of ten experiments find a true difference with so many observations of both variants together."""
+    assert share_found(draw, 3, experiments=200, looks=observations // PER_PEEK) >= 0.9
+
+
+def test_the_interval_holds_the_difference_at_all_times() -> None:
+    """Of 300 experiments with a true shift, at most 5 % have an interval without it at any of 40 looks."""
+    rng, missed = random.Random(5), 0
+    for _ in range(300):
+        evidence = Evidence()
+        for number in range(1, 401):
+            evidence.add(0.3 + rng.gauss(0, 1) - rng.gauss(0, 1))
+            half = evidence.half_width() if number % 10 == 0 else None
+            if half is not None and abs(evidence.mean - 0.3) > half:
+                missed += 1
+                break
+    assert missed <= 300 * ALPHA
+
+
+differences = st.lists(st.floats(-1e6, 1e6).filter(lambda d: d == 0 or abs(d) > 1e-6), min_size=1, max_size=80)
+
+
+@given(differences)
+def test_the_interval_and_the_test_agree(values: list[float]) -> None:
+    """An interval without 0 is a difference that is established; what was established stays so."""
+    evidence, lowest = Evidence(), 1.0
+    for value in values:
+        evidence.add(value)
+        assert evidence.p_value <= lowest
+        lowest = evidence.p_value
+    half = evidence.half_width()
+    assert (half is None) or evidence.is_enough
+    if half is not None and abs(evidence.mean) > half * (1 + 1e-3):
+        assert evidence.p_value <= ALPHA * (1 + 1e-6)
+
+
+@given(differences, st.floats(0.001, 1000))
+def test_units_do_not_matter(values: list[float], factor: float) -> None:
+    """Seconds or milliseconds: the evidence is the same, and the interval is in the same unit as the differences."""
+    one, other = Evidence(), Evidence()
+    for value in values:
+        one.add(value)
+        other.add(value * factor)
+    assert other.p_value == pytest.approx(one.p_value, rel=1e-6)
+    half, other_half = one.half_width(), other.half_width()
+    assert (half is None) == (other_half is None)
+    if half is not None and other_half is not None:
+        assert other_half == pytest.approx(half * factor, rel=1e-4)
+
+
+def test_too_little_is_told() -> None:
+    """Before twenty pairs that differ there is no interval and no forecast, however alike they are."""
+    evidence = Evidence()
+    for _ in range(FIRST_PAIRS - 1):
+        evidence.add(1.0)
+        evidence.add(0.0)
+    assert (evidence.is_enough, evidence.p_value) == (False, 1.0)
+    assert (evidence.half_width(), evidence.pairs_needed()) == (None, None)
+    assert (evidence.pairs, evidence.differing, evidence.mean) == (38, 19, 0.5)
+    assert Evidence().mean == 0
+
+
+def test_an_interval_needs_more_pairs_than_the_smallest_chance_allows() -> None:
+    """With as many pairs as differ at the least, and a chance that is next to nothing, no width is enough."""
+    evidence = Evidence()
+    for _ in range(FIRST_PAIRS):
+        evidence.add(1.0)
+    assert evidence.half_width(1e-12) is None
+    assert evidence.half_width(0.05) is not None
+
+
+def test_how_many_pairs_are_needed() -> None:
+    """A difference goes on as it was seen: then it is established at the pair that was forecast."""
+    evidence, rng = Evidence(), random.Random(1)
+    for _ in range(60):
+        evidence.add(rng.choice((1.0, 1.0, -1.0, 0.0)))
+    needed = evidence.pairs_needed()
+    assert needed is not None
+    assert needed > 60
+    steady = [value * 1.0 for value in (1, 1, -1, 0)] * needed
+    again = Evidence()
+    for value in steady:
+        again.add(value)
+        if again.p_value <= ALPHA:
+            break
+    assert 0.3 < again.pairs / needed < 3
+
+
+def test_what_is_no_difference_needs_no_number() -> None:
+    """Where nothing is seen, no number of pairs is named."""
+    evidence = Evidence()
+    for number in range(100):
+        evidence.add((-1.0) ** number)
+    assert evidence.pairs_needed() is None
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(-100, 100)), max_size=60))
+def test_each_observation_is_in_one_pair(stream: list[tuple[bool, float]]) -> None:
+    """As many pairs come out as the rarer variant has observations at some time before, and swapped names negate."""
+    one, other = Pairing(), Pairing()
+    found = [one.add(value, of_variant=is_variant) for is_variant, value in stream]
+    swapped = [other.add(value, of_variant=not is_variant) for is_variant, value in stream]
+    assert [None if d is None else -d for d in found] == swapped
+    counts = [sum(is_variant for is_variant, _ in stream), sum(not is_variant for is_variant, _ in stream)]
+    assert sum(d is not None for d in found) == min(counts)
+
+
+def test_the_latest_is_taken_first() -> None:
+    """A pair is of about the same time, also where one variant has most of the requests."""
+    pairing = Pairing()
+    assert [pairing.add(value, of_variant=False) for value in (1.0, 2.0, 3.0)] == [None] * 3
+    assert pairing.add(10.0, of_variant=True) == 7.0
+    assert pairing.add(10.0, of_variant=True) == 8.0
+
+
+# -- shares
+
+
+def test_shares_that_fit_are_seldom_doubted() -> None:
+    """Of 1,000 experiments with the right shares, looked at 100 times each, at most 1 % are doubted at 1 %."""
+    rng, doubted = random.Random(2), 0
+    for _ in range(1_000):
+        counts = [0, 0, 0]
+        for _look in range(100):
+            for number in rng.choices(range(3), (1, 1, 2), k=10):
+                counts[number] += 1
+            if split_evidence(counts, (1, 1, 2)) < 0.01:
+                doubted += 1
+                break
+    assert doubted <= 10
+
+
+@pytest.mark.parametrize(
+    ("counts", "weights", "is_doubted"),
+    [
+        ((600, 400), (1, 1), True),
+        ((60, 40), (1, 1), False),
+        ((0, 0), (1, 1), False),
+        ((100, 0), (1, 0), False),
+        ((100, 1), (1, 0), True),
+        ((1_000_000, 100), (1, 1), True),
+        ((500_000, 500_000), (1, 1), False),
+    ],
+)
+def test_shares(counts: tuple[int, ...], weights: tuple[float, ...], *, is_doubted: bool) -> None:
+    """Shares far from the weights are found, and a variant without a weight has nobody."""
+    assert (split_evidence(counts, weights) < 0.01) is is_doubted
