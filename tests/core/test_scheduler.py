@@ -458,7 +458,8 @@ def test_fallback_is_told_in_the_reason() -> None:
     bench = Bench(player("a", 90), player("b", 80), player("c", 70))
     bench.post(role(1, "a", "b", "c"), Exited("a"), BecameReady("b"))
     assert isinstance(granted := bench.effects[-1], Grant)
-    assert granted.selection.reason == "highest priority that fits; a cannot start now"
+    swap = "it needs a swap of 5.0 s, as nothing loaded is within 0 of its 80"
+    assert granted.selection.reason == f"highest priority that fits; {swap}; a cannot start now"
     bench.post(Released("b"))
     bench.post(role(2, "b", "c"))
     assert isinstance(granted := bench.effects[-1], Grant)

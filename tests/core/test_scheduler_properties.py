@@ -31,6 +31,7 @@ from rolecall.core.events import (
     Group,
     Measured,
     Observed,
+    Pinned,
     Reject,
     Released,
     ShutdownRequested,
@@ -173,6 +174,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         self.ended: Counter[int] = Counter()
         self.cut: Counter[str] = Counter()
         """Answers whose engine is gone and that were not given back yet."""
+        self.pinned: dict[str, bool] = {}
+        """Models that were pinned or unpinned by hand."""
         self.coming_back: set[str] = set()
         """Models that were stopped to be started otherwise."""
         self.asked = 0
@@ -276,12 +279,24 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             self.engines[name].may_go = True
         self.post(UnloadRequested(name))
 
+    @rule(number=st.integers(0, 4), pinned=st.booleans())
+    def somebody_pins(self, number: int, *, pinned: bool) -> None:
+        name = list(self.all_specs)[number % len(self.all_specs)]
+        if name in self.specs:
+            self.pinned[name] = pinned
+        self.post(Pinned(name, pinned))
+
+    def is_pinned(self, name: str) -> bool:
+        """Whether a model is pinned: by the last word of somebody, else by its entry."""
+        return self.pinned.get(name, self.all_specs[name].entry.pinned)
+
     @rule(number=st.integers(0, 4), what=st.sampled_from(["remove", "restore", "change", "resize", "budget"]))
     def somebody_edits(self, number: int, what: str) -> None:
         name = list(self.all_specs)[number % len(self.all_specs)]
         known = self.all_specs[name]
         if what == "remove":
             self.specs.pop(name, None)
+            self.pinned.pop(name, None)
         elif what == "restore":
             self.specs[name] = known
         elif what in {"change", "resize"}:
@@ -414,7 +429,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
                 engine = self.engines[model]
                 assert engine.phase == "ready", "put to sleep what is not ready"
                 assert not engine.in_flight, "put to sleep while in flight"
-                assert not engine.spec.entry.pinned or engine.may_go
+                assert not self.is_pinned(engine.spec.name) or engine.may_go
                 engine.phase = "dozing"
             case Wake(model):
                 engine = self.engines[model]
@@ -450,7 +465,7 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         assert engine.phase != "stopping" or engine.drains_since is not None, "stopped twice"
         drained = engine.drains_since is not None and self.now >= engine.drains_since + DRAIN_LIMIT_S
         assert not engine.in_flight or drained or engine.phase != "ready", "stopped while in flight"
-        assert engine.may_go or not engine.spec.entry.pinned, "a pinned model was stopped"
+        assert engine.may_go or not self.is_pinned(engine.spec.name), "a pinned model was stopped"
         engine.phase, engine.drains_since = "stopping", None
         if self.scheduler._slots[engine.spec.name].comes_back:
             self.coming_back.add(engine.spec.name)
@@ -484,10 +499,10 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
     def keeps_out(self, engine: Engine, wanted: Spec) -> bool:
         """Whether a model cannot be loaded on the only GPU for as long as the engine stays, though it may go."""
         held_mb = self.scheduler.ledger.held_mb(engine.spec.name)
-        is_oldest = engine.spec.managed and not engine.spec.entry.pinned and held_mb > 0
+        is_oldest = engine.spec.managed and not self.is_pinned(engine.spec.name) and held_mb > 0
         if wanted.footprint_mb is None or not is_oldest or wanted.spread[0] != 1:
             return False
-        pinned = [e for e in self.engines.values() if e.spec.entry.pinned]
+        pinned = [e for e in self.engines.values() if self.is_pinned(e.spec.name)]
         fits_alone = wanted.footprint_mb <= min(self.devices[0].capacity_mb, self.budget_mb)
         # The scheduler may have learnt another size of the wanted model: then this says nothing.
         is_known = not any(row.failures for row in self.scheduler.status(self.now) if row.name == wanted.name)

@@ -29,10 +29,11 @@ def candidate(
     swap: bool = False,
     coming: bool = False,
     unavailable: str | None = None,
+    swap_s: float | None = None,
     **fields: Any,
 ) -> Candidate:
     found = entry(name, **{"role_priority": {"caption": priority}, "quantization": quantization, **fields})
-    return Candidate(found, mb, unavailable, loaded, swap, coming)
+    return Candidate(found, mb, unavailable, loaded, swap, coming, swap_s)
 
 
 def rules(
@@ -169,9 +170,9 @@ def test_loaded_model_spares_a_swap(tolerance: float, priority: float, chosen: s
     selection = select(ROLE, field, rules(tolerance=tolerance))
     assert selection.best().name == chosen
     assert sorted(names(selection)) == ["best", "loaded"]
-    within = f"its priority {priority:g} is within {tolerance} of 'best' (80), which would cost a swap"
-    expected = f"adaptive: 'loaded' is loaded and {within}"
-    assert selection.reason == (expected if chosen == "loaded" else "highest priority that fits")
+    spared = f"best 80 would need a swap; loaded at {priority:g} is loaded; tolerance {tolerance:g}"
+    needed = f"highest priority that fits; it needs a swap, as nothing loaded is within {tolerance:g} of its 80"
+    assert selection.reason == (spared if chosen == "loaded" else needed if swap else "highest priority that fits")
 
 
 def test_best_of_the_loaded_spares_the_swap() -> None:
@@ -190,9 +191,7 @@ def test_model_that_is_being_loaded_spares_a_second_swap() -> None:
     loaded = candidate("loaded", 78, loaded=True)
     selection = select(ROLE, [best, coming], rules(tolerance=5))
     assert names(selection) == ["coming", "best"]
-    assert selection.reason == (
-        "adaptive: 'coming' is being loaded and its priority 79 is within 5 of 'best' (80), which would cost a swap"
-    )
+    assert selection.reason == ("best 80 would need a swap; coming at 79 is being loaded; tolerance 5")
     assert names(select(ROLE, [best, coming, loaded], rules(tolerance=5))) == ["loaded", "best", "coming"]
     assert names(select(ROLE, [best, coming, loaded], rules(tolerance=1)))[0] == "coming"
     assert names(select(ROLE, [best, coming, loaded], rules(tolerance=0)))[0] == "best"
@@ -208,7 +207,8 @@ def test_strict_role_always_takes_the_best() -> None:
     """Under ``priority`` no tolerance and no loaded model keeps the best from being swapped in, not even in a tie."""
     field = [candidate("best", 80, swap=True), candidate("loaded", 80, quantization=None, loaded=True)]
     selection = select(ROLE, field, rules(tolerance=50, policy="priority"))
-    assert (names(selection), selection.reason) == (["best", "loaded"], "highest priority that fits")
+    why = "highest priority that fits; it needs a swap, and the role always takes the best"
+    assert (names(selection), selection.reason) == (["best", "loaded"], why)
 
 
 def test_each_role_has_its_own_policy() -> None:
@@ -233,7 +233,7 @@ def test_photographer_on_a_16_gb_card() -> None:
     description = candidate(
         "desc-12b", mb=9000, loaded=True, role_priority={"caption": 85, "keywords": 80, "description": 95}
     )
-    keywords = candidate("kw-best", mb=8000, swap=True, role_priority={"keywords": 90})
+    keywords = candidate("kw-best", mb=8000, swap=True, swap_s=14, role_priority={"keywords": 90})
     adaptive = Rules(14000, roles={"keywords": RolePolicy(quality_tolerance=15)})
     for rule, chosen in ((adaptive, "desc-12b"), (Rules(14000, policy="priority"), "kw-best")):
         assert [
@@ -241,7 +241,7 @@ def test_photographer_on_a_16_gb_card() -> None:
             for role in ("caption", "keywords", "description")
         ] == ["desc-12b", chosen, "desc-12b"]
     assert select(Demand("keywords"), [description, keywords], adaptive).reason == (
-        "adaptive: 'desc-12b' is loaded and its priority 80 is within 15 of 'kw-best' (90), which would cost a swap"
+        "kw-best 90 would need a swap of 14 s; desc-12b at 80 is loaded; tolerance 15"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rolecall.core.wording import amount, counted, meant, some
+from rolecall.core.wording import amount, counted, meant, some, spoken
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,9 @@ def test_what_may_be_meant() -> None:
     assert meant("qwen3-8", ["llama"]) == ""
     assert meant("lama_cp", ["llama_cpp"], 0.95) == ""
     assert meant("x" * 10**7, ["llama"]) == ""
+
+
+def test_spans_of_time_are_said_as_people_say_them() -> None:
+    """Seconds, then minutes, then hours, each as long as its number stays small."""
+    said = [spoken(seconds) for seconds in (0.44, 9.94, 9.96, 14, 119, 120, 600, 7100, 7200, 9000)]
+    assert said == ["0.4 s", "9.9 s", "10 s", "14 s", "119 s", "2 min", "10 min", "118 min", "2.0 h", "2.5 h"]

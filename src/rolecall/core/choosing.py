@@ -91,6 +91,7 @@ class Choosing(Room):
             loaded=slot.state is State.READY,
             costs_swap=costs_swap,
             coming=slot.state is State.STARTING,
+            swap_s=slot.comes_back_in_s if costs_swap else None,
         )
 
     def _too_large(self, slot: Slot) -> str | None:
@@ -144,7 +145,7 @@ class Choosing(Room):
                 "(see nvidia-smi); end them, or ask for a smaller model.",
                 retry_after_s=FOREIGN_PATIENCE_S,
             )
-        pinned = [s.name for s in self._slots.values() if s.spec.entry.pinned and self.ledger.held_mb(s.name)]
+        pinned = [s.name for s in self._slots.values() if s.is_pinned and self.ledger.held_mb(s.name)]
         names, held_mb = ", ".join(pinned), sum(map(self.ledger.held_mb, pinned))
         return Unavailable(
             f"The model {slot.name!r} needs {need}, but pinned models ({names}) hold "

@@ -177,6 +177,14 @@ class UnloadRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Pinned:
+    """Somebody has a model kept loaded whoever wants its place, or no longer; until its entry says something else."""
+
+    model: str
+    pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Configured:
     """The registry or the profile is new.
 
@@ -220,6 +228,7 @@ Event = (
     | Observed
     | Adopted
     | UnloadRequested
+    | Pinned
     | Configured
     | ShutdownRequested
     | Tick
@@ -233,16 +242,26 @@ what it was still loading for."""
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a model goes, for programs and in words for people: ``made room for b``."""
+
+    why: Why
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """Start the model's engine on these devices, smaller than its entry says if there is a ``reduction``.
 
-    ``is_swap`` says that others were sent away for it; like every reason, it is told and changes nothing.
+    ``is_swap`` says that others were sent away for it, ``words`` for whom it is started; like every reason, they are
+    told and change nothing.
     """
 
     model: str
     placement: Placement = ()
     reduction: Reduction | None = None
     is_swap: bool = field(default=False, compare=False)
+    words: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +270,7 @@ class Stop:
 
     model: str
     why: Why = field(default="room", compare=False)
+    words: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +280,7 @@ class Sleep:
     model: str
     level: int
     why: Why = field(default="room", compare=False)
+    words: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +289,7 @@ class Wake:
 
     model: str
     is_swap: bool = field(default=False, compare=False)
+    words: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from rolecall.core.events import (
     Arrived,
     BecameReady,
     Cancelled,
+    Cause,
     Configured,
     Effect,
     Event,
@@ -20,6 +21,7 @@ from rolecall.core.events import (
     Freed,
     Measured,
     Observed,
+    Pinned,
     Reject,
     Released,
     ShutdownRequested,
@@ -29,10 +31,16 @@ from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.reductions import next_context
 from rolecall.core.slot import REDUCED_S, Slot, Waiter, backoff_s
 from rolecall.core.vram import Placement
+from rolecall.core.wording import spoken
 from rolecall.errors import RolecallError, ShuttingDown
 
 _MORE = 1.2
 """What a model is given that ran out of memory and was not measured since, times what was not enough."""
+
+_AT_THE_END = Cause("unload", "rolecall is shutting down")
+_BY_HAND = Cause("unload", "unloaded by hand")
+_REMOVED = Cause("changed", "it was removed from the registry")
+_CHANGED = Cause("changed", "its entry, or the GPUs, have changed")
 
 SLEEP_ROUNDS = 6
 """A sleeping model is stopped after this many times its ``idle_unload_s``."""
@@ -68,7 +76,9 @@ class Intake(Choosing):
             case UnloadRequested():
                 self._slots[event.model].is_unwanted, self._slots[event.model].comes_back = True, False
                 self._slots[event.model].reduced_at = -math.inf  # its full size is tried again
-                yield from self._unload(self._slots[event.model], "unload")
+                yield from self._unload(self._slots[event.model], _AT_THE_END if self._closing else _BY_HAND)
+            case Pinned():
+                self._pin(self._slots[event.model], pinned=event.pinned)
             case Configured():
                 yield from self._configured(event)
             case ShutdownRequested():
@@ -217,6 +227,8 @@ class Intake(Choosing):
             slot.removed = spec is None
             new = spec or replace(slot.spec, unavailable="it was removed from the registry")
             differs = not new.starts_like(slot.spec)
+            if slot.removed or new.entry.pinned != slot.spec.entry.pinned:  # the latest word counts
+                slot.pinned = None
             goes_on = event.at_idle and slot.state is State.READY and slot.spec.managed
             stale = slot.removed or (differs and not goes_on) or not self._can_wake(slot)
             slot.spec = new
@@ -225,14 +237,20 @@ class Intake(Choosing):
             if stale:
                 slot.grow_back()
                 slot.sleeps_badly = False
-                yield from self._unload(slot, "changed")
+                yield from self._unload(slot, _REMOVED if slot.removed else _CHANGED)
             slot.claim = None  # who was to go may be somebody else now
             if slot.removed and slot.state is State.STOPPED and not slot.queue and not self.ledger.lingers(name):
                 del self._slots[name]
         self._slots.update((name, Slot(spec, spec.load_s)) for name, spec in specs.items())
-        self._has_pinned = any(slot.spec.entry.pinned for slot in self._slots.values())
+        self._has_pinned = any(slot.is_pinned for slot in self._slots.values())
         self._has_outdated |= any(slot.is_outdated for slot in self._slots.values())
         yield from self._rebind(self._waiters.values())
+
+    def _pin(self, slot: Slot, *, pinned: bool) -> None:
+        slot.pinned = None if slot.removed else pinned
+        self._has_pinned = any(slot.is_pinned for slot in self._slots.values())
+        for other in self._slots.values():
+            other.claim = None  # who was to go may be somebody else now
 
     def _tick(self) -> Iterator[Effect]:
         for slot in list(self._slots.values()):
@@ -240,7 +258,7 @@ class Intake(Choosing):
                 yield self._stop_now(slot)
             elif (end := self._idle_end(slot)) is not None and self._now >= end:
                 cost = self._sleep_cost(slot) if slot.state is State.READY else None
-                yield from self._make_go(slot, cost, "idle")
+                yield from self._make_go(slot, cost, _idle(slot, self._now))
 
     def _idle_end(self, slot: Slot) -> float | None:
         """Return when a model is unloaded, or a sleeping one stopped, because nobody wants it."""
@@ -251,3 +269,8 @@ class Intake(Choosing):
             return slot.last_used + idle_s
         is_asleep = slot.state is State.SLEEPING and slot.is_settled
         return slot.last_used + SLEEP_ROUNDS * idle_s if is_asleep else None
+
+
+def _idle(slot: Slot, now: float) -> Cause:
+    words = f"idle for {spoken(now - slot.last_used)}"
+    return Cause("idle", f"{words}, asleep" if slot.state is State.SLEEPING else words)

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from rolecall.core.events import Effect, Grant, Reject, Wake
+from rolecall.core.events import Cause, Effect, Grant, Reject, Wake
 from rolecall.core.intake import Intake
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.room import devices_of
 from rolecall.core.slot import Claim, Slot, Waiter
 from rolecall.core.vram import Holding, Placement
+from rolecall.core.wording import spoken
 from rolecall.errors import TooManyRequests
 
 STALE_S = 60.0
@@ -38,6 +39,9 @@ STALE_S = 60.0
 
 RESIDENCY = 0.25
 """Part of its load time for which a model that has just been loaded serves, whoever is overdue."""
+
+_LARGER = Cause("too_large", "it is larger than was thought, and starts anew elsewhere")
+_OUTDATED = Cause("changed", "it is started anew with what was changed")
 
 
 class Policy(Intake):
@@ -48,7 +52,7 @@ class Policy(Intake):
         # 1. nobody waits for a model that cannot come
         for slot in self._slots.values():
             if slot.queue and slot.is_settled and not self._can_wake(slot):
-                yield from self._unload(slot, "too_large")  # than was thought: it starts anew, elsewhere
+                yield from self._unload(slot, _LARGER)
         barred = {slot.name for slot in self._slots.values() if slot.queue and self._is_barred(slot)}
         if barred:
             yield from self._rebind([w for w in self._waiters.values() if w.model in barred])
@@ -161,7 +165,7 @@ class Policy(Intake):
             if slot.is_on_cpu:
                 yield from self._make_room_in_host(slot)
             if not slot.takes_room and not self.ledger.lingers(slot.name) and self._has_host_room(slot):
-                yield self._start(slot, ())
+                yield self._start(slot, (), self._wanted(slot))
         taken = self._loading_on()
         yield from self._load_overdue(overdue, taken)
         others = [slot for slot in missing if slot.takes_room and slot.is_cold and slot not in overdue]
@@ -176,9 +180,13 @@ class Policy(Intake):
             if slot.queue and slot.claim is not None:
                 for victim in slot.claim.victims:
                     if self._goes_now(self._slots[victim.name], slot.queue):
-                        yield from self._send_away(victim)
+                        yield from self._send_away(victim, self._overdue(slot))
                 yield from self._break_off(slot, slot.claim.placement)
                 yield from self._come(slot, slot.claim.placement, taken)
+
+    def _overdue(self, slot: Slot) -> str:
+        waited_s = self._now - next(iter(slot.queue.values())).arrived
+        return f"{slot.name}, for which a request has waited {spoken(waited_s)}"
 
     def _goes_now(self, victim: Slot, overdue: Mapping[int, Waiter]) -> bool:
         oldest = next(iter(overdue.values()))
@@ -240,12 +248,15 @@ class Policy(Intake):
             placement, victims = fit
             for victim in victims:
                 self._slots[victim.name].remember_return(came=False)
-                yield from self._send_away(victim)
+                yield from self._send_away(victim, slot.name)
             slot.claim = Claim(placement, victims) if victims else None
             yield from self._come(slot, placement, taken)
 
-    def _come(self, slot: Slot, placement: Placement, taken: set[str]) -> Iterator[Effect]:
-        """Start or wake the model where it is to lie, or keep others from that place until it can."""
+    def _come(self, slot: Slot, placement: Placement, taken: set[str], words: str = "") -> Iterator[Effect]:
+        """Start or wake the model where it is to lie, or keep others from that place until it can.
+
+        ``words`` say for whom; by default for those who wait for it.
+        """
         free = taken.isdisjoint(devices_of(placement))
         taken.update(devices_of(placement))
         is_awaited = self.ledger.lingers(slot.name) or (slot.state is State.SLEEPING and not slot.is_settled)
@@ -254,9 +265,9 @@ class Policy(Intake):
         elif slot.state is State.SLEEPING:
             self.ledger.rouse(slot.name, placement)
             slot.state = advance(slot.state, Step.START)
-            yield Wake(slot.name, slot.is_swap)
+            yield Wake(slot.name, slot.is_swap, words or self._wanted(slot))
         else:
-            yield self._start(slot, placement)
+            yield self._start(slot, placement, words or self._wanted(slot))
 
     def _break_off(self, slot: Slot, placement: Placement) -> Iterator[Effect]:
         """Stop a load on these devices that nobody waits for any more, if it keeps the model from its place."""
@@ -264,7 +275,9 @@ class Policy(Intake):
         for other in list(self._slots.values()):
             is_unwanted = other.state is State.STARTING and not other.queue and other.can_go and other is not slot
             if is_unwanted and not devices.isdisjoint(devices_of(other.placement)):
-                yield from self._unload(other, "unwanted")
+                yield from self._unload(
+                    other, Cause("unwanted", f"nobody waits for it, and {slot.name} needs its place")
+                )
 
     # -- models that are to be started otherwise
 
@@ -273,7 +286,7 @@ class Policy(Intake):
             if slot.is_outdated and slot.is_idle:
                 slot.grow_back()
                 slot.comes_back = True
-                yield from self._unload(slot, "changed")
+                yield from self._unload(slot, _OUTDATED)
 
     def _bring_back(self) -> Iterator[Effect]:
         """Start them into what is free; a model that has no room by now is started when it is asked for."""
@@ -283,7 +296,7 @@ class Policy(Intake):
                 fit = self._best_fit(slot, [[]], taken) if slot.spec.unavailable is None else None
                 slot.comes_back = bool(taken)
                 if fit is not None:
-                    yield from self._come(slot, fit[0], taken)
+                    yield from self._come(slot, fit[0], taken, "it was stopped to be started with what was changed")
         self._has_outdated = any(slot.is_outdated or slot.comes_back for slot in self._slots.values())
 
     # -- groups
@@ -303,8 +316,8 @@ class Policy(Intake):
                 fit = self._best_fit(slot, self._ways(stale, ()), taken)
                 if fit is not None:
                     for victim in fit[1]:
-                        yield from self._send_away(victim)
-                    yield from self._come(slot, fit[0], taken)
+                        yield from self._send_away(victim, f"{slot.name} of the group {group.name} in use")
+                    yield from self._come(slot, fit[0], taken, f"the group {group.name} is in use")
                     is_loading = True
 
     def _may_follow(self, slot: Slot) -> bool:

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from rolecall.core.events import Effect, Group, Sleep, SleepCost, Start, Stop, Why
+from rolecall.core.events import Cause, Effect, Group, Sleep, SleepCost, Start, Stop
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.selection import Rules
 from rolecall.core.slot import Slot, Waiter
 from rolecall.core.vram import Holding, Ledger, Placement, placements, plan_eviction
+from rolecall.core.wording import counted
 
 _FEW_DEVICES = 8
 _IN_MEMORY = (State.STARTING, State.READY, State.STOPPING)
@@ -155,7 +156,7 @@ class Room:
 
     # -- what then happens
 
-    def _start(self, slot: Slot, placement: Placement) -> Start:
+    def _start(self, slot: Slot, placement: Placement, words: str) -> Start:
         if slot.takes_room:
             self.ledger.reserve(slot.name, placement)
         is_swap = slot.is_swap
@@ -164,25 +165,32 @@ class Room:
         slot.is_alone, slot.started_as = slot.starts_alone, slot.spec
         slot.is_outdated = slot.comes_back = False
         slot.state = advance(slot.state, Step.START)
-        return Start(slot.name, placement, slot.reduction, is_swap)
+        return Start(slot.name, placement, slot.reduction, is_swap, words)
 
-    def _send_away(self, victim: Holding) -> Iterator[Effect]:
+    def _wanted(self, slot: Slot) -> str:
+        """Return why a model is loaded that somebody waits for."""
+        first = next(iter(slot.queue.values()))
+        role = first.demand.role
+        why = "" if role is None else f" for the role {role}: {first.selection.reason}"
+        return f"{counted(len(slot.queue), 'request')}{why}"
+
+    def _send_away(self, victim: Holding, whom: str) -> Iterator[Effect]:
         slot = self._slots[victim.name]
         cost = self._sleep_cost(slot) if victim.keeps_mb and slot.state is State.READY else None
-        yield from self._make_go(slot, cost, "room")
+        yield from self._make_go(slot, cost, Cause("room", f"made room for {whom}"))
 
-    def _make_go(self, slot: Slot, cost: SleepCost | None, why: Why) -> Iterator[Effect]:
+    def _make_go(self, slot: Slot, cost: SleepCost | None, cause: Cause) -> Iterator[Effect]:
         if cost is None:
-            yield from self._unload(slot, why)
+            yield from self._unload(slot, cause)
             return
         slot.state = advance(slot.state, Step.SLEEP)
         slot.asleep, slot.is_settled = cost, False
-        yield Sleep(slot.name, cost.level, why)
+        yield Sleep(slot.name, cost.level, cause.why, cause.words)
 
-    def _unload(self, slot: Slot, why: Why) -> Iterator[Effect]:
+    def _unload(self, slot: Slot, cause: Cause) -> Iterator[Effect]:
         if slot.state in (State.STOPPED, State.STOPPING):
             return
-        was, slot.goes_for = slot.state, why
+        was, slot.goes_for = slot.state, cause
         slot.state = advance(slot.state, Step.STOP)
         slot.error = ""
         if was is State.FAILED:
@@ -194,7 +202,7 @@ class Room:
 
     def _stop_now(self, slot: Slot) -> Stop:
         slot.stop_by = None
-        return Stop(slot.name, slot.goes_for)
+        return Stop(slot.name, slot.goes_for.why, slot.goes_for.words)
 
     # -- the host's memory, for engines on the CPU beside GPUs
 
@@ -212,7 +220,7 @@ class Room:
     def _make_room_in_host(self, slot: Slot) -> Iterator[Effect]:
         for other in sorted(self._idle_in_host(), key=lambda other: other.last_used):
             if not self._has_host_room(slot, self._going()):
-                yield from self._unload(other, "room")
+                yield from self._unload(other, Cause("room", f"made room in host RAM for {slot.name}"))
 
     def _going(self) -> list[Slot]:
         return [s for s in self._slots.values() if s.state is State.STOPPING]

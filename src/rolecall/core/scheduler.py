@@ -13,7 +13,7 @@ from rolecall.core.events import Arrived, Effect, Event, Grant, Released
 from rolecall.core.lifecycle import State
 from rolecall.core.policy import RESIDENCY, Policy
 from rolecall.core.selection import Candidate, Demand, Selection
-from rolecall.core.slot import ModelStatus, status_rows
+from rolecall.core.slot import ModelStatus, Waiting, status_rows
 
 
 @dataclass
@@ -117,6 +117,14 @@ class Scheduler(Policy):
         if (waiting := self._waiters.get(waiter)) is None:
             return None
         return waiting.model, list(self._slots[waiting.model].queue).index(waiter)
+
+    def queue(self) -> list[Waiting]:
+        """Return all that wait, the oldest first."""
+        places = {waiter: place for slot in self._slots.values() for place, waiter in enumerate(slot.queue, 1)}
+        return [
+            Waiting(waiter.id, waiter.model, waiter.demand.role, waiter.arrived, places[waiter.id])
+            for waiter in self._waiters.values()
+        ]
 
     def load_s(self, name: str) -> float:
         """Return how long a model's start, or its waking, is expected to take."""

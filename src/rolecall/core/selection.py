@@ -10,6 +10,7 @@ from operator import attrgetter, itemgetter
 from typing import Literal
 
 from rolecall.core.models import ModelEntry
+from rolecall.core.wording import spoken
 from rolecall.errors import ModelNotFound, ModelTooLarge, NoModelForRole, RolecallError, UnsupportedInput
 
 Bias = Literal["vram_efficient", "balanced", "quality"]
@@ -84,6 +85,8 @@ class Candidate:
     costs_swap: bool = False
     coming: bool = False
     """Whether it is being started or woken: its load is paid already."""
+    swap_s: float | None = None
+    """How long its load is expected to take, where it ``costs_swap``."""
 
     @property
     def name(self) -> str:
@@ -198,13 +201,26 @@ def _spare_a_swap(ranked: list[Candidate], role: str | None, rules: Rules) -> st
     best, rule = ranked[0], rules.policy_for(role)
     chosen = _near(ranked, role, rule.quality_tolerance) if best.costs_swap and rule.policy == "adaptive" else None
     if chosen is None:
-        return "highest priority that fits"
+        return f"highest priority that fits{_why_swap(best, role, rule)}"
     ranked.insert(0, ranked.pop(next(place for place, each in enumerate(ranked) if each is chosen)))
     return (
-        f"adaptive: {chosen.name!r} is {'loaded' if chosen.loaded else 'being loaded'} and its priority "
-        f"{chosen.priority(role):g} is within {rule.quality_tolerance:g} of {best.name!r} ({best.priority(role):g}), "
-        "which would cost a swap"
+        f"{best.name} {best.priority(role):g} would need {_swap(best)}; {chosen.name} at {chosen.priority(role):g} is "
+        f"{'loaded' if chosen.loaded else 'being loaded'}; tolerance {rule.quality_tolerance:g}"
     )
+
+
+def _swap(candidate: Candidate) -> str:
+    return "a swap" if candidate.swap_s is None else f"a swap of {spoken(candidate.swap_s)}"
+
+
+def _why_swap(best: Candidate, role: str, rule: RolePolicy) -> str:
+    """Return why the best is worth a swap, as the end of a sentence; nothing where it costs none."""
+    if not best.costs_swap:
+        return ""
+    if rule.policy == "priority":
+        return f"; it needs {_swap(best)}, and the role always takes the best"
+    near = f"{rule.quality_tolerance:g} of its {best.priority(role):g}"
+    return f"; it needs {_swap(best)}, as nothing loaded is within {near}"
 
 
 def _near(ranked: Sequence[Candidate], role: str, tolerance: float) -> Candidate | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rolecall.core.events import SleepCost, Spec, Why
+from rolecall.core.events import Cause, SleepCost, Spec
 from rolecall.core.lifecycle import State
 from rolecall.core.reductions import Reduction
 from rolecall.core.selection import Demand, Selection
@@ -21,6 +21,8 @@ HALF_LIFE_S = 600.0
 
 REDUCED_S = 600.0
 """After this time a model that was made smaller, and has to start anyway, is tried at its full size again."""
+
+NO_CAUSE = Cause("room", "")
 
 _LINGER_LIMIT_S = 1.0
 _RARELY = 0.25
@@ -44,6 +46,17 @@ class Waiter:
     def model(self) -> str:
         """The model that it waits for."""
         return self.selection.best().name
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A waiter for those who look: since when (s) it waits, for which model, and its place in the queue of that."""
+
+    waiter: int
+    model: str
+    role: str | None
+    since: float
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +119,11 @@ class Slot:
     started_as: Spec | None = None
     is_unwanted: bool = False
     """It was unloaded by hand: its group does not bring it back."""
+    pinned: bool | None = None
+    """Whether it is pinned by hand; None as its entry says."""
     stop_by: float | None = None
     """While draining: when the engine is stopped whatever is still in flight."""
-    goes_for: Why = "room"
+    goes_for: Cause = NO_CAUSE
     """Why it was last told to go."""
     _uses: float = 0
     _uses_at: float = 0
@@ -136,7 +151,12 @@ class Slot:
     @property
     def can_go(self) -> bool:
         """Whether it may be stopped for another model's sake."""
-        return self.spec.managed and not self.spec.entry.pinned
+        return self.spec.managed and not self.is_pinned
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether it makes room for nobody."""
+        return self.spec.entry.pinned if self.pinned is None else self.pinned
 
     @property
     def is_on_cpu(self) -> bool:
@@ -274,6 +294,7 @@ class ModelStatus:
     load_s: float = 0
     sleep_level: int | None = None
     reduced: str | None = None
+    pinned: bool = False
 
 
 def status_rows(slots: Iterable[Slot], held_mb: dict[str, int], now: float) -> list[ModelStatus]:
@@ -292,6 +313,7 @@ def status_rows(slots: Iterable[Slot], held_mb: dict[str, int], now: float) -> l
             load_s=slot.comes_back_in_s,
             sleep_level=slot.asleep.level if slot.asleep and slot.state is State.SLEEPING else None,
             reduced=None if slot.reduction is None else str(slot.reduction),
+            pinned=slot.is_pinned,
         )
         for slot in sorted(slots, key=lambda slot: slot.name)
         if not slot.removed or slot.state is not State.STOPPED

@@ -29,3 +29,12 @@ def meant(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``did you mean 'x'?``, or nothing where no known word is near; ``cutoff`` is difflib's."""
     near = get_close_matches(word[:LONGEST_WORD], list(known), n=1, cutoff=cutoff)
     return f"did you mean {near[0]!r}?" if near else ""
+
+
+def spoken(seconds: float) -> str:
+    """Return a span of time as people say it: ``0.4 s``, ``14 s``, ``10 min``, ``2.5 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 119.5 * 60 else f"{seconds / 3600:.1f} h"
