@@ -44,6 +44,8 @@ _COMMANDS = {
     "report": "report:app",
     "keys": "keys:app",
     "doctor": "doctor:command",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
     "simulate": "simulate:command",
     "replay": "replay:command",
 }

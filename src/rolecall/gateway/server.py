@@ -44,6 +44,7 @@ from rolecall.runtime.plain_http import plain_client
 from rolecall.runtime.registry import registry_state, write_snapshot
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.settings_reload import Reread
+from rolecall.runtime.state_folder import in_use
 from rolecall.runtime.supervisor import TICK_S, Supervisor
 from rolecall.runtime.token_memory import LEARNT_TOKENS, TokenMemory
 from rolecall.runtime.usage import SAVE_EVERY_S, USAGE, UsageBook
@@ -161,6 +162,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
     settings = roster.settings
     roll = EngineRoll(settings.state_dir / ENGINES)
     async with plain_client() as http, contextlib.AsyncExitStack() as stack:
+        stack.enter_context(in_use(settings.state_dir))
         guardian = Guardian()
         stack.push_async_callback(guardian.close)
         launcher = EngineLauncher(

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 from rolecall.errors import BadRequest
+from rolecall.runtime.state_archive import SNAPSHOT
 from rolecall.vision.datasets_files import checked_folder, scan
 from rolecall.vision.datasets_records import MAX_NAME_CHARACTERS, Dataset, clean_text
 from rolecall.vision.datasets_tagger import ModelTagger
@@ -47,6 +48,12 @@ class Datasets:
         removed = await self.store.run(lambda store: store.remove_dataset(dataset_id))
         await self.thumbnails.forget(dataset_id)
         return removed
+
+    async def snapshot(self) -> Path:
+        """Return a copy of their file as it is now, beside it; the next one replaces it."""
+        copy = self.store.path.with_name(SNAPSHOT)
+        await self.store.run(lambda store: store.copy_to(copy))
+        return copy
 
     async def aclose(self) -> None:
         """Interrupt the jobs and close the file."""

@@ -38,6 +38,7 @@ def dataset_routes(get: Get) -> list[ScopedRoute]:
     table: list[tuple[str, str, Callable[[Request], Awaitable[Response]], Need | None]] = [
         ("GET", "/datasets", api.datasets, None),
         ("POST", "/datasets", api.add, "admin"),
+        ("POST", "/datasets/snapshot", api.snapshot, "admin"),
         ("GET", one, api.dataset, None),
         ("DELETE", one, api.remove, "admin"),
         ("POST", f"{one}/rescan", api.rescan, None),
@@ -77,6 +78,10 @@ class _Api:
         datasets = await self._get()
         added = await datasets.add(_text(body, "name"), _text(body, "folder"))
         return Json(_dataset(added, with_folder=True), status_code=201, headers={"location": f"/datasets/{added.id}"})
+
+    async def snapshot(self, _request: Request) -> Json:
+        copy = await (await self._get()).snapshot()
+        return Json({"object": "datasets.snapshot", "path": str(copy), "bytes": copy.stat().st_size}, status_code=201)
 
     async def dataset(self, request: Request) -> Json:
         id_ = _id(request)

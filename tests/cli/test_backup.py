@@ -1,0 +1,223 @@
+"""`rolecall backup` and `rolecall restore`, beside a server that is busy, and without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from cli.invoke import answer, call, configured
+from harness import Rolecall, eventually, fake_entry
+
+KEYS = {"api_keys_file": "keys.json"}
+
+
+def options(server: Rolecall) -> list[str]:
+    """Return the options that name the server's folders."""
+    return ["--config-dir", str(server.config_dir), "--state-dir", str(server.state)]
+
+
+def with_dataset(server: Rolecall, count: int = 20) -> int:
+    """Register pictures, tag some, and return the dataset's number."""
+    pictures = server.folder / "pictures"
+    pictures.mkdir()
+    for number in range(count):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(pictures / f"{number:02}.png")
+    made = server.http.post("/datasets", json={"name": "Summer", "folder": str(pictures)})
+    assert made.status_code == 201, made.text
+    return int(made.json()["id"])
+
+
+def samples(server: Rolecall, dataset: int) -> dict[str, list[str]]:
+    """Return the tags of each picture."""
+    rows = server.get(f"/datasets/{dataset}/samples", limit=500)["data"]
+    return {row["file_name"]: row["tags"] for row in rows}
+
+
+def tag_all(server: Rolecall, dataset: int, done: threading.Event) -> None:
+    """Change tags until told to stop, each in a transaction of its own."""
+    ids = [row["id"] for row in server.get(f"/datasets/{dataset}/samples", limit=500)["data"]]
+    number = 0
+    while not done.is_set():
+        number += 1
+        for id_ in ids:
+            answered = server.http.patch(
+                f"/datasets/{dataset}/samples/{id_}", json={"tags": ["red", f"round {number}"]}
+            )
+            assert answered.status_code == 200, answered.text
+
+
+def read(server: Rolecall) -> dict[str, Any]:
+    """Return which footprints were learnt, without how often: requests go on."""
+    data = json.loads((server.state / "learnt.json").read_text())
+    return {entry["key"]["model"]: entry["key"] for entry in data["entries"]}
+
+
+def test_backup_under_load_restored_elsewhere(tmp_path: Path) -> None:
+    """What a busy server has is the same in another place: datasets as they were at one moment, what was learnt."""
+    with Rolecall(tmp_path / "one", [fake_entry("m")]) as server:
+        dataset = with_dataset(server)
+        done = threading.Event()
+        tagging = threading.Thread(target=tag_all, args=(server, dataset, done))
+        tagging.start()
+        try:
+            for _ in range(5):
+                assert server.chat("m").status_code == 200
+            learnt = eventually((server.state / "learnt.json").exists) and read(server)
+            file = tmp_path / "b.tar.gz"
+            said = answer("backup", file, "--url", server.base_url, *options(server))
+        finally:
+            done.set()
+            tagging.join()
+        assert said["file"] == str(file)
+        assert said["size"] == file.stat().st_size
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert list((server.state / "datasets").glob(".*")) == []
+        refused = call("restore", file, "--force", *options(server))
+        assert (refused.exit_code, "stop it first" in refused.stderr) == (1, True)
+        before = samples(server, dataset)
+    elsewhere = Rolecall(tmp_path / "two")
+    shutil.rmtree(elsewhere.config_dir)
+    restored = answer("restore", file, *options(elsewhere))
+    assert read(elsewhere) == learnt
+    assert restored["files"] == said["files"]
+    with elsewhere:
+        assert elsewhere.get("/datasets")["data"][0]["name"] == "Summer"
+        after = samples(elsewhere, dataset)
+        assert set(after) == set(before)
+        rounds = [tags[1] for tags in after.values() if tags]
+        assert all(tags[0] == "red" for tags in after.values() if tags)
+        assert len(set(rounds)) <= 2  # a moment: at most one round is half done
+        assert elsewhere.chat("m").status_code == 200
+
+
+def test_a_server_with_keys_wants_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an admin's key the datasets that are open cannot be had, and that is said; with it they are."""
+    monkeypatch.delenv("ROLECALL_API_KEY", raising=False)
+    server = Rolecall(tmp_path / "one", [fake_entry("m")], settings=KEYS)
+    made = call("keys", "add", "ops", "--scope", "admin", *options(server)[:2])
+    key = made.stdout.strip()
+    with server:
+        server.http.headers["authorization"] = f"Bearer {key}"
+        with_dataset(server, 2)
+        file = tmp_path / "b.tar.gz"
+        refused = call("backup", file, "--url", server.base_url, *options(server))
+        assert refused.exit_code == 1
+        assert "the server that runs was asked for a copy" in refused.stderr
+        assert not file.exists()
+        done = call("backup", file, "--url", server.base_url, *options(server), env={"ROLECALL_API_KEY": key})
+        assert done.exit_code == 0, done.stderr
+    target = tmp_path / "two"
+    there = ("--config-dir", str(target / "c"), "--state-dir", str(target / "s"))
+    assert call("restore", file, *there).exit_code == 0
+    assert stat.S_IMODE((target / "c" / "keys.json").stat().st_mode) == 0o600
+    assert [row["name"] for row in answer("keys", "list", *there[:2])] == ["ops"]
+
+
+def state_of(options: tuple[str, ...]) -> Path:
+    """Return the state folder of some options."""
+    return Path(options[options.index("--state-dir") + 1])
+
+
+def test_without_a_server_it_is_read_from_the_folders(tmp_path: Path) -> None:
+    """A server that is not there is not needed; what it left half written in the datasets' log comes along."""
+    with Rolecall(tmp_path / "one", [fake_entry("m")]) as server:
+        dataset = with_dataset(server, 3)
+        server.process.kill()
+        server.process.wait()
+    file = tmp_path / "b.tar.gz"
+    answer("backup", file, *options(server))
+    other = Rolecall(tmp_path / "two")
+    shutil.rmtree(other.config_dir)
+    answer("restore", file, *options(other))
+    with other:
+        assert len(samples(other, dataset)) == 3
+
+
+def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
+    """Neither command writes over anything without --force; with it, files of the backup win and others stay."""
+    first, second = configured(tmp_path / "1", []), configured(tmp_path / "2", [], 'log_level = "debug"\n')
+    (state_of(first) / "usage.json").write_text("{}")
+    (state_of(second) / "mine.json").write_text("{}")
+    file = tmp_path / "b.tgz"
+    assert call("backup", file, *first).exit_code == 0
+    again = call("backup", file, *first)
+    assert (again.exit_code, "is there already" in again.stderr) == (1, True)
+    assert call("backup", file, "--force", *first).exit_code == 0
+    refused = call("restore", file, *second)
+    assert refused.exit_code == 1
+    assert "nothing was changed. --force writes over them" in refused.stderr
+    assert not (state_of(second) / "usage.json").exists()
+    forced = call("restore", file, "--force", *second)
+    assert forced.exit_code == 0
+    assert (tmp_path / "2" / "configs" / "rolecall.toml").read_text() == ""
+    assert (state_of(second) / "mine.json").exists()
+    assert [p.name for p in state_of(second).iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_has_to_be_done_by_hand_is_told(tmp_path: Path) -> None:
+    """Keys that lay outside, and a state folder that the configuration names otherwise, are pointed out."""
+    outside = tmp_path / "secrets" / "api_keys.json"
+    outside.parent.mkdir()
+    named = tmp_path / "elsewhere"
+    first = configured(tmp_path / "1", [], f'api_keys_file = "{outside}"\nstate_dir = "{named}"\n')
+    call("keys", "add", "ops", *first[:2])
+    file = tmp_path / "b.tar.gz"
+    assert call("backup", file, *first).exit_code == 0
+    target = ("--config-dir", str(tmp_path / "c"), "--state-dir", str(tmp_path / "s"))
+    notes: list[str] = answer("restore", file, *target)["notes"]
+    assert notes == [
+        f"the API keys, which lay in {outside}, are in {tmp_path / 'c'}: move them there, or set api_keys_file",
+        f"rolecall.toml or the default says {named}: start it with --state-dir {tmp_path / 's'}, or set state_dir",
+    ]
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_other_names_are_refused(tmp_path: Path, command: str) -> None:
+    """The name says how it is compressed, so there is one."""
+    refused = call(command, tmp_path / "b.zip", *configured(tmp_path, []))
+    assert refused.exit_code == 1
+    assert "a backup is a file whose name ends with .tar.gz, .tgz or .tar.zst" in refused.stderr
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    """Restoring nothing is an error that names it; so is a folder that is none."""
+    there = configured(tmp_path, [])
+    assert "No such file" in call("restore", tmp_path / "none.tar.gz", *there).stderr
+    assert "is no folder that exists" in call("backup", tmp_path / "none" / "b.tar.gz", *there).stderr
+
+
+def test_no_server_starts_during_a_restore(tmp_path: Path) -> None:
+    """It would read one half of the old and one half of the new."""
+    server = Rolecall(tmp_path / "one", [fake_entry("m")])
+    server.state.mkdir(parents=True)
+    held = os.open(server.state, os.O_RDONLY)
+    subprocess.run(["flock", "--exclusive", str(held)], pass_fds=[held], check=True)
+    done = server.run()
+    os.close(held)
+    assert done.returncode == 2
+    assert "is being restored from a backup" in done.stderr
+
+
+def test_engines_do_not_hold_the_state_folder(tmp_path: Path) -> None:
+    """Kept engines live on without their server, and that must not look like one."""
+    with Rolecall(tmp_path / "one", [fake_entry("m")], settings={"keep_engines_on_exit": True}) as server:
+        server.chat("m")
+        pid = server.row("m")["pid"]
+        server.process.terminate()
+        server.process.wait(20)
+    file = tmp_path / "b.tar.gz"
+    assert call("backup", file, *options(server)).exit_code == 0
+    assert call("restore", file, "--force", *options(server)).exit_code == 0
+    with Rolecall(tmp_path / "one", [fake_entry("m")], settings={"keep_engines_on_exit": True}) as again:
+        assert again.row("m")["pid"] == pid
+        again.http.post("/v1/models/m/unload")
+        eventually(lambda: again.state_of("m") == "stopped")
