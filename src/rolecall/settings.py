@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     sleep_ram_mb: NotNegative | None = Field(
         None, description="Host RAM that sleeping engines may take, in MB; a quarter of the RAM if not given."
     )
+    otel_enabled: bool = Field(
+        default=False, description="Send traces over OTLP, to where the OTEL_* variables say; needs the extra otel."
+    )
     ollama_base_url: str = Field("http://127.0.0.1:11434", description="Address of the Ollama server.")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)

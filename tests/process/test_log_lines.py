@@ -17,8 +17,7 @@ from harness import CHAT, Rolecall, eventually, fake_entry, http_request, new_ag
 from rolecall.gateway.recorder import RequestLine
 
 CANARY = "canary-9d1e"
-OPTIONAL = {"prompt", "response"}
-KEYS = [each.name for each in fields(RequestLine) if each.name not in OPTIONAL]
+KEYS = [each.name for each in fields(RequestLine) if each.init]
 
 
 @pytest.fixture(scope="module")

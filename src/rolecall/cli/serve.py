@@ -21,6 +21,7 @@ from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import Extension, serve
 from rolecall.gateway.tidy import keep_pages
 from rolecall.insight.metrics_extension import metrics
+from rolecall.insight.tracing import traces_wanted, tracing
 from rolecall.pages.files import pages
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.overseer import Overseer
@@ -39,7 +40,7 @@ _DEMO_FOLDER = "${STATE_DIR}/demo/"
 def extensions() -> list[Extension]:
     """Return what rooms above the gateway add to the server; all of it together decodes two pictures at a time."""
     decoding = Decoding()
-    return [pages, metrics, partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
+    return [pages, metrics, tracing, partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
 
 
 def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for here
@@ -72,6 +73,7 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
         log.warning("%s", warning)
     prepare_config_dir(settings)
     roster = load_roster(settings)
+    traces_wanted(settings, os.environ)  # else it would be refused when half of it runs
     keys = open_keys(settings)
     try:
         # Before anything is written: a second start leaves no traces.

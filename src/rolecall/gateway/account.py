@@ -10,6 +10,7 @@ from starlette.types import Scope
 
 from rolecall.core.engine_errors import without_quotes
 from rolecall.core.sse import Answer
+from rolecall.core.trace_context import TraceContext
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import RolecallError
 from rolecall.gateway.recorder import RequestLine, timestamp
@@ -27,6 +28,7 @@ class Account:
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
         self.is_owed = False
+        self.trace: TraceContext | None = None
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.line = RequestLine.begun(
             timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self.headers)
@@ -43,6 +45,10 @@ class Account:
         if prompt is None:
             prompt = round(estimated_prompt(self.lease)) if self.is_owed and self.lease else 0
         return prompt + self.answer.tokens_written
+
+    def note_trace(self, trace: TraceContext) -> None:
+        """Take in which trace the request belongs to; its engine is told so."""
+        self.trace, self.line.trace_id = trace, trace.trace_id
 
     def note_sent(self) -> None:
         """Take in that an engine has the request: from now on its prompt is owed."""

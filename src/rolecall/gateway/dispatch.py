@@ -273,6 +273,8 @@ class Dispatch:
         }
         if authorization := lease.upstream.authorization():
             headers["authorization"] = authorization
+        if (trace := self._account.trace) is not None:
+            headers |= trace.headers()
         return headers
 
 

@@ -82,6 +82,8 @@ class Exchange:
         self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
         self._headers = self._account.headers
         self._line = self._account.line
+        if (trace := services.tracing.context(self.request_id, scope, self._headers)) is not None:
+            self._account.note_trace(trace)
         self._caller = caller_of(scope)
         self._line.key = self._caller.name
 

@@ -108,6 +108,8 @@ class RequestLine:
     """Size of the request's body."""
     bytes_out: int = 0
     """Size of the answer's body, as far as it was sent."""
+    trace_id: str | None = field(default=None, init=False)
+    """The trace that the request belongs to, 32 hexadecimal digits; the key is absent where there is none."""
     experiment: str | None = field(default=None, init=False)
     """The experiment that the request took part in; this key and the next three are absent where there was none."""
     variant: str | None = field(default=None, init=False)

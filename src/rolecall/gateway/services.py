@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
+from rolecall.gateway.tracing import Tracing
 from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import Transport
 from rolecall.runtime.experiments import ExperimentsFile
@@ -27,6 +28,7 @@ class Services:
     counting: Counting
     experiments: ExperimentsFile = field(default_factory=ExperimentsFile)
     unreachable: Unreachable = field(default_factory=Unreachable)
+    tracing: Tracing = field(default_factory=Tracing)
 
     @property
     def settings(self) -> Settings:

@@ -1,0 +1,187 @@
+"""Traces over OTLP, where `otel_enabled` switches them on: each request is told as spans once it is over.
+
+A request pays for three random numbers and the sampler's word. Its spans are made from its line in the request log, by
+a thread of its own, and sent by OpenTelemetry's; both keep a bounded number and drop what is older. OpenTelemetry is
+imported here only if it is switched on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from rolecall.core.trace_context import TraceContext, context_of
+from rolecall.errors import ConfigurationError
+from rolecall.gateway.server import Addition, Gateway
+from rolecall.insight.tracing_content import Content, content_of
+from rolecall.settings import Settings
+
+if TYPE_CHECKING:
+    from rolecall.insight.tracing_spans import Spans
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 5000
+"""Requests whose spans are not made yet; one more drops the oldest."""
+
+_GATHER_S = 0.2
+_LAST_S = 2.0
+"""How long the end of the server waits for the last spans to be sent."""
+
+_NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_EXPORTER = "OTEL_TRACES_EXPORTER"
+
+
+def traces_wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
+    """Whether traces are to be sent, by the setting and by OpenTelemetry's own variables.
+
+    Raises ``ConfigurationError`` where they are, and cannot be.
+    """
+    is_off = environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    exporter = environ.get(_EXPORTER, "").strip().lower() or "otlp"
+    if not settings.otel_enabled or is_off or exporter == "none":
+        return False
+    if exporter != "otlp":
+        raise ConfigurationError(
+            f"{_EXPORTER}: rolecall sends traces over otlp, not {exporter!r}; unset it, or set none"
+        )
+    given = next(((name, environ[name].strip()) for name in _PROTOCOLS if environ.get(name, "").strip()), None)
+    if given is not None and given[1] != "http/protobuf":
+        raise ConfigurationError(
+            f"{given[0]}: rolecall sends traces over http/protobuf, not {given[1]!r}; unset it, and point "
+            "OTEL_EXPORTER_OTLP_ENDPOINT to the collector's port for HTTP (4318 by default)"
+        )
+    if not all(map(_is_there, _NEEDED)):
+        raise ConfigurationError(
+            "otel_enabled: traces need OpenTelemetry, which is not installed: pip install 'rolecall[otel]', "
+            "or set otel_enabled to false"
+        )
+    return True
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package that it would be in
+        return False
+
+
+@contextlib.asynccontextmanager
+async def tracing(gateway: Gateway) -> AsyncIterator[Addition]:
+    """Tell of a gateway's requests, where that is switched on; the spans of the last ones are sent at the end."""
+    services = gateway.services
+    if not traces_wanted(services.settings, os.environ):
+        yield Addition()
+        return
+    traces = Traces(await asyncio.to_thread(_spans))
+    services.tracing.begin = traces.begin
+    services.recorder.listeners.append(traces.hear)
+    try:
+        yield Addition()
+    finally:
+        services.tracing.begin = None
+        await traces.aclose()
+
+
+def _spans() -> Spans:
+    from rolecall.insight.tracing_spans import Spans  # noqa: PLC0415 - OpenTelemetry, where it is switched on
+
+    return Spans()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A request that will be told of: the trace that it came with, and the ids of its two spans."""
+
+    came: TraceContext | None
+    trace_id: int
+    server_id: int
+    client_id: int
+
+
+class Traces:
+    """Gives requests their places in traces, and has a thread tell of those that are to be kept."""
+
+    def __init__(self, spans: Spans, *, most_waiting: int = MOST_WAITING) -> None:
+        self._spans = spans
+        self._begun: dict[str, Begun] = {}
+        self._waiting: deque[tuple[Mapping[str, Any], Begun, Content | None]] = deque(maxlen=most_waiting)
+        self._dropped = 0
+        self._has_more = threading.Event()
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rolecall-traces", daemon=True)
+        self._thread.start()
+
+    def begin(self, request_id: str, endpoint: str, came: TraceContext | None) -> TraceContext:
+        """Return what engines are told: the same trace, with the span of our question to them as their parent."""
+        trace_id = int(came.trace_id, 16) if came else random.getrandbits(128) or 1
+        begun = Begun(came, trace_id, random.getrandbits(64) or 1, random.getrandbits(64) or 1)
+        is_sampled = self._spans.is_sampled(begun, endpoint)
+        if is_sampled:
+            self._begun[request_id] = begun
+        state = came.state if came else ""
+        return context_of(f"{trace_id:032x}", f"{begun.client_id:016x}", is_sampled=is_sampled, state=state)
+
+    def hear(self, line: Mapping[str, Any]) -> None:
+        """Take in the line of a request that is over."""
+        begun = self._begun.pop(line["request_id"], None)
+        if begun is None:
+            return
+        self._dropped += len(self._waiting) == self._waiting.maxlen
+        content = None
+        if "prompt" in line or "response" in line:  # they may be megabytes, and are not kept
+            content = content_of(line)
+            line = {name: value for name, value in line.items() if name not in {"prompt", "response"}}
+        self._waiting.append((line, begun, content))
+        if not self._has_more.is_set():
+            self._has_more.set()
+
+    def _run(self) -> None:
+        has_told = False
+        while not self._ends.is_set() or self._waiting:
+            self._has_more.wait()
+            self._has_more.clear()
+            self._ends.wait(_GATHER_S)
+            self._tell()
+            if self._dropped and not has_told:
+                has_told = True
+                log.warning("traces: requests come faster than they can be told of; some are left out")
+
+    def _tell(self) -> None:
+        while True:
+            try:
+                line, begun, content = self._waiting.popleft()
+            except IndexError:
+                return
+            try:
+                self._spans.tell(line, begun, content)
+            except Exception:
+                log.exception("request %s cannot be told of as spans", line.get("request_id"))
+            time.sleep(0)  # the event loop gets the interpreter
+
+    async def aclose(self) -> None:
+        """Send what waits, for as long as that may take; nobody answers for a collector that hangs."""
+        self._ends.set()
+        self._has_more.set()
+        done, loop = asyncio.Event(), asyncio.get_running_loop()
+
+        def end() -> None:
+            self._thread.join(_LAST_S)
+            self._spans.close()
+            with contextlib.suppress(RuntimeError):  # the loop did not wait
+                loop.call_soon_threadsafe(done.set)
+
+        threading.Thread(target=end, name="rolecall-traces-end", daemon=True).start()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(done.wait(), _LAST_S)
