@@ -44,6 +44,17 @@ return found;
 """WCAG's ratio of the colours of each text and what is behind it; those below 4.5 are returned."""
 
 
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+BARRIERS = """
+const done = arguments[arguments.length - 1];
+axe.run(document, {resultTypes: ['violations']}).then(
+  ({violations}) => done(violations.map(({id, help, nodes}) =>
+    `${id}: ${help}: ${nodes.map((node) => node.target.join(' ')).join(', ')}`)),
+  (error) => done([String(error)]));
+"""
+"""What axe-core finds against WCAG A and AA and its best practices."""
+
+
 class Page:
     """A tab of Chromium."""
 
@@ -83,6 +94,24 @@ class Page:
             for row in rows
             if row["level"] in {"SEVERE", "WARNING"} and "Failed to load resource" not in row["message"]
         ]
+
+    def barriers(self) -> list[str]:
+        """Return what keeps people with a screen reader, a keyboard or weak eyes out, as far as a program finds it."""
+        if not self.run("return 'axe' in window"):
+            self.run(AXE.read_text(encoding="utf-8"))
+        found: list[str] = self.driver.execute_async_script(BARRIERS)
+        return found
+
+    def overflow(self) -> int:
+        """Return by how many pixels the page is wider than its window."""
+        return int(self.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth;"))
+
+    def whole_picture(self, path: Path, most: int = 4000) -> None:
+        """Save the whole page, not only what fits the window."""
+        width, height = self.run("return [innerWidth, innerHeight];")
+        self.resize(width, min(most, max(height, self.run("return document.documentElement.scrollHeight;"))))
+        self.picture(path)
+        self.resize(width, height)
 
     def picture(self, path: Path) -> None:
         """Save what is to be seen."""

@@ -263,7 +263,7 @@ class Told:
         return StreamingResponse(body(), media_type="text/event-stream")
 
     async def _post(self, request: Request) -> Response:
-        self.posts.append(request.url.path)
+        self.posts.append("/" + request.path_params["path"])
         return JSONResponse({})
 
 

@@ -1,6 +1,7 @@
 // How a line of the request log is shown, wherever it is.
 
 import { html } from "./lit.js";
+import { NONE } from "./format.js";
 
 const CLIENT_GONE = 499;
 
@@ -27,4 +28,15 @@ export function requestLink(app, line, words) {
   query.set("request", line.request_id);
   return html`<a href=${`/ui/requests?${query}`} data-open=${line.request_id}
     @click=${(event) => app.sheet.follow(event, line.request_id)}>${words}</a>`;
+}
+
+/** The cell that says which model, and something softly beside it. */
+export function who(name, words) {
+  return html`<td role="cell" class="wide-cell"><span class="cut" title=${name ?? ""}><bdi>${name ?? NONE}</bdi>
+    <span class="soft"><bdi>${words}</bdi></span></span></td>`;
+}
+
+/** A cell with a figure; `label` names it where there is no room for a head. */
+export function figure(label, value) {
+  return html`<td role="cell" class=${value === NONE ? "number none" : "number"} data-label=${label}>${value}</td>`;
 }

@@ -21,7 +21,7 @@ function hostRow(store) {
     return [];
   }
   const models = store.models
-    .filter((row) => row.rss_mb && !row.devices.length && row.state !== "stopped")
+    .filter((row) => row.managed && row.rss_mb && !row.devices.length && row.state !== "stopped")
     .map((row) => ({ model: row.model, mb: row.rss_mb }));
   const mb = models.reduce((sum, each) => sum + each.mb, 0);
   return models.length ? [{ uuid: "ram", index: -1, name: null, models, reserved_mb: mb, foreign_mb: 0, total_mb: 0 }] : [];
@@ -39,9 +39,7 @@ function card(store, gpu) {
         <h3>${title} ${name ? html`<span class="soft">${name}</span>` : nothing}</h3>
         <p class="soft">
           <b class="figure">${memory(used)}</b>
-          ${gpu.total_mb ? html` of ${memory(gpu.total_mb)} taken` : html` in models`}${limit
-            ? html`<span class="limit-words"> · models may take ${memory(limit)}</span>`
-            : nothing}
+          ${gpu.total_mb ? html` of ${memory(gpu.total_mb)} taken` : html` in models`}
         </p>
       </div>
       <div class="stack" aria-hidden="true">
@@ -53,6 +51,7 @@ function card(store, gpu) {
         ${repeat(gpu.models, (each) => each.model, (each) => legend(store, each))}
         ${gpu.foreign_mb ? item("foreign", "other programs", gpu.foreign_mb) : nothing}
         ${gpu.total_mb ? item("free", "free", gpu.free_mb) : nothing}
+        ${limit ? item("limit", "models may take", limit) : nothing}
       </ul>
     </div>
   `;

@@ -127,7 +127,7 @@ function work(row) {
 
 function buttons(row, acts) {
   if (!row.managed) {
-    return html`<span class="soft">runs elsewhere</span>`;
+    return nothing; // somebody else runs it
   }
   const isUp = ["ready", "sleeping", "starting"].includes(row.state);
   return html`
@@ -136,8 +136,9 @@ function buttons(row, acts) {
           @click=${() => acts.unload(row)}>Unload</button>`
       : html`<button type="button" class="small" data-act="load" aria-label=${`Load ${row.model}`}
           ?disabled=${row.state === "stopping" || !row.installed} @click=${() => acts.load(row)}>Load</button>`}
-    <button type="button" class="small" data-act="pin" aria-label=${`Keep ${row.model} loaded`}
-      aria-pressed=${String(row.pinned)} @click=${() => acts.pin(row)}>${row.pinned ? "Pinned" : "Pin"}</button>
+    <button type="button" class="small" data-act="pin" aria-label=${`Pin ${row.model}`}
+      title=${row.pinned ? "It makes room for no other; press to let it go" : "Keep it loaded: it makes room for no other"}
+      aria-pressed=${String(row.pinned)} @click=${() => acts.pin(row)}>Pin</button>
     <button type="button" class="small" data-act="output" aria-label=${`Output of ${row.model}`}
       @click=${(event) => acts.output(row, event.currentTarget)}>Output</button>
   `;

@@ -2,12 +2,12 @@
 
 import { Refusal, ask } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
-import { NONE, count, epoch, millis, moment, rate, span } from "./format.js";
+import { count, epoch, millis, moment, rate, span } from "./format.js";
 import { memoryPanel } from "./memory.js";
 import { modelsPanel } from "./models.js";
 import { livePanel, queuePanel } from "./traffic.js";
 import { timelinePanel } from "./timeline.js";
-import { requestLink, statusBadge } from "./lines.js";
+import { figure, requestLink, statusBadge, who } from "./lines.js";
 
 const RECENT = 8;
 
@@ -135,7 +135,7 @@ function recent(app) {
 
 function recentTable(app, lines) {
   return html`
-    <div class="scroll" tabindex="0" role="region" aria-labelledby="recent-title">
+    <div class="scroll" tabindex="0" role="group" aria-labelledby="recent-title">
       <table id="recent" role="table">
         <thead role="rowgroup">
           <tr role="row">
@@ -152,13 +152,12 @@ function recentTable(app, lines) {
           ${repeat(lines, (line) => line.request_id, (line) => html`
             <tr role="row">
               <td role="cell" class="time">${requestLink(app, line, moment(line.ts))}</td>
-              <td role="cell" class="wide-cell"><bdi class="cut" title=${line.model ?? ""}>${line.model ?? line.requested_model ?? NONE}</bdi>
-                <span class="soft cut">${line.role ? `role ${line.role}` : ""}</span></td>
-              <td role="cell">${statusBadge(line)}</td>
-              <td role="cell" class="number" data-label="TTFT">${millis(line.ttft_ms)}</td>
-              <td role="cell" class="number" data-label="tokens">${count(line.completion_tokens)}</td>
-              <td role="cell" class="number" data-label="tokens/s">${rate(line.tokens_per_second)}</td>
-              <td role="cell" class="number" data-label="took">${millis(line.duration_ms)}</td>
+              ${who(line.model ?? line.requested_model, line.role ? `role ${line.role}` : "")}
+              <td role="cell" class="state">${statusBadge(line)}</td>
+              ${figure("TTFT", millis(line.ttft_ms))}
+              ${figure("tokens", count(line.completion_tokens))}
+              ${figure("tokens/s", rate(line.tokens_per_second))}
+              ${figure("took", millis(line.duration_ms))}
             </tr>`)}
         </tbody>
       </table>

@@ -3,7 +3,7 @@
 import { ask } from "../shared.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { NONE, count, millis, moment, rate } from "./format.js";
-import { outcome, requestLink, statusBadge } from "./lines.js";
+import { figure, outcome, requestLink, statusBadge, who } from "./lines.js";
 
 const PAGE = 50;
 const MOST = 2000;
@@ -181,7 +181,7 @@ export class Requests {
 
   table() {
     return html`
-      <div class="scroll" tabindex="0" role="region" aria-label="Table of requests">
+      <div class="scroll" tabindex="0" role="group" aria-label="Table of requests">
         <table id="history" role="table">
           <thead role="rowgroup">
             <tr role="row">
@@ -209,15 +209,14 @@ export class Requests {
     return html`
       <tr role="row" data-request=${line.request_id}>
         <td role="cell" class="time">${requestLink(this.app, line, moment(line.ts))}</td>
-        <td role="cell" class="wide-cell"><bdi class="cut" title=${line.model ?? ""}>${line.model ?? line.requested_model ?? NONE}</bdi>
-          <span class="soft cut">${line.role ? `role ${line.role}` : ""}</span></td>
-        <td role="cell">${statusBadge(line)}</td>
+        ${who(line.model ?? line.requested_model, line.role ? `role ${line.role}` : "")}
+        <td role="cell" class="state">${statusBadge(line)}</td>
         <td role="cell" class="narrow-off"><bdi class="cut">${line.key ?? NONE}</bdi></td>
-        <td role="cell" class="number" data-label="waited">${millis(waited)}</td>
-        <td role="cell" class="number" data-label="TTFT">${millis(line.ttft_ms)}</td>
+        ${figure("waited", millis(waited))}
+        ${figure("TTFT", millis(line.ttft_ms))}
         <td role="cell" class="number" data-label="tokens">${count(line.prompt_tokens)} → ${count(line.completion_tokens)}</td>
-        <td role="cell" class="number" data-label="tokens/s">${rate(line.tokens_per_second)}</td>
-        <td role="cell" class="number" data-label="took">${millis(line.duration_ms)}</td>
+        ${figure("tokens/s", rate(line.tokens_per_second))}
+        ${figure("took", millis(line.duration_ms))}
       </tr>
     `;
   }

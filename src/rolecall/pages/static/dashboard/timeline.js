@@ -126,7 +126,7 @@ function table(store) {
     return html`<p class="soft pad">No model was loaded since the server started.</p>`;
   }
   return html`
-    <div class="scroll tall" tabindex="0" role="region" aria-labelledby="timeline-title">
+    <div class="scroll" tabindex="0" role="group" aria-labelledby="timeline-title">
       <table id="timeline" role="table">
         <thead role="rowgroup">
           <tr role="row">

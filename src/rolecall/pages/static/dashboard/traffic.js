@@ -1,9 +1,11 @@
 // Requests that are being served, and those that wait for a model.
 
+import { plural } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
 import { NONE, count, epoch, millis, rate, span } from "./format.js";
+import { figure, who } from "./lines.js";
 
-const STATES = { waiting: "waiting", loading: "loading its model", answering: "answering" };
+const STATES = { waiting: "waiting", loading: "loading", answering: "answering" };
 
 /** @param {import("./store.js").Store} store */
 export function livePanel(store, acts) {
@@ -21,7 +23,7 @@ export function livePanel(store, acts) {
 
 function liveTable(store, data, acts) {
   return html`
-    <div class="scroll" tabindex="0" role="region" aria-labelledby="live-title">
+    <div class="scroll" tabindex="0" role="group" aria-labelledby="live-title">
       <table id="live" role="table">
         <thead role="rowgroup">
           <tr role="row">
@@ -45,17 +47,17 @@ function liveTable(store, data, acts) {
 function liveRow(store, row, acts) {
   const isStopped = store.stopping.has(row.request_id);
   const name = row.model ?? row.requested_model;
-  const from = [row.role ? `role ${row.role}` : "", row.key ?? "", row.images ? `${row.images} images` : ""];
+  const pictures = row.images ? plural(row.images, "picture") : "";
+  const from = [row.role ? `role ${row.role}` : "", row.key ?? "", pictures].filter(Boolean).join(" · ");
   return html`
     <tr role="row" data-request=${row.request_id}>
-      <td role="cell" class="wide-cell"><bdi class="cut" title=${name ?? ""}>${name ?? NONE}</bdi>
-        <span class="soft cut">${from.filter(Boolean).join(" · ")}</span></td>
-      <td role="cell"><span class=${`dot is-${row.state}`} aria-hidden="true"></span>${
+      ${who(name, from)}
+      <td role="cell" class="state"><span class=${`dot is-${row.state}`} aria-hidden="true"></span>${
         isStopped ? "stopping" : row.state === "answering" && row.ttft_ms === null && row.stream ? "reading" : STATES[row.state]}</td>
-      <td role="cell" class="number" data-label="time">${span((store.now() - epoch(row.started)) / 1000)}</td>
-      <td role="cell" class="number" data-label="TTFT">${millis(row.ttft_ms)}</td>
-      <td role="cell" class="number" data-label="tokens">${count(row.tokens)}</td>
-      <td role="cell" class="number" data-label="tokens/s">${rate(row.tokens_per_second)}</td>
+      ${figure("time", span((store.now() - epoch(row.started)) / 1000))}
+      ${figure("TTFT", millis(row.ttft_ms))}
+      ${figure("tokens", count(row.tokens))}
+      ${figure("tokens/s", rate(row.tokens_per_second))}
       <td role="cell" class="end"><button type="button" class="small" data-act="stop" ?disabled=${isStopped}
         aria-label=${`Stop the request to ${name}`} @click=${() => acts.stop(row)}>Stop</button></td>
     </tr>
@@ -78,7 +80,7 @@ export function queuePanel(store) {
 
 function queueTable(store, data) {
   return html`
-    <div class="scroll" tabindex="0" role="region" aria-labelledby="queue-title">
+    <div class="scroll" tabindex="0" role="group" aria-labelledby="queue-title">
       <table id="queue" role="table">
         <thead role="rowgroup">
           <tr role="row">
@@ -101,11 +103,10 @@ function queueRow(store, row) {
   const words = row.request_id === null ? "loaded by hand" : row.role ? `role ${row.role}` : "";
   return html`
     <tr role="row" data-request=${row.request_id ?? ""}>
-      <td role="cell" class="wide-cell"><bdi class="cut" title=${row.model}>${row.model}</bdi>
-        <span class="soft cut">${words}</span></td>
-      <td role="cell" class="number" data-label="place">${row.position}</td>
-      <td role="cell" class="number" data-label="waits">${span((store.now() - epoch(row.waiting_since)) / 1000)}</td>
-      <td role="cell" class="number" data-label="expected in">${eta}</td>
+      ${who(row.model, words)}
+      ${figure("place", row.position)}
+      ${figure("waits", span((store.now() - epoch(row.waiting_since)) / 1000))}
+      ${figure("expected in", eta)}
     </tr>
   `;
 }

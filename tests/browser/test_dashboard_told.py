@@ -1,0 +1,328 @@
+"""The dashboard before a server that tells what a test says: states that a real one shows only by luck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from browser import scenes
+from browser.page import CONTRASTS, Page
+from browser.told import Told, entry, line, live_row, model, snapshot, telling
+
+VIEWS = ("/ui", "/ui/requests", "/ui/playground")
+SCENES = {"afternoon": scenes.afternoon, "nothing": snapshot, "trouble": scenes.trouble, "hostile": scenes.hostile}
+
+
+@pytest.fixture
+def told() -> Told:
+    """Return a server on an ordinary afternoon."""
+    made = Told(scenes.afternoon())
+    made.decision = scenes.DECISION
+    return made
+
+
+@pytest.fixture
+def address(told: Told) -> Iterator[str]:
+    """Serve it."""
+    with telling(told) as url:
+        yield url
+
+
+def open_view(page: Page, url: str) -> None:
+    """Open a view and wait until it is drawn."""
+    page.open(url)
+    page.wait(lambda: page.is_shown("#view h1"))
+
+
+# -- what is to be seen
+
+
+def test_an_afternoon(page: Page, address: str) -> None:
+    """Memory by model, the models with what they do, who is served and who waits, what was loaded, what has ended."""
+    open_view(page, f"{address}/ui")
+    assert [text.replace("\n", " ") for text in page.texts(".gpu .legend li")] == [
+        "qwen3-vl-8b 8.8 GB",
+        "llama-3.2-3b 3.0 GB",
+        "gemma-3-12b 6.1 GB reserved",
+        "other programs 800 MB",
+        "free 5.3 GB",
+        "models may take 22.0 GB",
+    ]
+    assert page.texts("[data-model='gemma-3-12b'] .state") == ["loading\n62 % · 5.4 s left"]
+    assert [text.replace("\n", " ") for text in page.texts("[data-model='qwen3-vl-8b'] .badges li")] == [
+        "description 90",
+        "caption 80",
+        "chat 60",
+    ]
+    assert page.texts("[data-model='remote'] button") == []
+    assert len(page.all("#live tbody tr")) == 4
+    assert [text.split("\n")[0] for text in page.texts("#queue tbody td:nth-child(4)")] == ["5.4 s", "19 s", "–"]
+    assert page.texts(".rows .label bdi") == ["florence-2", "gemma-3-12b", "llama-3.2-3b", "qwen3-vl-8b"]
+    assert page.text("[data-total='requests']") == "1,284"
+    assert len(page.all("#recent tbody tr")) == 8
+    assert page.problems() == []
+
+
+def test_a_bar_is_as_long_as_what_is_held(page: Page, address: str) -> None:
+    """The parts of a card's bar have the shares of its memory, and all of it is in the legend."""
+    open_view(page, f"{address}/ui")
+    parts = page.run(
+        "const w = document.querySelector('.stack').getBoundingClientRect().width;"
+        "return [...document.querySelectorAll('.stack > i')].map((e) => e.getBoundingClientRect().width / w);"
+    )
+    assert parts == pytest.approx([9000 / 24564, 3100 / 24564, 6200 / 24564, 800 / 24564], abs=0.002)
+    held = page.run("return [...document.querySelectorAll('.legend li')].slice(0, 5).map((e) => Number(e.dataset.mb));")
+    assert sum(held) == 24564
+
+
+def test_nothing_yet(page: Page) -> None:
+    """A server without models says what to do about that."""
+    with telling(Told(snapshot())) as url:
+        open_view(page, f"{url}/ui")
+        assert "rolecall models scan" in page.text(".void")
+        assert page.texts("section p.soft")[:1] != []
+        assert page.problems() == []
+
+
+def test_an_engine_that_fails(page: Page) -> None:
+    """Its last lines are shown, when it is tried again, and the way to its output; so is a log that is not written."""
+    told = Told(scenes.trouble())
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        words = page.text(".trouble")
+        assert "not within the file bounds" in words
+        assert "3 times in a row" in words
+        assert "tried again in" in words
+        assert "No space left" in page.text("[data-problem='log']")
+        page.click(".trouble button")
+        page.until("#output pre", "server is listening")
+        page.press(Keys.ESCAPE)
+        page.click("[data-model='gemma-3-12b'] [data-act='load']")
+        page.wait(lambda: told.posts == ["/v1/models/gemma-3-12b/load"])
+
+
+def test_names_are_never_more_than_text(page: Page) -> None:
+    """Markup in a name is shown as it is, long ones are cut, and what is written from the right stays in its place."""
+    told = Told(scenes.hostile())
+    with telling(told) as url:
+        for view in VIEWS:
+            page.resize(390, 844)
+            open_view(page, url + view)
+            page.wait(lambda: "<img src=x" in page.text("#view"))
+            assert page.all("#view img") == []
+            assert page.driver.title != "1"
+            assert page.overflow() == 0
+        page.resize(1280, 900)
+        open_view(page, f"{url}/ui")
+        page.find("#timeline-table-button").click()
+        page.wait(lambda: len(page.all("#timeline tbody tr")) == 4)
+        page.click(".model:nth-child(4) [data-act='pin']")
+        page.wait(lambda: told.posts == ["/v1/models/a/b c?d#e%2F/pin"])
+        assert page.problems() == []
+
+
+# -- as it changes
+
+
+def test_what_comes_is_shown(page: Page, told: Told, address: str) -> None:
+    """Each event moves what it is about, by one stream: nothing is asked again and again."""
+    open_view(page, f"{address}/ui")
+    told.tell({"type": "live", "active": 1, "data": [live_row(9, "llama-3.2-3b", tokens=5)]})
+    page.wait(lambda: page.texts("#live tbody td:nth-child(5)") == ["5"])
+    told.tell({"type": "queue", "waiting": 0, "data": []})
+    page.until("#view", "Nothing waits.")
+    told.tell({"type": "finished", "skipped": 0, "data": [line(0, "brand-new")]})
+    page.wait(lambda: "brand-new" in page.text("#recent tbody tr"))
+    told.tell({"type": "models", "data": [model("brand-new", "ready", vram_reserved_mb=100)]})
+    page.wait(lambda: page.texts(".model h3") == ["brand-new"])
+    told.tell({"type": "timeline", "skipped": 0, "data": [entry(0, "brand-new", "ready", 3.0)]})
+    page.wait(lambda: page.run("return document.getElementById('spoken').textContent;") == "brand-new is loaded.")
+    names = "return performance.getEntriesByType('resource').filter((e) => e.name.includes('/v1/')).length;"
+    assert page.run(names) + told.connections <= 2
+    assert told.connections == 1
+
+
+def test_time_goes_by_without_the_server(page: Page, told: Told, address: str) -> None:
+    """How long something waits moves every second, by the page's own clock, set by the server's."""
+    open_view(page, f"{address}/ui")
+    first = page.text("#queue tbody td:nth-child(3)")
+    page.wait(lambda: page.text("#queue tbody td:nth-child(3)") != first)
+    assert told.connections == 1
+
+
+def test_focus_and_scroll_stay(page: Page) -> None:
+    """With 20 models and 100 requests, updates change what has changed: no element that stays is made anew."""
+    scene = scenes.crowd()
+    told = Told(scene)
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        page.wait(lambda: len(page.all("#live tbody tr")) == 100)
+        page.run("document.querySelector('[aria-labelledby=live-title].scroll').scrollTop = 900;")
+        page.run(
+            "window.row = document.querySelector('[data-request=req_live50]'); row.querySelector('button').focus();"
+        )
+        page.run("window.top_ = document.querySelector('[aria-labelledby=live-title].scroll').scrollTop;")
+        fewer = [
+            {**row, "tokens": 1000 + number} for number, row in enumerate(scene["live"]["data"]) if number % 2 == 0
+        ]
+        told.tell({"type": "live", "active": 50, "data": fewer})
+        page.wait(lambda: len(page.all("#live tbody tr")) == 50)
+        assert page.run("return document.activeElement === row.querySelector('button') && row.isConnected;")
+        assert "1,050" in page.run("return row.textContent;")
+        same = [{**row, "tokens": 5000} for row in fewer]
+        before = page.run(
+            "return window.at_ = document.querySelector('[aria-labelledby=live-title].scroll').scrollTop;"
+        )
+        told.tell({"type": "live", "active": 50, "data": same})
+        page.wait(lambda: "5,000" in page.run("return row.textContent;"))
+        assert page.run("return document.querySelector('[aria-labelledby=live-title].scroll').scrollTop;") == before
+        assert page.problems() == []
+
+
+def test_a_search_of_models(page: Page) -> None:
+    """Where there are many models they can be found by name and by role."""
+    with telling(Told(scenes.crowd())) as url:
+        open_view(page, f"{url}/ui")
+        assert len(page.all(".model")) == 20
+        page.write("input[type='search']", "embed")
+        page.wait(lambda: len(page.all(".model")) == 5)
+        page.find(".tools input[type='checkbox']").click()
+        page.wait(lambda: len(page.all(".model")) == 3)
+
+
+def test_a_server_that_goes_and_comes_back(page: Page, told: Told) -> None:
+    """The page says that it is gone and how things were; it tries again by itself, or at once by a button."""
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        port = int(url.rpartition(":")[2])
+    page.until("#gone", "cannot be reached")
+    assert page.text("#link") == "connection lost"
+    assert len(page.all(".model")) == 5
+    told.first = snapshot(models=[model("after", "ready")])
+    with telling(told, port):
+        page.click("#again")
+        page.wait(lambda: page.texts(".model h3") == ["after"])
+        assert page.text("#link") == "live"
+        assert not page.is_shown("#gone .note")
+
+
+def test_a_stream_that_ends(page: Page, told: Told, address: str) -> None:
+    """It is taken up again, and what is told then takes the place of what was before."""
+    open_view(page, f"{address}/ui")
+    told.first = snapshot(models=[model("second")])
+    told.hang_up()
+    page.wait(lambda: page.texts(".model h3") == ["second"])
+    assert told.connections == 2
+
+
+def test_a_click_asks_the_server(page: Page, told: Told, address: str) -> None:
+    """Load, unload, pin and stop are one request each; a model that answers is unloaded only after a question."""
+    open_view(page, f"{address}/ui")
+    page.click("[data-model='florence-2'] [data-act='load']")
+    page.wait(lambda: told.posts == ["/v1/models/florence-2/load"])
+    page.click("[data-model='llama-3.2-3b'] [data-act='pin']")
+    page.wait(lambda: told.posts[-1] == "/v1/models/llama-3.2-3b/unpin")
+    page.click("[data-model='qwen3-vl-8b'] [data-act='unload']")
+    alert = page.driver.switch_to.alert
+    assert "answering 2 requests" in alert.text
+    alert.dismiss()
+    assert len(told.posts) == 2
+    page.click("[data-request='req_live3'] button")
+    page.wait(lambda: told.posts[-1] == "/v1/requests/req_live3/cancel")
+    assert "stopping" in page.text("[data-request='req_live3']")
+    assert not page.find("[data-request='req_live3'] button").is_enabled()
+
+
+# -- requests
+
+
+def test_one_request_in_full(page: Page, told: Told, address: str) -> None:
+    """A sheet tells why the model was chosen, in words, and who was left out; the address and the keyboard know it."""
+    open_view(page, f"{address}/ui/requests")
+    page.wait(lambda: len(page.all("#history tbody tr")) == 40)
+    page.run("document.querySelector('[data-open=req_0002]').focus();")
+    page.press(Keys.ENTER)
+    page.until("#decision", "would need a swap of 14 s")
+    assert "its file is missing" in page.text("#request")
+    assert "request=req_0002" in page.driver.current_url
+    assert page.barriers() == []
+    page.press(Keys.ESCAPE)
+    page.wait(lambda: not page.is_shown("#request"))
+    assert page.run("return document.activeElement.dataset.open;") == "req_0002"
+    assert "request=" not in page.driver.current_url
+    page.driver.back()
+    page.until("#decision", "tolerance 15")
+    assert told.asked == ["limit=50"]
+
+
+def test_filters_are_in_the_address(page: Page, told: Told, address: str) -> None:
+    """What is chosen is asked of the server, stands in the address, and can be cleared; new lines must fit it too."""
+    open_view(page, f"{address}/ui/requests?status=error")
+    page.wait(lambda: told.asked == ["status=error&limit=50"])
+    page.run(
+        "const f = document.getElementById('filter-model'); f.value = 'florence-2';"
+        "f.dispatchEvent(new Event('change', {bubbles: true}));"
+    )
+    page.wait(lambda: told.asked[-1] == "model=florence-2&status=error&limit=50")
+    assert "model=florence-2" in page.driver.current_url
+    rows = len(page.all("#history tbody tr"))
+    bad = {"status": 500, "error": "internal: no"}
+    new = [line(-1, "florence-2"), line(-2, "gemma-3-12b", **bad), line(-3, "florence-2", **bad)]
+    told.tell({"type": "finished", "skipped": 0, "data": new})
+    page.wait(lambda: len(page.all("#history tbody tr")) == rows + 1)
+    assert page.find("#history tbody tr").get_attribute("data-request") == "req_-003"
+    page.click("#clear")
+    page.wait(lambda: told.asked[-1] == "limit=50")
+
+
+# -- for everybody
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_no_barriers(page: Page, scene: str, scheme: str) -> None:
+    """Nothing is found against WCAG AA, in both colours, with a mouse's window and a phone's, in any state."""
+    page.colours(scheme)
+    told = Told(SCENES[scene]())
+    with telling(told) as url:
+        for view in VIEWS:
+            for width in (1280, 390):
+                page.resize(width, 900)
+                open_view(page, url + view)
+                page.wait(lambda: page.text("#link") == "live")
+                assert page.barriers() == []
+                assert page.run(CONTRASTS) == []
+                assert page.overflow() == 0
+
+
+def test_by_keyboard(page: Page, told: Told, address: str) -> None:
+    """The tabulator goes from the skip link over the pages to the models, and Enter does what a click does."""
+    open_view(page, f"{address}/ui")
+    page.press(Keys.TAB, Keys.ENTER)
+    assert page.focused() == "content"
+    for _ in range(12):
+        page.press(Keys.TAB)
+        if page.run("return document.activeElement.dataset.act;") == "load":
+            break
+    page.press(Keys.ENTER)
+    page.wait(lambda: told.posts == ["/v1/models/florence-2/load"])
+    names = {name for role, name in page.names_of_controls() if role == "button"}
+    assert {"Load florence-2", "Pin llama-3.2-3b", "Output of gemma-3-12b"} <= names
+    assert all(name for _, name in page.names_of_controls())
+
+
+def test_landmarks_and_headings(page: Page, address: str) -> None:
+    """One main, a navigation, one h1 and under it no level left out."""
+    for view in VIEWS:
+        open_view(page, address + view)
+        levels = page.run(
+            "return [...document.querySelectorAll('h1,h2,h3,h4')].filter((e) => e.checkVisibility())"
+            ".map((e) => Number(e.tagName[1]));"
+        )
+        assert levels.count(1) == 1
+        assert all(after <= before + 1 for before, after in pairwise(levels))
+        assert len(page.all("main")) == len(page.all("nav")) == 1
+        assert page.find("nav [aria-current='page']").get_attribute("href") == address + view
