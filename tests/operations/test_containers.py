@@ -84,7 +84,9 @@ def test_what_the_image_starts_is_a_command_of_ours(stage: str) -> None:
     assert all(option in known for option in options[::2])
     mounted = {volume.split(":")[1] for volume in compose("compose.yaml")["volumes"]}
     folders = {"/" + value.split("/")[1] for value in options[1::2]}
-    assert folders | {environment(stage)[f"{PREFIX}MODELS_DIR"]} == mounted
+    named = environment(stage)
+    keys = str(Path(named[f"{PREFIX}API_KEYS_FILE"]).parent)
+    assert folders | {named[f"{PREFIX}MODELS_DIR"], keys} == mounted
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -92,7 +94,7 @@ def test_the_image_is_not_roots(stage: str) -> None:
     """The last USER is a number that is not 0; the folders it writes to are its own."""
     *_, user = (words for name, words in instructions(stage) if name == "USER")
     assert user == compose("compose.yaml")["user"] == "1000:1000"
-    assert "install -d -o 1000 -g 1000 -m 0700 /config /state /logs /models" in " ".join(
+    assert "install -d -o 1000 -g 1000 -m 0700 /config /keys /state /logs /models" in " ".join(
         words for name, words in instructions(stage) if name == "RUN"
     )
 
