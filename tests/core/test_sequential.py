@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.sequential import ALPHA, FIRST_PAIRS, Evidence, Pairing, split_evidence
+from rolecall.core.sequential import ALPHA, BLOCK, FIRST_PAIRS, Evidence, Pairing, split_evidence
 
 EXPERIMENTS, PEEKS, PER_PEEK = 1_000, 100, 10
 """Each null experiment is looked at 100 times, every 10 observations."""
@@ -27,8 +28,7 @@ def share_found(draw: Draw, seed: int, *, experiments: int, looks: int, weight: 
         for _look in range(looks):
             for _ in range(PER_PEEK):
                 is_variant = rng.random() < weight
-                difference = pairing.add(draw(rng, is_variant), of_variant=is_variant)
-                if difference is not None:
+                for difference in pairing.add(draw(rng, is_variant), of_variant=is_variant):
                     evidence.add(difference)
             if evidence.p_value <= ALPHA:
                 found += 1
@@ -57,6 +57,12 @@ def clustered(rng: random.Random, _is_variant: bool, /) -> float:  # noqa: FBT00
     return level + rng.gauss(0, 0.5) / math.sqrt(count)
 
 
+def drifting() -> Draw:
+    """Return outcomes that rise and fall for both alike, as load does in the course of days."""
+    numbers = itertools.count()
+    return lambda rng, _: math.sin(next(numbers) / 200) + rng.gauss(0, 0.1)
+
+
 @pytest.mark.parametrize(
     ("draw", "weight"),
     [
@@ -65,6 +71,8 @@ def clustered(rng: random.Random, _is_variant: bool, /) -> float:  # noqa: FBT00
         pytest.param(lognormal(), 0.5, id="lognormal"),
         pytest.param(raw_lognormal, 0.5, id="lognormal, no logarithm"),
         pytest.param(clustered, 0.5, id="clustered units"),
+        pytest.param(drifting(), 0.5, id="drift"),
+        pytest.param(drifting(), 0.1, id="drift, shares 9 to 1"),
         pytest.param(lognormal(), 0.1, id="shares 9 to 1"),
     ],
 )
@@ -177,23 +185,20 @@ def test_what_is_no_difference_needs_no_number() -> None:
     assert evidence.pairs_needed() is None
 
 
-@given(st.lists(st.tuples(st.booleans(), st.floats(-100, 100)), max_size=60))
-def test_each_observation_is_in_one_pair(stream: list[tuple[bool, float]]) -> None:
-    """As many pairs come out as the rarer variant has observations at some time before, and swapped names negate."""
-    one, other = Pairing(), Pairing()
-    found = [one.add(value, of_variant=is_variant) for is_variant, value in stream]
-    swapped = [other.add(value, of_variant=not is_variant) for is_variant, value in stream]
-    assert [None if d is None else -d for d in found] == swapped
-    counts = [sum(is_variant for is_variant, _ in stream), sum(not is_variant for is_variant, _ in stream)]
-    assert sum(d is not None for d in found) == min(counts)
-
-
-def test_the_latest_is_taken_first() -> None:
-    """A pair is of about the same time, also where one variant has most of the requests."""
+@given(st.lists(st.tuples(st.booleans(), st.integers(-100, 100)), max_size=5 * BLOCK))
+def test_pairs_are_of_one_block(stream: list[tuple[bool, int]]) -> None:
+    """Each whole block gives as many pairs as its rarer variant has observations, each of which is in one pair."""
     pairing = Pairing()
-    assert [pairing.add(value, of_variant=False) for value in (1.0, 2.0, 3.0)] == [None] * 3
-    assert pairing.add(10.0, of_variant=True) == 7.0
-    assert pairing.add(10.0, of_variant=True) == 8.0
+    found = [pairing.add(value, of_variant=is_variant) for is_variant, value in stream]
+    for start in range(0, len(stream), BLOCK):
+        block, last = stream[start : start + BLOCK], found[start : start + BLOCK][-1]
+        sides = [[value for is_variant, value in block if is_variant is side] for side in (False, True)]
+        assert len(last) == (min(map(len, sides)) if len(block) == BLOCK else 0)
+        assert not any(found[start : start + len(block) - 1])
+        if len(sides[0]) == len(sides[1]) == BLOCK // 2:
+            assert sum(last) == sum(sides[1]) - sum(sides[0])
+    again = Pairing()
+    assert [again.add(value, of_variant=is_variant) for is_variant, value in stream] == found
 
 
 # -- shares

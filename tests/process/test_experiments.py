@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
 
 from harness import CHAT, Rolecall, eventually, fake_entry, prompt
+from rolecall.core.keys import ApiKey, hashed
+from rolecall.insight.feedback import feedback_path, last_feedback
+from rolecall.runtime.api_keys import change_keys, new_key
 
 ENTRIES = (
     fake_entry("good", roles=["caption"], role_priority={"caption": 90}),
@@ -188,3 +193,132 @@ def test_a_broken_file_at_the_start(tmp_path: Path) -> None:
     with running(tmp_path, "[e\n") as server:
         assert "is no TOML" in server.get("/health")["problems"]["experiments"]
         assert part(server, ask(server))[0] is None
+
+
+# -- the report and feedback
+
+
+def test_an_experiment_with_two_models_is_reported(tmp_path: Path) -> None:
+    """Requests of both models are served, logged and compared; a failing one is found to be worse, by its feedback."""
+    text = '[f]\nrole = "caption"\nmetric = "feedback"\n[f.variants.now]\n[f.variants.small]\nmodel = "small"\n'
+    with running(tmp_path, text) as server:
+        assert ask(server, wish="f=small").status_code == 200
+        for _ in range(90):
+            answer = ask(server)
+            is_small = answer.headers["x-rolecall-experiment"] == "f=small"
+            posted = {"request_id": answer.headers["x-request-id"], "score": "down" if is_small else "up"}
+            given = server.http.post("/v1/feedback", json=posted)
+            assert given.status_code == 200, given.text
+            assert given.json()["about"]["variant"] == ("small" if is_small else "now")
+        found = report(server, "f")
+        assert found["forced"] == 1
+        assert sum(variant["requests"] for variant in found["variants"]) == 90
+        assert [variant["feedback"] for variant in found["variants"]] == [1.0, 0.0]
+        (comparison,) = found["comparisons"]
+        assert (comparison["verdict"], comparison["difference"]) == ("worse", -1.0)
+        shown = rolecall(server, "report", "experiment", "f")
+        assert "small is worse than now" in shown.stdout
+        assert "| variant | " in rolecall(server, "report", "experiment", "f", "--markdown").stdout
+        last = server.log_lines()[-1]["request_id"]
+        assert "feedback.score" in rolecall(server, "logs", "show", last, "--file", str(server.log_path)).stdout
+
+
+def rolecall(server: Rolecall, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command beside a server, with its configuration and log."""
+    env = {**server.environment, "CHAT_PROXY_LOG_PATH": str(server.log_path)}
+    argv = [sys.executable, "-m", "rolecall", *words, "--config-dir", str(server.config_dir)]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def report(server: Rolecall, name: str) -> dict[str, Any]:
+    """Return what the report says as JSON."""
+    return dict(json.loads(rolecall(server, "report", "experiment", name, "--json").stdout))
+
+
+def test_experiments_are_listed_and_checked(server: Rolecall) -> None:
+    """The list says what runs; the check tells models that are not there, and keys that nobody has."""
+    listed = json.loads(rolecall(server, "experiments", "list", "--json").stdout)
+    assert [(each["name"], each["state"]) for each in listed][:2] == [("models", "running"), ("cooler", "running")]
+    assert "caption" in rolecall(server, "experiments", "list").stdout
+    checked = json.loads(rolecall(server, "experiments", "validate", "--json").stdout)
+    assert (checked["experiments"], checked["problems"]) == (4, [])
+    said = "\n".join(checked["warnings"])
+    assert "missing: gone cannot serve here: backend_config.command holds no" in said
+    assert "keyless: is sticky by key, and there are no API keys" in said
+    assert "there are: models, cooler" in rolecall(server, "report", "experiment", "nope", code=1).stderr
+
+
+def test_a_wrong_file_fails_the_check(tmp_path: Path) -> None:
+    """The problem is told with file, experiment and field, and the exit code says that it is one."""
+    made = running(tmp_path, '[e]\nrole = "r"\n')
+    assert "e: variants: " in rolecall(made, "experiments", "validate", code=2).stderr
+    assert json.loads(rolecall(made, "experiments", "validate", "--json", code=2).stdout)["problems"]
+    write(made, "")
+    assert "no experiments in" in rolecall(made, "experiments", "list").stderr
+
+
+def post(server: Rolecall, body: Any, key: str | None = None) -> httpx.Response:
+    """Post feedback."""
+    return server.http.post("/v1/feedback", json=body, headers={"authorization": f"Bearer {key}"} if key else {})
+
+
+def test_feedback_is_kept_once(server: Rolecall) -> None:
+    """The same feedback again is not written again; another one replaces it; both are told."""
+    request_id = ask(server, "good").headers["x-request-id"]
+    answers = [post(server, {"request_id": request_id, "score": score}) for score in (0.5, 0.5, 1)]
+    assert [answer.json()["recorded"] for answer in answers] == [True, False, True]
+    assert last_feedback(server.log_path)[request_id].score == 1
+    lines = eventually(
+        lambda: [line for line in feedback_path(server.log_path).read_text().splitlines() if "1.0" in line]
+    )
+    assert json.loads(lines[-1]).keys() == {"ts", "request_id", "score", "label", "comment", "key"}
+
+
+@pytest.mark.parametrize("request_id", ["req_" + "0" * 32, "nonsense", "../../etc/passwd"])
+def test_feedback_on_nothing(server: Rolecall, request_id: str) -> None:
+    """An id that no request has is told, in OpenAI's shape."""
+    answer = post(server, {"request_id": request_id, "score": 1})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["param"] == "request_id"
+    assert "x-request-id" in answer.json()["error"]["message"]
+
+
+def test_feedback_that_is_wrong(server: Rolecall) -> None:
+    """A wrong score is refused naming the field; a body too large is refused as such."""
+    assert post(server, {"request_id": "x", "score": 5}).json()["error"]["param"] == "score"
+    assert post(server, {"request_id": "x", "score": 1, "comment": "x" * 20_000}).status_code == 413
+
+
+def test_feedback_on_an_answer_that_goes_on(server: Rolecall) -> None:
+    """While an answer is being written there is nothing to judge yet."""
+    with server.stream("good", fake={"tokens": 20, "token_delay_s": 0.1}) as answer:
+        lines = answer.iter_lines()
+        assert next(lines)
+        early = post(server, {"request_id": answer.headers["x-request-id"], "score": 1})
+        assert early.status_code == 409
+        assert "complete" in early.json()["error"]["message"]
+
+
+def test_feedback_on_ones_own_requests(tmp_path: Path) -> None:
+    """A key may judge its own requests, none of another key's, which are as good as unknown to it; admin may all."""
+    made = running(tmp_path, '[k]\nrole = "caption"\nsticky = "key"\n[k.variants.a]\n[k.variants.b]\n')
+    names: dict[str, tuple[Literal["inference", "admin"], ...]] = {
+        "anna": ("inference",),
+        "bert": ("inference",),
+        "root": ("inference", "admin"),
+    }
+    keys = {name: new_key() for name in names}
+    rows = tuple(ApiKey(name=name, sha256=hashed(keys[name].encode()), scopes=scopes) for name, scopes in names.items())
+    path = made.config_dir / "keys.json"
+    change_keys(path, lambda _: rows)
+    with (made.config_dir / "rolecall.toml").open("a") as file:
+        file.write('api_keys_file = "keys.json"\n')
+    with made as server:
+        headers = {"authorization": f"Bearer {keys['anna']}"}
+        answers = [server.http.post(CHAT, json=prompt("role:caption"), headers=headers) for _ in range(6)]
+        assert len({answer.headers["x-rolecall-experiment"] for answer in answers}) == 1
+        body = {"request_id": answers[0].headers["x-request-id"], "label": "good"}
+        codes = [post(server, body, key).status_code for key in (*keys.values(), None)]
+        assert codes == [200, 404, 200, 401]

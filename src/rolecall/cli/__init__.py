@@ -46,6 +46,7 @@ _COMMANDS = {
     "doctor": "doctor:command",
     "backup": "backup:backup",
     "restore": "backup:restore",
+    "experiments": "experiments:app",
     "simulate": "simulate:command",
     "replay": "replay:command",
 }

@@ -93,7 +93,16 @@ def show(
         if as_json:
             typer.echo(found[0].raw)
         else:
-            print_fields(found[0].fields)
+            print_fields({**found[0].fields, **_judged(path, str(found[0].fields["request_id"]))})
+
+
+def _judged(path: Path, request_id: str) -> dict[str, object]:
+    """Return what was thought of a request, as more fields of it."""
+    from rolecall.insight.feedback import last_feedback  # noqa: PLC0415 - many logs have none
+
+    found = last_feedback(path, request_id).get(request_id)
+    given = {} if found is None else {"score": found.score, "label": found.label, "comment": found.comment}
+    return {f"feedback.{name}": value for name, value in given.items() if value is not None}
 
 
 def _show_last(path: Path, keep: LineFilter, count: int, *, follow: bool, as_json: bool) -> None:

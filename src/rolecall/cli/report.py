@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from rolecall.cli.experiments import report_experiment
+
 app = typer.Typer(no_args_is_help=True, help="Reports over the request log.")
 
 
 @app.callback()
 def report() -> None:
     """Report on prompts and experiments, from the request log."""
+
+
+app.command("experiment")(report_experiment)

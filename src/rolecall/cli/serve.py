@@ -20,6 +20,7 @@ from rolecall.demo.gguf import make_demo_models
 from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import Extension, serve
 from rolecall.gateway.tidy import keep_pages
+from rolecall.insight.feedback_extension import feedback
 from rolecall.insight.metrics_extension import metrics
 from rolecall.insight.tracing import traces_wanted, tracing
 from rolecall.pages.files import pages
@@ -40,7 +41,8 @@ _DEMO_FOLDER = "${STATE_DIR}/demo/"
 def extensions() -> list[Extension]:
     """Return what rooms above the gateway add to the server; all of it together decodes two pictures at a time."""
     decoding = Decoding()
-    return [pages, metrics, tracing, partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
+    pictures = [partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
+    return [pages, metrics, tracing, feedback, *pictures]
 
 
 def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for here

@@ -1,9 +1,11 @@
 """Whether a variant differs from the control, said so that it may be looked at after every request.
 
-Each observation of the variant meets the latest one of the control that waits, or the other way round, and counts by
-its difference D. If the two do not differ, D is as likely to be d as to be -d, whatever was seen before. For such
-differences, with S their sum and V the sum of their squares, exp(l S - l^2 V / 2) is a nonnegative supermartingale for
-every l, however heavy their tails are: de la Peña, "A general class of exponential inequalities for martingales and
+Observations of the variant meet such of the control in pairs, drawn by lot within blocks of neighbours in time, and
+each pair counts by its difference D. Which of two neighbours got the variant was decided by a hash alone. So if the
+variant changes nothing, D is as likely to be d as to be -d, whatever was seen before, and however load and requests
+change in the course of a day: nothing is assumed of how outcomes are distributed. For such differences, with S their
+sum and V the sum of their squares, exp(l S - l^2 V / 2) is a nonnegative supermartingale for every l, however heavy
+their tails are: de la Peña, "A general class of exponential inequalities for martingales and
 ratios", Ann. Probab. 27 (1999), Lemma 6.1; Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform Chernoff bounds via
 nonnegative supermartingales", Probab. Surveys 17 (2020), Table 3. Mixed over l ~ N(0, 1/rho), as Robbins does it
 ("Statistical methods related to the law of the iterated logarithm", Ann. Math. Stat. 41, 1970), it is
@@ -20,11 +22,15 @@ central limit theorem, then the asymptotic confidence sequence of Waudby-Smith, 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 ALPHA = 0.05
 """How often a difference may be claimed at all where there is none."""
+
+BLOCK = 16
+"""Observations of both within which pairs are drawn; a fifth of them is left over where the shares are the same."""
 
 FIRST_PAIRS = 20
 """Pairs that differ before anything is said: their absolute values, which tell nothing of a direction, give rho."""
@@ -40,24 +46,27 @@ _PRIOR = 100.0
 """How many units the prior of the shares weighs in `split_evidence`."""
 
 
-@dataclass(slots=True)
 class Pairing:
     """Two streams of numbers as one of differences, variant minus control.
 
-    The latest that waits is taken first, so that a pair is of about the same time whatever the shares are.
+    Within each block of ``BLOCK`` observations, pairs are drawn by lot, as many as there can be. What is left over is
+    not counted: it would have to meet what came later, and the load of that hour with it.
     """
 
-    _waiting: list[float] = field(default_factory=list)
-    _are_of_variant: bool = False
+    def __init__(self) -> None:
+        self._lots = random.Random(0)  # noqa: S311 - to be the same at every look
+        self._block: tuple[list[float], list[float]] = ([], [])
 
-    def add(self, value: float, *, of_variant: bool) -> float | None:
-        """Return the difference of the pair that is complete now; None if this one waits."""
-        if not self._waiting or self._are_of_variant is of_variant:
-            self._are_of_variant = of_variant
-            self._waiting.append(value)
-            return None
-        other = self._waiting.pop()
-        return value - other if of_variant else other - value
+    def add(self, value: float, *, of_variant: bool) -> list[float]:
+        """Return the differences of the block that is complete now; none if it is not."""
+        self._block[of_variant].append(value)
+        controls, variants = self._block
+        if len(controls) + len(variants) < BLOCK:
+            return []
+        self._block = ([], [])
+        self._lots.shuffle(controls)
+        self._lots.shuffle(variants)
+        return [variant - control for control, variant in zip(controls, variants, strict=False)]
 
 
 @dataclass(slots=True)

@@ -1,0 +1,249 @@
+"""``rolecall experiments``: what is tried, whether the file is right, and what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
+from rolecall.cli.table import Column, Row, say, show, table
+from rolecall.core.experiments import Experiment, Experiments
+from rolecall.errors import ConfigurationError, ModelNotFound
+from rolecall.insight.experiment_report import Comparison, Report, lines_of, report_on, words
+from rolecall.insight.feedback import last_feedback
+from rolecall.runtime.experiments import EXPERIMENTS, load_experiments
+from rolecall.runtime.roster import load_roster
+from rolecall.settings import Settings, load_settings
+
+app = typer.Typer(no_args_is_help=True, help="List and check the experiments.")
+
+LogFile = Annotated[Path | None, typer.Option("--file", help="The log to read.", metavar="PATH")]
+_LIST = (
+    Column("experiment"),
+    Column("state", style=lambda text: "green" if text == "running" else "dim"),
+    Column("on"),
+    Column("sticky"),
+    Column("metric"),
+    Column("variants", below="{}"),
+)
+_ARMS = (
+    Column("variant"),
+    Column("requests", right=True),
+    Column("units", right=True),
+    Column("compared", right=True),
+    Column("success", right=True),
+    Column("ttft ms", right=True),
+    Column("ms", right=True),
+    Column("tok/s", right=True),
+    Column("tokens", right=True),
+    Column("score", right=True),
+)
+_COMPARISONS = (
+    Column("variant"),
+    Column("difference", right=True),
+    Column("from", right=True),
+    Column("to", right=True),
+    Column("p", right=True),
+    Column("pairs", right=True),
+    Column("", below="{}"),
+)
+
+
+def defined_experiments(settings: Settings) -> Experiments:
+    """Return the experiments of the config folder; raises ``ConfigurationError``."""
+    return load_experiments(settings.config_dir / EXPERIMENTS) or Experiments(())
+
+
+@app.callback()
+def main() -> None:
+    """List and check the experiments."""
+
+
+@app.command("list")
+def list_experiments(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
+    """List the experiments of the config folder."""
+    settings = load_settings({"config_dir": config_dir})
+    found = defined_experiments(settings).all
+    if as_json:
+        print_json([{**each.model_dump(mode="json"), "state": _state(each)} for each in found])
+    elif found:
+        show(lambda width: table(_LIST, list(_listed(found)), width))
+    else:
+        say(f"no experiments in {settings.config_dir / EXPERIMENTS}")
+
+
+def _listed(found: tuple[Experiment, ...]) -> Iterator[Row]:
+    for each in found:
+        shares = ", ".join(f"{name} {variant.weight:g}" for name, variant in each.variants.items())
+        yield Row((each.name, _state(each), each.concerns, each.sticky or "no", each.metric, shares))
+
+
+def _state(experiment: Experiment) -> str:
+    now = time.time()
+    start, end = experiment.span
+    if not experiment.enabled:
+        return "off"
+    if end is not None and end <= now:
+        return "over"
+    return "to come" if start is not None and now < start else "running"
+
+
+@app.command()
+def validate(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
+    """Check the file: fields and values, and whether models, roles and keys that it counts on are there."""
+    settings = load_settings({"config_dir": config_dir})
+    problems: list[str] = []
+    found: tuple[Experiment, ...] = ()
+    try:
+        found = defined_experiments(settings).all
+    except ConfigurationError as error:
+        problems = str(error).splitlines()
+    warnings = list(_warnings(found, settings)) if found else []
+    if as_json:
+        print_json({"experiments": len(found), "problems": problems, "warnings": warnings})
+    else:
+        say(*(f"warning: {warning}" for warning in warnings))
+    if problems:
+        if not as_json:
+            raise ConfigurationError("\n".join(problems))
+        raise typer.Exit(2)
+    if not as_json:
+        typer.echo(f"{len(found)} experiments, {len(warnings)} warnings")
+
+
+def _warnings(found: tuple[Experiment, ...], settings: Settings) -> Iterator[str]:
+    roster = load_roster(settings)
+    for each in found:
+        names = {variant.model for variant in each.variants.values()} | {each.role and f"role:{each.role}"}
+        for name in sorted(filter(None, names)):
+            try:
+                target = roster.resolve(name)
+            except ModelNotFound as error:
+                yield f"{each.name}: {error.message}"
+                continue
+            reasons = [roster.catalog.unavailable.get(entry.name) for entry in target.entries]
+            if all(reasons):
+                yield f"{each.name}: {name} cannot serve here: {reasons[0]}"
+        if each.sticky == "key" and settings.api_keys_file is None:
+            yield f"{each.name}: is sticky by key, and there are no API keys: nobody takes part"
+
+
+def report_experiment(
+    name: Annotated[str, typer.Argument(help="The experiment's name.", metavar="NAME")],
+    *,
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    file: LogFile = None,
+    config_dir: ConfigDir = None,
+) -> None:
+    """Compare the variants of an experiment; it may be looked at as often as you like."""
+    settings = load_settings({"config_dir": config_dir})
+    experiments = defined_experiments(settings)
+    experiment = experiments.find(name)
+    if experiment is None:
+        known = ", ".join(each.name for each in experiments.all) or "none"
+        raise CommandError(
+            f"there is no experiment {name!r} in {settings.config_dir / EXPERIMENTS}; there are: {known}"
+        )
+    log_path = file or settings.log_path
+    lines, begins = lines_of(log_path, name)
+    report = report_on(experiment, lines, last_feedback(log_path), time.time())
+    start = experiment.span[0]
+    remarks = list(report.remarks)
+    if start is not None and begins is not None and begins.timestamp() > start:
+        remarks.append(
+            f"the log begins on {begins:%Y-%m-%d %H:%M} UTC, after the experiment: what was before is missing"
+        )
+    if as_json:
+        print_json({**report.as_dict(), "remarks": remarks})
+    elif markdown:
+        typer.echo("\n".join(_markdown(report, remarks)))
+    else:
+        _print(report, remarks)
+
+
+def _print(report: Report, remarks: list[str]) -> None:
+    typer.echo(_heading(report))
+    show(lambda width: table(_ARMS, [Row(_arm(arm.summary())) for arm in report.arms], width))
+    typer.echo("")
+    show(lambda width: table(_COMPARISONS, [Row(_compared(each, report)) for each in report.comparisons], width))
+    typer.echo("")
+    for line in _promise(report):
+        typer.echo(line)
+    say(*(f"note: {remark}" for remark in remarks))
+
+
+def _markdown(report: Report, remarks: list[str]) -> Iterator[str]:
+    yield f"## {_heading(report)}"
+    rows = [_arm(arm.summary()) for arm in report.arms]
+    yield from _markdown_table([column.title for column in _ARMS], rows)
+    yield from _markdown_table(
+        [column.title for column in _COMPARISONS], [_compared(each, report) for each in report.comparisons]
+    )
+    yield "\n".join(_promise(report))
+    yield from ("", *(f"- {remark}" for remark in remarks)) if remarks else ()
+
+
+def _markdown_table(titles: list[str], rows: list[tuple[str, ...]]) -> Iterator[str]:
+    yield ""
+    for cells in (titles, ["---"] * len(titles), *rows):
+        yield "| " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _heading(report: Report) -> str:
+    experiment = report.experiment
+    unit = f"by {experiment.sticky}" if experiment.sticky else "by request"
+    better = "lower" if experiment.is_lower_better else "higher"
+    return f"{experiment.name}: {experiment.metric} ({better} is better) of the {experiment.concerns}, {unit}"
+
+
+def _promise(report: Report) -> Iterator[str]:
+    what = "relative to" if report.is_ratio else "minus"
+    yield (
+        f"Differences {what} {report.experiment.control_name}, with intervals that hold with {1 - report.alpha:.2%} at "
+        "all times: look as often as you like."
+    )
+    if report.forced:
+        yield f"{report.forced} requests whose header asked for a variant are not counted."
+
+
+def _arm(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        str(row["variant"]),
+        *(str(row[name]) for name in ("requests", "units", "compared")),
+        _percent(row["success"]),
+        *(
+            _number(row[f"median_{name}"])
+            for name in ("ttft_ms", "duration_ms", "tokens_per_second", "completion_tokens")
+        ),
+        "-" if row["feedback"] is None else f"{row['feedback']:.2f} ({row['feedbacks']})",
+    )
+
+
+def _compared(each: Comparison, report: Report) -> tuple[str, ...]:
+    shares = report.is_ratio or report.experiment.metric == "success"
+    shown = _signed_percent if shares else _signed
+    p = "<0.0001" if each.p_value < 0.0001 else f"{each.p_value:.4f}"
+    numbers = (shown(value) for value in (each.difference if each.pairs else None, each.low, each.high))
+    return (each.variant, *numbers, p, str(each.pairs), words(each, report))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _signed_percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.1%}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}"

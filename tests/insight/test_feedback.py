@@ -1,0 +1,87 @@
+"""Feedback: what may be posted, and how it and its request are found in the files."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rolecall.errors import BadRequest
+from rolecall.insight.feedback import Feedback, feedback_path, last_feedback, read_feedback
+from rolecall.insight.feedback_extension import find_line
+from rolecall.insight.log_reader import open_parts
+
+
+@pytest.mark.parametrize(
+    ("posted", "score"),
+    [
+        ({"score": 0.5}, 0.5),
+        ({"score": "up"}, 1.0),
+        ({"score": "down"}, 0.0),
+        ({"score": 1}, 1.0),
+        ({"label": "x"}, None),
+    ],
+)
+def test_what_can_be_posted(posted: dict[str, Any], score: float | None) -> None:
+    """A number from 0 to 1, a thumb, or a label alone."""
+    assert read_feedback({"request_id": "r", **posted}).score == score
+
+
+@pytest.mark.parametrize(
+    ("posted", "complaint"),
+    [
+        ([], "must be a JSON object"),
+        ({"score": 1}, "request_id"),
+        ({"request_id": 5, "score": 1}, "request_id"),
+        ({"request_id": "r"}, "A score or a label"),
+        ({"request_id": "r", "score": 1.01}, "from 0 to 1"),
+        ({"request_id": "r", "score": True}, "from 0 to 1"),
+        ({"request_id": "r", "score": "good"}, "from 0 to 1"),
+        ({"request_id": "r", "score": float("nan")}, "from 0 to 1"),
+        ({"request_id": "r", "label": ""}, "'label' takes"),
+        ({"request_id": "r", "score": 1, "comment": "x" * 2001}, "1 to 2000"),
+        ({"request_id": "r", "scroe": 1}, "no field 'scroe'"),
+    ],
+)
+def test_what_cannot_be_posted(posted: Any, complaint: str) -> None:
+    """The error names the field and what it takes."""
+    with pytest.raises(BadRequest, match=complaint):
+        read_feedback(posted)
+
+
+def test_the_last_counts(tmp_path: Path) -> None:
+    """Of several lines on one request the last is found, in rotated files too; what makes no sense is left out."""
+    path = tmp_path / "log.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"request_id": "a", "score": 0},
+        {"request_id": "b", "score": 0.5},
+        {"request_id": "a", "label": "x"},
+    ]
+    rows = [json.dumps({"ts": "t", "key": None, **line}) for line in lines]
+    feedback_path(path).with_name("log.feedback.jsonl.1").write_text(rows[0] + "\n")
+    feedback_path(path).write_text("\n".join([*rows[1:], "[]", "{", '{"request_id": "a", "score": 7}', ""]))
+    assert last_feedback(path) == {"a": Feedback("a", None, "x"), "b": Feedback("b", 0.5)}
+    assert last_feedback(path, "b") == {"b": Feedback("b", 0.5)}
+    assert last_feedback(path, "c") == last_feedback(tmp_path / "none.jsonl") == {}
+
+
+def test_a_request_is_found_wherever_it_is(tmp_path: Path) -> None:
+    """Across blocks and files, behind lines of megabytes; half a line, and an id within a text, are none."""
+    path = tmp_path / "log.jsonl"
+    ids = [f"req_{number:032x}" for number in range(9)]
+
+    def row(number: int, size: int) -> bytes:
+        return json.dumps({"request_id": ids[number], "n": number, "x": "y" * size}, separators=(",", ":")).encode()
+
+    (tmp_path / "log.jsonl.1").write_bytes(row(0, 2**20 - 80) + b"\n" + row(1, 10) + b"\n")
+    quoted = json.dumps({"request_id": ids[7], "x": {"request_id": ids[5]}}, separators=(",", ":")).encode()
+    path.write_bytes(b"\n".join([row(2, 3 * 2**20), quoted, row(3, 10), row(4, 10)[:-3]]))
+    with ExitStack() as stack:
+        parts = open_parts(path, stack)
+        found = [find_line(parts, id_) for id_ in ids]
+    numbers = [line and line.get("n") for line in found]
+    assert numbers == [0, 1, 2, 3, None, None, None, None, None]
+    assert found[7] is not None
