@@ -13,6 +13,8 @@
     │   ├── RequestTimeout             408 request_timeout       head or body came too slowly
     │   ├── UnsupportedInput           400 unsupported_input     an image for a model that reads text only
     │   ├── ModelTooLarge              400 model_too_large       never fits this machine's budget
+    │   ├── RequestCancelled           400 request_cancelled     somebody stopped it by hand
+    │   ├── PageGone                   400 page_gone             a page of the log that is deleted by now
     │   ├── ContextLengthExceeded      400 context_length_exceeded  even without its history, too long for the model
     │   ├── InvalidApiKey              401 invalid_api_key       no key, a wrong one, or one too many
     │   ├── HostNotAllowed             421 host_not_allowed      a Host header that is not ours
@@ -169,6 +171,27 @@ class ModelTooLarge(BadRequest):
     """The model's footprint is over what the profile allows at all."""
 
     code = "model_too_large"
+
+
+class RequestCancelled(BadRequest):
+    """Somebody who may do that stopped the request; who it was is for the log alone."""
+
+    code = "request_cancelled"
+
+    def __init__(self, who: str) -> None:
+        super().__init__("The request was stopped by who runs this server.")
+        self._who = who
+
+    def summary(self, *, discreetly: bool = False) -> str:
+        """Return who it was."""
+        del discreetly
+        return f"{self.code}: by {self._who}"
+
+
+class PageGone(BadRequest):
+    """What was to be read on from is no longer in the log."""
+
+    code = "page_gone"
 
 
 class ContextLengthExceeded(BadRequest):

@@ -83,6 +83,7 @@ class Engines:
         self._leases = iter([self._lease(name) for name, _ in asked])
         self.targets = [Target((lease(name=name).entry,), "write") for name in dict.fromkeys(dict(asked))]
         services = SimpleNamespace(
+            choices=[],
             settings=load_settings({"config_dir": tmp_path, "state_dir": tmp_path}, {}),
             roster=SimpleNamespace(fallbacks=lambda _: self.targets[1:], backend=lambda _: FakeBackend()),
             supervisor=SimpleNamespace(request=self._request, lease_at_once=lambda *_: None),

@@ -158,6 +158,7 @@ def test_the_health_of_models(server: Rolecall) -> None:
     assert FLORENCE not in rows
     assert rows["small"] == {
         "model": "small", "backend": "llama_cpp", "state": "stopped", "sleep_level": None, "reduced": None,
+        "pinned": False,
         "in_flight": 0, "waiting": 0, "devices": [], "vram_reserved_mb": 0,
         "footprint_mb": 100, "footprint_source": "declared", "rss_mb": None,
         "pid": None, "port": None, "uptime_s": None, "load_s": 1.1, "load_fraction": None, "load_eta_s": None,

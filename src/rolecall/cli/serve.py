@@ -20,6 +20,7 @@ from rolecall.demo.gguf import make_demo_models
 from rolecall.errors import ConfigurationError
 from rolecall.gateway.server import Extension, serve
 from rolecall.gateway.tidy import keep_pages
+from rolecall.insight.dashboard_extension import dashboard
 from rolecall.insight.feedback_extension import feedback
 from rolecall.insight.metrics_extension import metrics
 from rolecall.insight.tracing import traces_wanted, tracing
@@ -42,7 +43,7 @@ def extensions() -> list[Extension]:
     """Return what rooms above the gateway add to the server; all of it together decodes two pictures at a time."""
     decoding = Decoding()
     pictures = [partial(datasets, decoding=decoding), partial(single_requests, decoding=decoding)]
-    return [pages, metrics, tracing, feedback, *pictures]
+    return [pages, metrics, dashboard, tracing, feedback, *pictures]
 
 
 def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for here

@@ -34,7 +34,7 @@ class Account:
             timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self.headers)
         )
         self._keeps_prompts = keeps_prompts
-        self._first_output_at: float | None = None
+        self.first_output_at: float | None = None
 
     def tokens(self, estimated_prompt: Callable[[Lease], float]) -> int:
         """Return the tokens of prompt and completion together: what the engine told, or else an estimate.
@@ -86,8 +86,8 @@ class Account:
 
     def note_output(self) -> None:
         """Take in the moment at which the first content of a stream came."""
-        if self._first_output_at is None and self.answer.has_output:
-            self._first_output_at = time.monotonic()
+        if self.first_output_at is None and self.answer.has_output:
+            self.first_output_at = time.monotonic()
 
     def close(self, profile: str, bytes_out: int) -> dict[str, Any]:
         """Return the line, now that the request is over."""
@@ -98,9 +98,9 @@ class Account:
         if answer.error and not line.error:
             line.error = f"upstream_error: {answer.error if self._keeps_prompts else without_quotes(answer.error)}"
         line.duration_ms = _ms(now - self.started_at)
-        if self._first_output_at is not None:
-            line.ttft_ms = _ms(self._first_output_at - self.started_at)
-            writing_s = now - self._first_output_at
+        if self.first_output_at is not None:
+            line.ttft_ms = _ms(self.first_output_at - self.started_at)
+            writing_s = now - self.first_output_at
             if answer.completion_tokens and answer.completion_tokens > 1 and writing_s > 0:
                 line.tokens_per_second = round((answer.completion_tokens - 1) / writing_s, 2)
         if self._keeps_prompts:

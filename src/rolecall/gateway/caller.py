@@ -128,6 +128,11 @@ class KeyHolder:
         """The key's name."""
         return self._key.name
 
+    @property
+    def key(self) -> ApiKey:
+        """The key as it was when the request came."""
+        return self._key
+
     def may(self, scope: keys.Scope) -> bool:
         """Whether the key has this scope."""
         return scope in self._key.scopes

@@ -119,6 +119,11 @@ class Dispatch:
         """Return what the request waits for; None while an engine has it."""
         return self._ticket.outlook() if self._ticket else None
 
+    @property
+    def waiter(self) -> int | None:
+        """The number under which it waits, or waited last, for a model; None if it never had to."""
+        return None if self._ticket is None else self._ticket.id
+
     async def give_back(self) -> None:
         """Give back what is held of an engine; nothing happens if nothing is."""
         held, self._held = self._held, None
@@ -213,6 +218,8 @@ class Dispatch:
         held = self._held = Held(lease)
         try:
             self._account.note_lease(lease)
+            if self._account.line.role is not None:
+                self._services.choices.append((self._account.line.request_id, lease.selection))
             payload = await self._incoming.payload(lease)
             if (room := self._incoming.room(lease)) is not None:
                 await self._hold_room(held, room)

@@ -18,7 +18,7 @@ from rolecall.core.history import wish_of
 from rolecall.core.ranges import check_counts, check_ranges
 from rolecall.core.reductions import HEADER as MEMORY_HEADER
 from rolecall.core.transforms import GENERATING, read_facts
-from rolecall.errors import RolecallError, ShuttingDown, UnsupportedMediaType
+from rolecall.errors import RequestCancelled, RolecallError, ShuttingDown, UnsupportedMediaType
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import (
     ClientGone,
@@ -76,6 +76,8 @@ class Exchange:
         self._told: Callable[[], Mapping[str, str]] = dict
         self._task: asyncio.Task[Any] | None = None  # while it serves
         self._has_left = self._is_interrupted = False
+        self._stopped_by: str | None = None
+        self._dispatch: Dispatch | None = None
         self.request_id = new_request_id()
         wire = self._wire = wire_of(scope, send)
         self._reply = Reply(wire, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
@@ -107,7 +109,7 @@ class Exchange:
             raise
         finally:
             # What refers back to this object would keep all of the request in memory until the next collection.
-            self._relay = None
+            self._relay = self._dispatch = None
             self._told = dict
             profile = self._services.roster.active.profile.name
             self._services.recorder.record(self._account.close(profile, self._reply.bytes_out))
@@ -129,6 +131,25 @@ class Exchange:
         self._is_interrupted = True
         if self._task is not None:
             self._task.cancel()
+
+    def stop(self, who: str) -> bool:
+        """End the request for somebody's sake, whom its line names; whether there was anything left to end."""
+        if self._reply.is_complete or self._task is None or self._stopped_by is not None:
+            return False
+        self._reply.patience_s = LAST_WORDS_S
+        self._stopped_by = who
+        self._task.cancel()
+        return True
+
+    @property
+    def account(self) -> Account:
+        """What is known of the request so far."""
+        return self._account
+
+    @property
+    def waiter(self) -> int | None:
+        """The number under which it waits, or waited last, for a model; None if it never had to."""
+        return None if self._dispatch is None else self._dispatch.waiter
 
     def _leave(self) -> None:
         """Take in that the client has closed its connection."""
@@ -156,6 +177,8 @@ class Exchange:
         except asyncio.CancelledError:
             if self._has_left:
                 raise ClientGone from None
+            if self._stopped_by is not None:
+                raise RequestCancelled(self._stopped_by) from None
             if self._is_interrupted:
                 raise ShuttingDown from None
             raise
@@ -229,7 +252,7 @@ class Exchange:
             self._trial = enter(experiments, services, self._caller, self._account, target, facts.endpoint)
         streams = facts.stream and facts.endpoint in _STREAMING
         self._told = lambda: self._choice(target, incoming)
-        dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
+        dispatch = self._dispatch = Dispatch(services, self._caller, self._account, incoming, streams=streams)
         commentary = None
         if streams and services.settings.stream_loading_comments:
             commentary = Commentary(self._reply, dispatch.outlook, self._told)

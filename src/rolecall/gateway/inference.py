@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,12 +22,16 @@ class Inference:
         self._active: set[Exchange] = set()
         self._served = True  # since somebody looked
         self._is_idle: asyncio.Event | None = None  # of interest only at the end
+        self.on_begin: Callable[[], None] | None = None
+        """Is called when a request has come, while somebody watches."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         exchange = Exchange(self._services, scope, send)
         self._active.add(exchange)
         self._served = True
+        if self.on_begin is not None:
+            self.on_begin()
         try:
             await exchange.run(receive)
         finally:

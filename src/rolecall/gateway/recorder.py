@@ -143,11 +143,12 @@ def encode(line: Mapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(line if type(line) is dict else dict(line), default=_words, option=_NEWLINE)
     except (TypeError, RecursionError):  # orjson's JSONEncodeError is a TypeError
-        members = (_member(str(key)) + b":" + _member(value) for key, value in line.items())
+        members = (member(str(key)) + b":" + member(value) for key, value in line.items())
         return b"{" + b",".join(members) + b"}\n"
 
 
-def _member(value: Any) -> bytes:
+def member(value: Any) -> bytes:
+    """Return a value as JSON; what JSON cannot hold becomes text."""
     try:
         return orjson.dumps(value, default=_words)
     except (TypeError, RecursionError):

@@ -36,7 +36,7 @@ from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.experiments import EXPERIMENTS, ExperimentsFile
 from rolecall.runtime.guardian import Guardian
 from rolecall.runtime.instance import Patience
-from rolecall.runtime.launcher import EngineLauncher
+from rolecall.runtime.launcher import ENGINE_LOGS, EngineLauncher
 from rolecall.runtime.leftovers import ENGINES, EngineRoll
 from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.overseer import Overseer
@@ -166,7 +166,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         guardian = Guardian()
         stack.push_async_callback(guardian.close)
         launcher = EngineLauncher(
-            settings.state_dir / "engine-logs",
+            settings.state_dir / ENGINE_LOGS,
             os.environ,
             keep=settings.keep_engines_on_exit,
             guardian=guardian,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
+from rolecall.core.selection import Selection
 from rolecall.gateway.counting import Counting
 from rolecall.gateway.images import Images
 from rolecall.gateway.recorder import Recorder
@@ -14,6 +16,8 @@ from rolecall.runtime.experiments import ExperimentsFile
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
 from rolecall.settings import Settings
+
+MOST_CHOICES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,8 @@ class Services:
     experiments: ExperimentsFile = field(default_factory=ExperimentsFile)
     unreachable: Unreachable = field(default_factory=Unreachable)
     tracing: Tracing = field(default_factory=Tracing)
+    choices: deque[tuple[str | None, Selection]] = field(default_factory=lambda: deque(maxlen=MOST_CHOICES))
+    """What was chosen for the last requests by a role, by their id: the line has the reason alone."""
 
     @property
     def settings(self) -> Settings:

@@ -57,6 +57,7 @@ def engine_row(status: EngineStatus, footprint: Footprint | None, ledger: Ledger
         "state": model.state.value,
         "sleep_level": model.sleep_level,
         "reduced": model.reduced,
+        "pinned": model.pinned,
         "in_flight": model.in_flight,
         "waiting": model.waiting,
         "devices": [{"index": gpu.index, "uuid": gpu.id} for gpu in _gpus(ledger, _lies_on(model))],

@@ -29,6 +29,8 @@ from rolecall.runtime.leftovers import EngineRecord, EngineRoll, Identity, boot_
 log = logging.getLogger(__name__)
 
 MAX_LOG_BYTES = 20_000_000
+ENGINE_LOGS = "engine-logs"
+"""In the state folder."""
 UNKNOWN_EXIT = 256
 """The exit code of a process that is not our child: the kernel tells it to nobody else."""
 OWNER_VARIABLE = "ROLECALL_PID"
@@ -188,6 +190,13 @@ async def _until_readable(handle: int) -> None:
         loop.remove_reader(handle)
 
 
+def log_path(folder: Path, model: str) -> Path:
+    """Return the file in a folder that holds the output of a model's engine since its last start."""
+    plain = re.sub(r"[^\w.()-]", "_", model)[:50]  # a character may take four of the 255 bytes of a name
+    mark = "" if plain == model else f"-{zlib.crc32(model.encode()):08x}"  # `a/b` and `a:b` have a log each
+    return folder / f"{plain}{mark}.log"
+
+
 class EngineLauncher:
     """Starts engines, with their logs in ``log_dir`` and the environment without other people's secrets.
 
@@ -212,9 +221,7 @@ class EngineLauncher:
 
     def log_path(self, model: str) -> Path:
         """Return the file that holds the engine's output since its last start."""
-        plain = re.sub(r"[^\w.()-]", "_", model)[:50]  # a character may take four of the 255 bytes of a name
-        mark = "" if plain == model else f"-{zlib.crc32(model.encode()):08x}"  # `a/b` and `a:b` have a log each
-        return self._log_dir / f"{plain}{mark}.log"
+        return log_path(self._log_dir, model)
 
     async def start(self, model: str, launch: Launch) -> EngineProcess:
         """Start the engine of ``model``; raises ``OSError`` if its log cannot be written."""

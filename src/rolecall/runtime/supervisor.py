@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rolecall.backends.base import Upstream
-from rolecall.core.events import Arrived, Cancelled, Configured, ShutdownRequested, Tick, UnloadRequested
+from rolecall.core.events import Arrived, Cancelled, Configured, Pinned, ShutdownRequested, Tick, UnloadRequested
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
@@ -138,6 +138,15 @@ class Supervisor(Lives):
         if engine is not None:
             await engine.gone.wait()
 
+    def pin(self, entry: ModelEntry, *, pinned: bool) -> None:
+        """Keep a model loaded whoever wants its place, or no longer; until its entry says something else."""
+        self._post(Pinned(entry.name, pinned))
+
+    def key_of(self, name: str) -> str | None:
+        """Return the key that a model's engine asks for now; None where there is none."""
+        engine = self._engines.get(name)
+        return None if engine is None else engine.key
+
     def preload(self) -> None:
         """Start the models that ask for it, one after the other, in the background."""
         self._spawn(self._load_all([entry for entry in self._entries.values() if entry.preload]), "preload")
@@ -155,11 +164,14 @@ class Supervisor(Lives):
         """Return all models of the registry as selection sees them now."""
         return self.scheduler.candidates(self._entries)
 
-    def status(self) -> list[EngineStatus]:
-        """Return a row per model of the registry, and per engine that still runs without one."""
-        return [self._row(model) for model in self.scheduler.status(time.monotonic())]
+    def status(self, *, weigh: bool = True) -> list[EngineStatus]:
+        """Return a row per model of the registry, and per engine that still runs without one.
 
-    def _row(self, model: ModelStatus) -> EngineStatus:
+        To ``weigh`` the engines' processes in the host's RAM takes a millisecond for each.
+        """
+        return [self._row(model, weigh=weigh) for model in self.scheduler.status(time.monotonic())]
+
+    def _row(self, model: ModelStatus, *, weigh: bool) -> EngineStatus:
         engine = self._engines.get(model.name)
         if engine is None or engine.instance is None:
             entry = engine.entry if engine else self._entries.get(model.name)
@@ -170,7 +182,7 @@ class Supervisor(Lives):
             engine.entry.backend,
             pid=engine.pid,
             port=engine.port or None,
-            rss_mb=memory_mb(engine.pid) if engine.pid else None,
+            rss_mb=memory_mb(engine.pid) if engine.pid and weigh else None,
             uptime_s=time.monotonic() - engine.started_at,
             load_fraction=progress.fraction,
             load_eta_s=progress.eta_s,
