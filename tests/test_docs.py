@@ -31,9 +31,11 @@ from rolecall.core.registry import read_registry
 from rolecall.core.transforms import read_facts
 from rolecall.errors import RolecallError
 from rolecall.gateway.app import create_app
-from rolecall.gateway.recorder import RequestLine
+from rolecall.gateway.recorder import RequestLine, encode
 from rolecall.gateway.routes import INFERENCE_PATHS
 from rolecall.gateway.server import running_gateway
+from rolecall.insight.log_database import Tally, foreign_query
+from rolecall.insight.log_statistics import BY, FIGURES
 from rolecall.runtime.drivers import backends
 from rolecall.runtime.roster import load_roster
 from rolecall.runtime.settings_reload import LIVE
@@ -155,6 +157,24 @@ def test_experiments() -> None:
         "caption-model",
         "cooler",
     ]
+
+
+@pytest.mark.parametrize("block", list(all_blocks("sql")))
+def test_sql_examples_are_answered(block: str, tmp_path: Path) -> None:
+    """Each query of the pages is one that the log can be asked."""
+    (tmp_path / "log.jsonl").write_bytes(
+        encode(RequestLine(request_id="a", error="code: words", role="chat").as_dict())
+    )
+    with foreign_query(tmp_path / "log.jsonl", block) as (database, answer):
+        assert answer.columns
+        assert answer.dicts() is not None
+        assert database.tally == Tally(lines=1)
+
+
+def test_figures_of_the_log_are_documented() -> None:
+    """The page of the log names each figure and each way of putting lines together."""
+    text = page("logs.md")
+    assert all(f"`{name}`" in text for name in (*FIGURES, *BY))
 
 
 def test_first_screen_of_the_readme() -> None:

@@ -1,20 +1,21 @@
-"""``rolecall logs``: the request log as a table that can follow, and one request in full."""
+"""``rolecall logs``: the request log as a table that can follow, one request in full, figures and queries."""
 
 from __future__ import annotations
 
-import os
 import select
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, NoReturn
 
 import typer
 
 from rolecall.cli.common import ConfigDir, fail
+from rolecall.cli.log_place import ENVVAR, default_log_path, ending_quietly, log_path, missing, parsed
 from rolecall.cli.log_table import print_fields, summary, table_printer
+from rolecall.cli.logs_queries import query, stats
 from rolecall.insight.log_reader import (
     Entry,
     LineFilter,
@@ -26,21 +27,12 @@ from rolecall.insight.log_reader import (
     parse_status,
 )
 
-T = TypeVar("T")
-
-ENVVAR = "CHAT_PROXY_LOG_PATH"
-
 _POLL_S = 0.2
 _MAX_CANDIDATES = 10
 
 app = typer.Typer(invoke_without_command=True)
-
-
-def default_log_path(config_dir: Path | None) -> Path:
-    """Return where the settings have the log; for when neither ``--file`` nor the environment names it."""
-    from rolecall.settings import load_settings  # noqa: PLC0415 - pydantic takes a tenth of a second
-
-    return load_settings({"config_dir": config_dir}).log_path
+app.command()(stats)
+app.command()(query)
 
 
 @app.callback()
@@ -63,10 +55,10 @@ def logs(  # noqa: PLR0913 - one argument for each option
     wanted = Wanted(
         model,
         role,
-        _parsed("--status", parse_status, status),
-        _parsed("--since", lambda text: parse_since(text, datetime.now().astimezone()), since),
+        parsed("--status", parse_status, status),
+        parsed("--since", lambda text: parse_since(text, datetime.now().astimezone()), since),
     )
-    with _ending_quietly(interruptible=follow):
+    with ending_quietly(interruptible=follow):
         _show_last(file or default_log_path(config_dir), LineFilter(wanted), lines, follow=follow, as_json=as_json)
 
 
@@ -79,12 +71,11 @@ def show(
     config_dir: ConfigDir = None,
 ) -> None:
     """Show all that is known of one request."""
-    given = ctx.parent.params if ctx.parent else {}
-    path = file or given.get("file") or default_log_path(config_dir or given.get("config_dir"))
-    with _ending_quietly(), ExitStack() as stack:
+    path = log_path(ctx, file, config_dir)
+    with ending_quietly(), ExitStack() as stack:
         parts = open_parts(path, stack)
         if not parts:
-            fail(_missing(path))
+            fail(missing(path))
         found = find_request(parts, request_id)
         if not found:
             fail(f"no request with the id {request_id!r} in {path.absolute()}")
@@ -109,7 +100,7 @@ def _show_last(path: Path, keep: LineFilter, count: int, *, follow: bool, as_jso
     with ExitStack() as stack:
         parts = open_parts(path, stack)
         if not parts and not follow:
-            fail(_missing(path))
+            fail(missing(path))
         if not parts:
             typer.echo(f"waiting for {path.absolute()}", err=True)
         tail = Tail(path, parts, stack) if follow else None
@@ -142,36 +133,6 @@ def _pause() -> Callable[[], None]:
             raise BrokenPipeError
 
     return pause
-
-
-@contextmanager
-def _ending_quietly(*, interruptible: bool = False) -> Iterator[None]:
-    """End without a traceback when our output is closed (``| head``), on Ctrl-C, or with a reason on a read error."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-        raise typer.Exit from None
-    except KeyboardInterrupt:
-        if not interruptible:
-            raise
-        raise typer.Exit from None
-    except OSError as error:
-        fail(f"cannot read the request log: {error.strerror}: {error.filename}")
-
-
-def _parsed(option: str, parse: Callable[[str], T], text: str | None) -> T | None:
-    try:
-        return None if text is None else parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
-
-
-def _missing(path: Path) -> str:
-    return (
-        f"no request log at {path.absolute()}; rolecall writes it while it serves. "
-        f"--file or {ENVVAR} names another place"
-    )
 
 
 def _tell_skipped(keep: LineFilter) -> bool:

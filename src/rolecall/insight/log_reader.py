@@ -157,16 +157,17 @@ def _opened(path: Path, stack: ExitStack) -> Iterator[BinaryIO | None]:
 
     Rotation moves files up: one that moves meanwhile is met once more, under its new number, and none is missed.
     """
-    yield _open(path, stack)
+    yield open_regular(path, stack)
     last = max(_numbers(path), default=0)
     for number in itertools.count(1):
-        file = _open(path.with_name(f"{path.name}.{number}"), stack)
+        file = open_regular(path.with_name(f"{path.name}.{number}"), stack)
         if file is None and number > last:
             return
         yield file
 
 
-def _open(path: Path, stack: ExitStack) -> BinaryIO | None:
+def open_regular(path: Path, stack: ExitStack) -> BinaryIO | None:
+    """Open a file for reading; None where there is none. Raises OSError for what cannot be read, or is no file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a named pipe would wait for its writer
             raise OSError(errno.EINVAL, "not a regular file", str(path))
