@@ -166,9 +166,13 @@ def test_sighup_of_a_terminal_that_hangs_up_is_the_end(tmp_path: Path) -> None:
         )
     os.close(theirs)
     try:
-        eventually(lambda: " ready at " in server.words())
+        url = eventually(lambda: server.words().partition(" ready at ")[2].partition("/v1 ")[0])
+        assert httpx.post(f"{url}{CHAT}", json=prompt("m"), timeout=DEADLINE_S, trust_env=False).status_code == 200
+        engines = server.engine_processes()
+        assert engines
         os.close(ours)
         assert server.process.wait(10) == 0
+        server.assert_gone(engines)
         assert "SIGHUP: finishing answers in flight" in server.words()
     finally:
         server.process.kill()
