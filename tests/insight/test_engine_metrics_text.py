@@ -19,6 +19,7 @@ llamacpp:prompt_tokens_total 23
 # TYPE llamacpp:requests_processing gauge
 llamacpp:requests_processing 0
 """
+OPENMETRICS = "application/openmetrics-text"
 VLLM = b"""# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
 vllm:num_requests_running{engine="0",model_name="qwen"} 2.0
@@ -79,6 +80,14 @@ def test_vllm_beside_llama_cpp() -> None:
     families = {family.name: family.type for family in parse(page(metrics))}
     assert families["vllm:time_to_first_token_seconds"] == "histogram"
     assert families["vllm:request_success"] == "counter"
+
+
+@pytest.mark.parametrize("way", [None, "", ";escaping=dots", "; escaping=values"])
+def test_names_keep_their_prefix(way: str | None) -> None:
+    """Whatever form of the page is asked for, colons and underscores stay as they are."""
+    accept = "" if way is None else f"{OPENMETRICS};version=1.0.0{way}"
+    text = page(merged({"a": LLAMA})[0], accept)
+    assert '\nllamacpp:prompt_tokens_total{model="a"} 23.0\n' in text
 
 
 def test_two_engines_that_disagree() -> None:
