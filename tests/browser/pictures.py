@@ -13,6 +13,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from browser.conftest import chromium_driver
+from browser.dashboard_pictures import draw_dashboard
 from browser.page import Page
 from harness import Rolecall
 from photographs import write_photographs
@@ -59,6 +60,9 @@ def main(folder: Path) -> None:
         page = Page(driver)
         page.resize(1100, 700)
         page.colours("light")
+        draw_dashboard(page, folder)
+        page.colours("light")
+        page.resize(1100, 700)
         with tagging_rolecall(Path(text) / "server", task=slow) as server:
             draw(page, server, photos, folder)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
 from browser import scenes
+from browser.dashboard_pictures import draw_dashboard
 from browser.page import CONTRASTS, Page
 from browser.told import Told, entry, line, live_row, model, snapshot, telling
 
+DOCS = Path(__file__).parents[2] / "docs"
 VIEWS = ("/ui", "/ui/requests", "/ui/playground")
 SCENES = {"afternoon": scenes.afternoon, "nothing": snapshot, "trouble": scenes.trouble, "hostile": scenes.hostile}
 
@@ -218,6 +221,18 @@ def test_a_stream_that_ends(page: Page, told: Told, address: str) -> None:
     assert told.connections == 2
 
 
+def test_who_goes_away_holds_no_stream(page: Page, told: Told, address: str) -> None:
+    """A page that the browser keeps for the way back lets go: else a few visits would take all its connections."""
+    for _ in range(8):
+        open_view(page, f"{address}/ui")
+        page.wait(lambda: page.text("#link") == "live")
+        page.open(f"{address}/ui/datasets")
+    page.wait(lambda: told.watchers == 0)
+    page.driver.back()
+    page.wait(lambda: page.text("#link") == "live")
+    page.wait(lambda: told.watchers == 1)
+
+
 def test_a_click_asks_the_server(page: Page, told: Told, address: str) -> None:
     """Load, unload, pin and stop are one request each; a model that answers is unloaded only after a question."""
     open_view(page, f"{address}/ui")
@@ -326,3 +341,13 @@ def test_landmarks_and_headings(page: Page, address: str) -> None:
         assert all(after <= before + 1 for before, after in pairwise(levels))
         assert len(page.all("main")) == len(page.all("nav")) == 1
         assert page.find("nav [aria-current='page']").get_attribute("href") == address + view
+
+
+def test_the_pictures_of_the_documentation(page: Page, tmp_path: Path) -> None:
+    """They can be drawn, are no larger than they need be, and those in `docs/` are named in it."""
+    drawn = draw_dashboard(page, tmp_path)
+    text = (DOCS / "dashboard.md").read_text(encoding="utf-8")
+    for path in drawn:
+        assert 5_000 < path.stat().st_size < 120_000
+        assert (DOCS / path.name).is_file()
+        assert f"({path.name})" in text

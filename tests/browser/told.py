@@ -194,6 +194,7 @@ class Told:
         self.connections = 0
         self.output: list[str] = ["main: loading model", "main: server is listening"]
         self.decision: dict[str, Any] | None = None
+        self.answer = ""
         self._queues: set[asyncio.Queue[str | None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -209,6 +210,11 @@ class Told:
         for queue in list(self._queues):
             assert self._loop is not None
             self._loop.call_soon_threadsafe(queue.put_nowait, None)
+
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return len(self._queues)
 
     def app(self) -> Starlette:
         """Return the application."""
@@ -263,8 +269,20 @@ class Told:
         return StreamingResponse(body(), media_type="text/event-stream")
 
     async def _post(self, request: Request) -> Response:
-        self.posts.append("/" + request.path_params["path"])
-        return JSONResponse({})
+        path = "/" + request.path_params["path"]
+        self.posts.append(path)
+        if path != "/v1/chat/completions":
+            return JSONResponse({})
+        return StreamingResponse(
+            self._said(), media_type="text/event-stream", headers={"x-rolecall-model": "qwen3-vl-8b"}
+        )
+
+    async def _said(self) -> AsyncIterator[str]:
+        for word in self.answer.split():
+            await asyncio.sleep(0.02)
+            yield f"data: {json.dumps({'choices': [{'delta': {'content': word + ' '}}]})}\n\n"
+        usage = {"prompt_tokens": 24, "completion_tokens": len(self.answer.split())}
+        yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n"
 
 
 def _event(text: str) -> str:

@@ -17,6 +17,8 @@ export class Job {
     this.isRunning = false;
     this.id = null;
     this.began = null; // when it was first seen, and how far it was
+    addEventListener("pagehide", () => this.watching?.abort()); // else a page kept for the way back keeps its connection
+    addEventListener("pageshow", (event) => event.persisted && this.isRunning && location.reload());
   }
 
   async start(id, wish) {

@@ -6,7 +6,8 @@ const PATH = "/v1/events";
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 15_000;
 const SILENCE_MS = 40_000; // the server says something every 15 s
-const HIDDEN_MS = 60_000; // for so long a tab that nobody sees stays connected
+// For so long a tab that nobody sees stays connected: a browser has six connections to a server, over all its tabs.
+const HIDDEN_MS = 15_000;
 
 /** @typedef {{state: "connecting"|"live"|"paused"|"lost"|"refused", again?: number, error?: Refusal}} Link */
 
@@ -22,6 +23,9 @@ export class Feed {
     this.hurry = () => {};
     this.leaving = new AbortController();
     document.addEventListener("visibilitychange", () => this.looked());
+    // A page that a browser keeps for the way back would keep its connection too.
+    addEventListener("pagehide", () => this.leaving.abort());
+    addEventListener("pageshow", (event) => event.persisted && this.hurry());
   }
 
   /** Connect, and return once the first event is there or none will come; throws `Refusal` for want of a key. */

@@ -122,7 +122,8 @@ function work(row) {
     row.in_flight ? `${row.in_flight} answering` : "",
     row.waiting ? `${row.waiting} waiting` : "",
   ].filter(Boolean);
-  return words.length ? words.join(" · ") : html`<span class="soft">idle</span>`;
+  const isUp = row.state === "ready" || row.state === "sleeping";
+  return words.length ? words.join(" · ") : isUp ? html`<span class="soft">idle</span>` : nothing;
 }
 
 function buttons(row, acts) {

@@ -17,6 +17,7 @@ export class Output {
     this.problem = null;
     this.leaving = new AbortController();
     this.dialog.addEventListener("close", () => this.left());
+    addEventListener("pagehide", () => this.dialog.close());
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) {
         this.dialog.close();

@@ -7,6 +7,7 @@ import { Answer } from "./answer.js";
 import { Pictures } from "./pictures.js";
 
 const STORED = "rolecall.playground";
+const NEAR_PX = 80;
 
 export class Playground {
   /** @param {import("./start.js").App} app */
@@ -18,6 +19,7 @@ export class Playground {
     this.pictures = new Pictures(() => app.draw(), (message) => app.failed(new Refusal(message, 400)));
     this.wish = { target: "", system: "", temperature: "", most: "", ...stored() };
     this.text = "";
+    addEventListener("pagehide", () => this.answer?.stop());
   }
 
   get title() {
@@ -75,12 +77,11 @@ export class Playground {
   }
 
   async reply() {
-    const answer = (this.answer = new Answer(() => this.app.draw()));
+    const answer = (this.answer = new Answer(() => this.drawAtEnd()));
     this.turns.push({ role: "assistant", answer });
-    this.app.draw();
-    requestAnimationFrame(() => at("turns")?.lastElementChild?.scrollIntoView({ block: "nearest" }));
+    this.drawAtEnd(true);
     await answer.run(this.body());
-    this.app.draw();
+    this.drawAtEnd();
     this.app.speak(answer.problem ? `No answer: ${answer.problem}` : "The answer is complete.");
     if (answer.status === 401) {
       this.app.failed(new Refusal(answer.problem, 401));
@@ -99,6 +100,16 @@ export class Playground {
       ...(temperature === "" ? {} : { temperature: Number(temperature) }),
       ...(most === "" ? {} : { max_tokens: Number(most) }),
     };
+  }
+
+  /** Draw, and stay at the end of the page if that is what was looked at. */
+  drawAtEnd(isWanted = false) {
+    const { scrollHeight } = document.documentElement;
+    const isAtEnd = isWanted || innerHeight + scrollY > scrollHeight - NEAR_PX;
+    this.app.draw();
+    if (isAtEnd && this.app.view === this) {
+      requestAnimationFrame(() => scrollTo(0, document.documentElement.scrollHeight));
+    }
   }
 
   clear() {
@@ -225,7 +236,7 @@ function turnItem(turn) {
 
 function answerParts(answer) {
   return html`
-    <h2 class="from"><bdi>${answer.model ?? "…"}</bdi></h2>
+    <h2 class="from"><bdi>${answer.model ?? (answer.isRunning ? "…" : "no answer")}</bdi></h2>
     ${answer.reasoning
       ? html`<details class="thoughts"><summary>${answer.text || !answer.isRunning ? "Thoughts" : "Thinking…"}</summary><p class="text soft">${answer.reasoning}</p></details>`
       : nothing}

@@ -29,6 +29,7 @@ export class App {
     this.views = { "/ui": new Overview(this), "/ui/requests": this.requests, "/ui/playground": new Playground(this) };
     this.feed = new Feed((event) => this.took(event), (link) => this.linked(link));
     this.isDrawing = false;
+    this.isOpen = false;
     this.needKey = null;
     this.words = [];
     this.listen();
@@ -56,6 +57,7 @@ export class App {
   /** Begin; throws `Refusal` where a key is needed. */
   async open() {
     await this.feed.open();
+    this.isOpen = true;
     this.show();
   }
 
@@ -106,8 +108,8 @@ export class App {
         this.speak("The connection is back.");
       }
     }
-    if (link.state === "refused" && link.error.status === 401) {
-      this.needKey?.(link.error.message);
+    if (link.state === "refused" && link.error.status === 401 && this.isOpen) {
+      this.askForKey(link.error.message);
     }
     if (link.state !== "live") {
       this.store.lostAt ??= Date.now();
@@ -149,9 +151,8 @@ export class App {
     if (error.name === "AbortError") {
       return;
     }
-    if (error instanceof Refusal && error.status === 401 && this.needKey) {
-      this.feed.end();
-      this.needKey(error.message);
+    if (error instanceof Refusal && error.status === 401 && this.isOpen) {
+      this.askForKey(error.message);
       return;
     }
     say(at("problem"), error.message, "bad");
@@ -159,6 +160,16 @@ export class App {
     if (!(error instanceof Refusal)) {
       throw error;
     }
+  }
+
+  /** The key is not in force any more: show nothing until there is another one. */
+  askForKey(message) {
+    this.isOpen = false;
+    this.feed.end();
+    for (const dialog of document.querySelectorAll("dialog[open]")) {
+      dialog.close();
+    }
+    this.needKey(message);
   }
 
   // -- drawing
