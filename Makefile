@@ -42,6 +42,11 @@ test-pages: install-dev ## the pages in a real Chromium, which apt installs wher
 	@sh tests/browser/install.sh
 	@ROLECALL_TEST_BROWSER=required $(BIN)/python -m pytest tests/browser $(ARGS)
 
+.PHONY: test-monitoring
+test-monitoring: install-dev ## docs/monitoring with a real Prometheus, which apt installs where it is not there
+	@sh tests/monitoring/install.sh
+	@ROLECALL_TEST_PROMETHEUS=required $(BIN)/python -m pytest tests/monitoring $(ARGS)
+
 .PHONY: record
 record: install-dev ## the terminal session of docs/quickstart.md, recorded anew (needs port 8100, curl and script)
 	@PYTHONPATH=tests $(BIN)/python -m engines.record_quickstart

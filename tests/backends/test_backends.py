@@ -86,7 +86,7 @@ def test_the_command_line_of_llama_server() -> None:
     """Model, name, context, and slots with one unified cache; host and port stand at the end."""
     assert argv(context_length=4096) == [
         "/usr/bin/llama-server", "--model", "/m/tiny.gguf", "--alias", "tiny", "--ctx-size", "4096",
-        "--parallel", "4", "--kv-unified", *OURS_ALWAYS,
+        "--parallel", "4", "--kv-unified", "--metrics", *OURS_ALWAYS,
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.invoke import answer, call, configured
+from cli.invoke import answer, call, configured, in_terminal
 from harness import Rolecall, eventually, fake_entry
 
 KEYS = {"api_keys_file": "keys.json"}
@@ -140,6 +140,15 @@ def test_without_a_server_it_is_read_from_the_folders(tmp_path: Path) -> None:
     answer("restore", file, *options(other))
     with other:
         assert len(samples(other, dataset)) == 3
+
+
+def test_on_a_terminal_it_shows_how_far_it_is(tmp_path: Path) -> None:
+    """A bar while it works, which is taken away; what stays is the result."""
+    there = configured(tmp_path, [])
+    (state_of(there) / "learnt.json").write_bytes(bytes(5_000_000))
+    lines = in_terminal("backup", tmp_path / "b.tar.gz", *there, columns=200, kind="xterm")
+    assert any("writing" in line for line in lines)
+    assert "b.tar.gz: 4 files, " in lines[-1]
 
 
 def test_what_is_there_is_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -295,8 +296,7 @@ def test_what_a_file_leaves_out(fields: dict[str, Any], *, is_lower_better: bool
     assert (experiment.concerns, made(prompt="p").concerns) == ("role caption", "prompt p")
 
 
-def test_a_day_with_a_time_may_have_no_zone() -> None:
-    """A time without a zone is UTC's, as TOML can write it."""
-    from datetime import datetime
-
-    assert made(start=datetime(2027, 1, 15, 8)).span == (1_800_000_000.0, None)  # noqa: DTZ001
+def test_days_and_times_without_a_zone_are_utcs() -> None:
+    """As TOML can write them: a day is its first moment."""
+    moments = (date(2027, 1, 15), datetime(2027, 1, 15, 8))  # noqa: DTZ001
+    assert [made(start=moment).span for moment in moments] == [(1_799_971_200.0, None), (1_800_000_000.0, None)]

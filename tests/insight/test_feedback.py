@@ -11,7 +11,8 @@ import pytest
 
 from rolecall.errors import BadRequest
 from rolecall.insight.feedback import Feedback, feedback_path, last_feedback, read_feedback
-from rolecall.insight.feedback_extension import find_line
+from rolecall.insight.feedback_desk import find_line
+from rolecall.insight.log_database import foreign_query
 from rolecall.insight.log_reader import open_parts
 
 
@@ -85,3 +86,24 @@ def test_a_request_is_found_wherever_it_is(tmp_path: Path) -> None:
     numbers = [line and line.get("n") for line in found]
     assert numbers == [0, 1, 2, 3, None, None, None, None, None]
     assert found[7] is not None
+
+
+def test_feedback_is_a_view_of_the_log(tmp_path: Path) -> None:
+    """A query can join it with the requests: the last on each, from rotated files too, wrong lines left out."""
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps({"ts": "2026-11-20T10:00:00Z", "request_id": "a", "model": "m"}) + "\n")
+    sql = "SELECT model, score, label, given_by, key FROM requests JOIN feedback USING (request_id)"
+    with foreign_query(path, sql) as (_, answer):
+        assert answer.dicts() == []
+    rows = [
+        {"ts": "2026-11-20T10:00:01.000Z", "request_id": "a", "score": 0, "label": "old"},
+        {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 0.5, "key": "k"},
+        {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 1.0, "key": "k"},
+    ]
+    feedback_path(path).with_name("log.feedback.jsonl.1").write_text(json.dumps(rows[0]) + "\n")
+    lines = [*map(json.dumps, rows[1:]), "{", json.dumps({"request_id": "a", "score": 0.1})]
+    feedback_path(path).write_text("\n".join(lines) + "\n")
+    with foreign_query(path, sql) as (_, answer):
+        assert answer.dicts() == [{"model": "m", "score": 1.0, "label": None, "given_by": "k", "key": None}]
+    with foreign_query(path, "SELECT count(*) AS n FROM feedback") as (_, answer):
+        assert answer.dicts() == [{"n": 1}]

@@ -194,8 +194,21 @@ class Engine:
             about = {"model_alias": self.name, "model_path": self.settings.model, "modalities": {"vision": vision}}
             slots = {"total_slots": self.settings.parallel, "default_generation_settings": {"n_ctx": limit}}
             await reply.json(about | slots)
+        elif path == "/metrics":
+            await self._tell_metrics(reply)
         else:
             await reply.error(404, "File Not Found")
+
+    async def _tell_metrics(self, reply: Reply) -> None:
+        path = self.settings.metrics_file and Path(self.settings.metrics_file)
+        if path and path.is_fifo():
+            await forever()
+        elif path:
+            await reply.body(200, path.read_bytes())
+        elif self.settings.metrics:
+            await reply.body(200, f"# TYPE fake:posts_total counter\nfake:posts_total {self.stats.finished}\n".encode())
+        else:
+            await reply.error(501, "This server does not support metrics endpoint.")
 
     def _context(self, knobs: Knobs) -> int | None:
         """Tokens of context in one slot, None without a limit."""

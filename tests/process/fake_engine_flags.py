@@ -31,6 +31,8 @@ class Settings:
     ctx_size: int = flag(0, "context in tokens, divided by --parallel; 0 is no limit")
     parallel: int = flag(4, "slots; requests beyond them wait")
     embeddings: bool = flag(default=False, text="serve /v1/embeddings; else 501")
+    metrics: bool = flag(default=False, text="serve /metrics; else 501")
+    metrics_file: str | None = flag(None, "what /metrics says, instead of little; a pipe makes it wait for ever")
     version: bool = flag(default=False, text="print a version as llama-server does, and exit")
     bind_delay_s: float = flag(0.0, "connections are refused for so long")
     never_bind: bool = flag(default=False, text="connections are refused for ever")

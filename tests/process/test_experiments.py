@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from harness import CHAT, Rolecall, eventually, fake_entry, prompt
+from photographs import photograph
 from rolecall.core.keys import ApiKey, hashed
 from rolecall.insight.feedback import feedback_path, last_feedback
 from rolecall.runtime.api_keys import change_keys, new_key
@@ -21,6 +22,8 @@ from rolecall.runtime.api_keys import change_keys, new_key
 ENTRIES = (
     fake_entry("good", roles=["caption"], role_priority={"caption": 90}),
     fake_entry("small", roles=["other"]),
+    fake_entry("eyes", "--mmproj", "p", capabilities=["text", "vision"], role_priority={"vision_general": 80}),
+    fake_entry("lens", "--mmproj", "p", capabilities=["text", "vision"]),
     fake_entry("gone", backend_config={"command": ["/nowhere/engine"]}),
 )
 FILE = """
@@ -46,6 +49,14 @@ prompt = "p2"
 parameters = { seed = 1 }
 [missing.variants.gone]
 model = "gone"
+
+[pictures]
+prompt = "p4"
+sticky = "session"
+[pictures.variants.eyes]
+[pictures.variants.lens]
+model = "lens"
+set = { max_tokens = 2 }
 
 [keyless]
 prompt = "p3"
@@ -155,6 +166,23 @@ def test_a_model_that_is_not_there(server: Rolecall) -> None:
     assert part(server, answer) == ("missing", "gone", "forced; fallback model_not_found", "good")
 
 
+def test_questions_about_pictures(server: Rolecall) -> None:
+    """A picture with a prompt goes to the variant's model with its parameters, by session or as its header says."""
+    form: dict[str, Any] = {"file": ("p.jpg", photograph(1, size=(64, 48))), "prompt": (None, "hi")}
+
+    def look(**headers: str) -> httpx.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return server.http.post("/analyze_image", files=form, headers={"x-prompt-id": "p4", **named})
+
+    forced = look(x_rolecall_experiment="pictures=lens")
+    assert forced.status_code == 200, forced.text
+    assert part(server, forced) == ("pictures", "lens", "forced", "lens")
+    assert server.line_of(forced)["completion_tokens"] == 2
+    found = [look(x_session_id="one").headers["x-rolecall-experiment"] for _ in range(3)]
+    assert len(set(found)) == 1
+    assert "x-rolecall-experiment" not in look().headers
+
+
 def test_sticky_by_key_needs_keys(server: Rolecall) -> None:
     """Without keys there is nobody to be given a variant."""
     assert part(server, ask(server, "good", metadata={"prompt_id": "p3"}))[0] is None
@@ -243,7 +271,7 @@ def test_experiments_are_listed_and_checked(server: Rolecall) -> None:
     assert [(each["name"], each["state"]) for each in listed][:2] == [("models", "running"), ("cooler", "running")]
     assert "caption" in rolecall(server, "experiments", "list").stdout
     checked = json.loads(rolecall(server, "experiments", "validate", "--json").stdout)
-    assert (checked["experiments"], checked["problems"]) == (4, [])
+    assert (checked["experiments"], checked["problems"]) == (5, [])
     said = "\n".join(checked["warnings"])
     assert "missing: gone cannot serve here: backend_config.command holds no" in said
     assert "keyless: is sticky by key, and there are no API keys" in said

@@ -282,7 +282,7 @@ def test_a_kill_while_a_second_engine_is_started(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "number"),
     [
-        *(("ready", number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)),
+        *(("ready", number) for number in (signal.SIGTERM, signal.SIGINT)),
         *((name, signal.SIGTERM) for name in ("hanging", "with a stream", "asleep", "one process per request")),
     ],
 )

@@ -103,6 +103,19 @@ def test_the_life_of_a_service_is_told(tmp_path: Path, notices: Notices) -> None
         assert [told for told in notices.all() if "READY=1" in told] == [ready]
 
 
+def test_signs_of_life_go_on_until_the_last_engine_is_gone(tmp_path: Path, notices: Notices) -> None:
+    """A model that takes its time to end must not look like a server that hangs."""
+    environ = {"NOTIFY_SOCKET": str(notices.path), "WATCHDOG_USEC": "200000"}
+    with Service(tmp_path / "r", [fake_entry("m", "--term-delay-s", "1")], environ=environ) as server:
+        server.chat("m")
+        server.terminate()
+        stopping = notices.await_line("STOPPING=1")
+        assert f"EXTEND_TIMEOUT_USEC={40_000_000}" in stopping
+        before = len(notices.all())
+        assert server.ended() == 0
+        assert sum("WATCHDOG=1" in told for told in notices.all()[before:]) >= 5
+
+
 def test_engines_do_not_inherit_what_the_service_manager_gave(tmp_path: Path, notices: Notices) -> None:
     """An engine could otherwise say READY in our name, or hold our socket."""
     environ = {"NOTIFY_SOCKET": str(notices.path), "WATCHDOG_USEC": "10000000"}
@@ -153,9 +166,13 @@ def test_sighup_of_a_terminal_that_hangs_up_is_the_end(tmp_path: Path) -> None:
         )
     os.close(theirs)
     try:
-        eventually(lambda: " ready at " in server.words())
+        url = eventually(lambda: server.words().partition(" ready at ")[2].partition("/v1 ")[0])
+        assert httpx.post(f"{url}{CHAT}", json=prompt("m"), timeout=DEADLINE_S, trust_env=False).status_code == 200
+        engines = server.engine_processes()
+        assert engines
         os.close(ours)
         assert server.process.wait(10) == 0
+        server.assert_gone(engines)
         assert "SIGHUP: finishing answers in flight" in server.words()
     finally:
         server.process.kill()

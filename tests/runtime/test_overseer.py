@@ -36,10 +36,10 @@ def test_each_state_is_told_as_the_protocol_wants_it(told: tuple[str, socket.soc
     before_us = time.monotonic_ns() // 1000
     overseer.ready("ready\nat last")
     overseer.reloading()
-    overseer.stopping("2 answers")
+    overseer.stopping("2 answers", 40.5)
     ready, reloading, stopping = (inbox.recv(4096).decode().splitlines() for _ in range(3))
     assert ready == ["READY=1", f"MAINPID={os.getpid()}", "STATUS=ready at last"]
-    assert stopping == ["STOPPING=1", "STATUS=2 answers"]
+    assert stopping == ["STOPPING=1", "EXTEND_TIMEOUT_USEC=40500000", "STATUS=2 answers"]
     assert reloading[0] == "RELOADING=1"
     moment = reloading[1].removeprefix("MONOTONIC_USEC=")
     assert before_us <= int(moment) <= time.monotonic_ns() // 1000
@@ -78,7 +78,7 @@ async def test_without_a_service_manager_nothing_is_told() -> None:
     overseer = Overseer.of_environment({})
     overseer.ready("ready")
     overseer.reloading()
-    overseer.stopping("")
+    overseer.stopping("", 1)
     await asyncio.wait_for(overseer.accompany(lambda: "idle"), 1)
     assert overseer.watchdog_s is None
     assert not overseer.listens

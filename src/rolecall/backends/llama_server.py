@@ -137,6 +137,7 @@ class LlamaServer:
             (_SPLIT_FLAGS, _even_split(placement)),
             # One KV cache for all slots: each request may use the whole context, not a part of it.
             (_PARALLEL_FLAGS, [str(self.parallel(entry)), "--kv-unified"]),
+            (("--metrics",), []),  # it counts anyway, and only tells if it is told to
         )
         argv = (*self._engine, *_unless_given(extra, ours), *extra, "--host", LOOPBACK, "--port", str(port))
         launch = Launch(argv, loopback(port).base_url, config.env, listens_itself=True)

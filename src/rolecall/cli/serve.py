@@ -23,7 +23,7 @@ from rolecall.gateway.tidy import keep_pages
 from rolecall.insight.dashboard_extension import dashboard
 from rolecall.insight.feedback_extension import feedback
 from rolecall.insight.metrics_extension import metrics
-from rolecall.insight.tracing import traces_wanted, tracing
+from rolecall.insight.tracing_extension import traces_wanted, tracing
 from rolecall.pages.files import pages
 from rolecall.runtime.api_keys import open_keys
 from rolecall.runtime.overseer import Overseer

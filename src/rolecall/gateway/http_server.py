@@ -29,6 +29,9 @@ from rolecall.runtime.settings_reload import Reread
 
 log = logging.getLogger(__name__)
 
+_END_S = 20.0
+"""How long connections, engines and the log may take to end, once the answers have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Duties:
@@ -127,7 +130,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain the gateway, then close the connections."""
         duties = self._duties
-        duties.overseer.stopping(f"finishing {counted(len(duties.inference.active), 'answer')} in flight")
+        within_s = duties.services.settings.shutdown_grace_s + _END_S
+        duties.overseer.stopping(f"finishing {counted(len(duties.inference.active), 'answer')} in flight", within_s)
         for stop in duties.stops:
             stop()
         draining = asyncio.ensure_future(self._drained())

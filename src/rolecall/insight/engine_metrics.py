@@ -10,17 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 import anyio
 import httpx
+from prometheus_client.core import Metric
 
 from rolecall.backends.base import Upstream
+from rolecall.insight.engine_metrics_text import merged
 from rolecall.insight.metrics_families import Family
 from rolecall.runtime.plain_http import plain_client
-
-if TYPE_CHECKING:
-    from prometheus_client.core import Metric
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +66,7 @@ class EngineMetrics:
                 for name, upstream in asked:
                     group.start_soon(self._ask, name, upstream, texts)
         told = {name: text for name, text in texts.items() if text is not None}
-        self._metrics, self._rejected = await asyncio.to_thread(_read, told) if told else ([], {})
+        self._metrics, self._rejected = await asyncio.to_thread(merged, told) if told else ([], {})
         self._is_up = {name: name in told for name in texts if (name in told or not self._is_absent(name))}
         return self._metrics
 
@@ -122,9 +120,3 @@ async def _limited(response: httpx.Response) -> bytes | None:
         if len(data) > MAX_BYTES:
             return None
     return data
-
-
-def _read(texts: dict[str, bytes]) -> Any:
-    from rolecall.insight.engine_metrics_text import merged  # noqa: PLC0415 - prometheus_client, with the first scrape
-
-    return merged(texts)

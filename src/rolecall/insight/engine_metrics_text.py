@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -32,63 +33,80 @@ _SUFFIXES = {
 }
 
 
+class _Merger:
+    """Takes in one engine after the other. No series, and no name of one, is there twice."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, Metric] = {}
+        self._names: set[str] = set()
+        self._series: set[tuple[str, frozenset[tuple[str, str]]]] = set()
+
+    def take(self, model: str, text: bytes) -> int:
+        """Take in what an engine wrote; return how many samples of it were left out."""
+        kept = left_out = 0
+        for metric in _families(text):
+            if metric is None:
+                left_out += 1
+                continue
+            mine = self._accept(metric)
+            fresh = [] if mine is None else list(islice(self._samples(metric, model), MAX_SAMPLES - kept))
+            if mine is not None:
+                mine.samples.extend(fresh)
+            kept += len(fresh)
+            left_out += len(metric.samples) - len(fresh)
+        return left_out
+
+    def _accept(self, metric: Metric) -> Metric | None:
+        """Return where the samples of a metric go; None if they go nowhere."""
+        name, kind = metric.name, metric.type
+        if not metric.samples or not _NAME.fullmatch(name) or name.startswith(_OURS) or name.endswith("_created"):
+            return None
+        given = {sample.name for sample in metric.samples}
+        if kind not in _SUFFIXES or not given <= {name + suffix for suffix in _SUFFIXES[kind]}:
+            kind = "unknown"
+        if (known := self.metrics.get(name)) is not None:
+            return known if known.type == kind and self._fits(given, name, kind) else None
+        names = {name, *(name + suffix for suffix in _SUFFIXES[kind])}
+        if not self._names.isdisjoint(names) or not self._fits(given, name, kind):
+            return None
+        self._names |= names
+        known = self.metrics[name] = Metric(name, metric.documentation[:_MAX_TEXT], kind)
+        return known
+
+    @staticmethod
+    def _fits(given: set[str], name: str, kind: str) -> bool:
+        return given <= {name + suffix for suffix in _SUFFIXES[kind]}
+
+    def _samples(self, metric: Metric, model: str) -> Iterator[Sample]:
+        """Yield the samples of a metric that can stand on our page, without times and exemplars."""
+        for sample in metric.samples:
+            labels = {
+                ("exported_model" if name == "model" else name): value[:_MAX_TEXT]
+                for name, value in sample.labels.items()
+            }
+            labels["model"] = model
+            series = sample.name, frozenset(labels.items())
+            if all(map(_LABEL.fullmatch, labels)) and series not in self._series:
+                self._series.add(series)
+                yield Sample(sample.name, labels, float(sample.value))
+
+
 def merged(texts: Mapping[str, bytes]) -> tuple[list[Metric], dict[str, int]]:
     """Return the metrics of several engines (text by model) as one list, and how many samples of each were left out.
 
     A text that cannot be read to its end counts up to the line that is wrong.
     """
-    found: dict[str, Metric] = {}
-    taken: set[str] = set()
-    rejected: dict[str, int] = {}
-    for model, text in sorted(texts.items()):
-        kept = left_out = 0
-        for metric in _families(text):
-            mine = _accept(metric, found, taken)
-            fresh = _samples(metric, model)[: MAX_SAMPLES - kept] if mine is not None else []
-            if mine is not None:
-                mine.samples.extend(fresh)
-            kept += len(fresh)
-            left_out += max(1, len(metric.samples)) if mine is None else len(metric.samples) - len(fresh)
-        rejected[model] = left_out
-    return [metric for metric in found.values() if metric.samples], rejected
+    merger = _Merger()
+    left_out = {model: merger.take(model, text) for model, text in sorted(texts.items())}
+    return [metric for metric in merger.metrics.values() if metric.samples], left_out
 
 
-def _families(text: bytes) -> Iterator[Metric]:
-    """Yield what can be read; at the first line that is no metric an empty one, and no more."""
+def _families(text: bytes) -> Iterator[Metric | None]:
+    """Yield what can be read; at the first line that is no metric None, and no more."""
     try:
         for number, metric in enumerate(text_string_to_metric_families(text.decode("utf-8", "replace"))):
             if number % _PAUSE_EVERY == 0:
                 time.sleep(_PAUSE_S)  # the event loop gets the interpreter
             yield metric
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        yield Metric("unreadable", "", "unknown")
-
-
-def _accept(metric: Metric, found: dict[str, Metric], taken: set[str]) -> Metric | None:
-    """Return where the samples of a metric go; None if they go nowhere."""
-    name, kind = metric.name, metric.type
-    if not metric.samples or not _NAME.fullmatch(name) or name.startswith(_OURS) or name.endswith("_created"):
-        return None
-    if kind not in _SUFFIXES or any(sample.name.removeprefix(name) not in _SUFFIXES[kind] for sample in metric.samples):
-        kind = "unknown"
-    if (known := found.get(name)) is not None:
-        return known if known.type == kind else None
-    names = {name, *(name + suffix for suffix in _SUFFIXES[kind])}
-    if not taken.isdisjoint(names) or any(sample.name not in names for sample in metric.samples):
-        return None
-    taken.update(names)
-    known = found[name] = Metric(name, metric.documentation[:_MAX_TEXT], kind)
-    return known
-
-
-def _samples(metric: Metric, model: str) -> list[Sample]:
-    """Return the samples of a metric that can stand on our page, each series once, without times and exemplars."""
-    found: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
-    for sample in metric.samples:
-        labels = {
-            ("exported_model" if name == "model" else name): text[:_MAX_TEXT] for name, text in sample.labels.items()
-        }
-        if all(map(_LABEL.fullmatch, labels)) and isinstance(sample.value, int | float):
-            labels["model"] = model
-            found.setdefault((sample.name, frozenset(labels.items())), Sample(sample.name, labels, float(sample.value)))
-    return list(found.values())
+        yield None

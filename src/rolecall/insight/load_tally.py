@@ -65,7 +65,10 @@ class LoadTally:
     def _decided(self, effect: Effect) -> None:
         match effect:
             case Start(model) | Wake(model):
-                self._phases[model] = "start" if isinstance(effect, Start) else "wake"
+                phase: Phase = "start" if isinstance(effect, Start) else "wake"
+                self._phases[model] = phase
+                for kind in (phase, "crash"):  # a counter has to be seen at 0 before it can be seen to grow
+                    self.failures[model, kind] += 0
                 self.swaps[model,] += effect.is_swap
             case Stop(model, why):
                 self._phases[model] = "stopping"

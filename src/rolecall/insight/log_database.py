@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rolecall.insight.feedback_table import load_feedback, make_feedback
 from rolecall.insight.log_columns import column_types, has_wrong_value, is_record, quoted, read_types, text, typed
 from rolecall.insight.log_files import Compression, LogFile, open_log
 
@@ -101,13 +102,19 @@ class LogDatabase:
 
 @contextmanager
 def opened_database(
-    path: Path, columns: Collection[str] | None = None, *, since: datetime | None = None, memory_mb: int = 1024
+    path: Path,
+    columns: Collection[str] | None = None,
+    *,
+    since: datetime | None = None,
+    memory_mb: int = 1024,
+    feedback: bool = False,
 ) -> Iterator[LogDatabase]:
     """Read the log at ``path``, all its files but those last written before ``since``, for queries of ``columns``.
 
     ``None`` stands for all columns, which take some 400 MB for a million lines. Raises FileNotFoundError if there are
     no files, OSError for one that the recorder wrote and that cannot be read, and ``QueryError`` where the memory is
-    not enough. A line that is no record is counted; a file that is none is left out and told.
+    not enough. A line that is no record is counted; a file that is none is left out and told. With ``feedback`` there
+    is the view of that name as well.
     """
     with ExitStack() as stack:
         found = open_log(path, stack, since)
@@ -115,6 +122,9 @@ def opened_database(
         wanted = [name for name in column_types() if columns is None or name in columns or name in _ALWAYS]
         with _errors():
             why = _load(connection, found.files, wanted)
+            if feedback:
+                make_feedback(connection)
+                load_feedback(connection, path)
             _close(connection)
             counts = connection.execute(
                 "SELECT count(*), count(*) FILTER (NOT _is_record), count(*) FILTER (_is_record AND _is_wrong) "
@@ -132,7 +142,7 @@ def foreign_query(path: Path, sql: str, memory_mb: int = 1024) -> Iterator[tuple
     """
     with _errors(), _connection(memory_mb) as connection:
         columns = columns_of(connection, sql)
-    with opened_database(path, columns, memory_mb=memory_mb) as database:
+    with opened_database(path, columns, memory_mb=memory_mb, feedback=True) as database:
         yield database, database.ask(sql)
 
 
@@ -143,6 +153,7 @@ def columns_of(connection: DuckDBPyConnection, sql: str) -> set[str] | None:
     if [each.type for each in connection.extract_statements(sql)] != [duckdb.StatementType.SELECT]:
         raise QueryError("one statement that reads is wanted: SELECT, FROM, WITH, DESCRIBE, SUMMARIZE")
     _make_empty(connection, column_types())
+    make_feedback(connection)
     _close(connection)
     connection.execute(f"EXPLAIN {sql}")
     (tree,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)->'statements'", [sql]).fetchone() or ("",)

@@ -1,17 +1,14 @@
 """Adds `/metrics` to the server.
 
-Requests and models are counted from the start by small tallies; prometheus_client is imported with the first scrape, in
-a thread: a server that nobody scrapes is neither larger nor slower for it. Who scrapes in quick succession, or many at
-a time, are given the same page.
+Requests and models are counted from the start by small tallies; all else, prometheus_client above all, is imported with
+the first scrape, in a thread: a server that nobody scrapes is neither larger nor slower for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from starlette.requests import Request
@@ -21,49 +18,31 @@ from rolecall.core.events import Effect, Event
 from rolecall.errors import RolecallError
 from rolecall.gateway.routes import INFERENCE_PATHS, ScopedRoute
 from rolecall.gateway.server import Addition, Gateway
-from rolecall.insight.engine_metrics import EngineMetrics
 from rolecall.insight.load_tally import LoadTally
-from rolecall.insight.metrics_families import Family, load_families, request_families, state_families
-from rolecall.insight.tally import MAX_SERIES, RequestTally
+from rolecall.insight.tally import RequestTally
 
 if TYPE_CHECKING:
-    from rolecall.insight.metrics_page import PageWriter
-
-FRESH_S = 0.5
-"""How long a page is given again."""
-
-_MOST_PAGES = 4
-"""Of how many values of ``Accept`` pages are kept."""
+    from rolecall.insight.scrapes import Scrapes
 
 
 @contextlib.asynccontextmanager
 async def metrics(gateway: Gateway) -> AsyncIterator[Addition]:
     """Count what a gateway does, and add the page that tells of it."""
-    page = Metrics(gateway)
+    lazy = LazyMetrics(gateway)
     try:
-        yield Addition((ScopedRoute("/metrics", page.serve, methods=["GET"], need="admin"),))
+        yield Addition((ScopedRoute("/metrics", lazy.serve, methods=["GET"], need="admin"),))
     finally:
-        await page.aclose()
+        await lazy.aclose()
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
-    data: bytes
-    content_type: str
-    at: float
-
-
-class Metrics:
-    """Counts, and answers scrapes one after the other."""
+class LazyMetrics:
+    """Counts, and makes what answers scrapes with the first of them."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
         self._requests = RequestTally(INFERENCE_PATHS, error_codes())
         self._loads = LoadTally()
-        self._engines = EngineMetrics(gateway.services.supervisor.answering)
-        self._pages: dict[str, _Page] = {}
-        self._writer: PageWriter | None = None
-        self._turn = asyncio.Lock()
+        self._made: Scrapes | None = None
         services = gateway.services
         hear = self._requests.hear_at_once if services.settings.log_prompts else self._requests.hear
         services.recorder.listeners.append(hear)
@@ -74,44 +53,26 @@ class Metrics:
 
     async def serve(self, request: Request) -> Response:
         """Return the page."""
-        accept = request.headers.get("accept", "")[:500]
-        async with self._turn:
-            page = self._pages.get(accept)
-            if page is None or time.monotonic() - page.at >= FRESH_S:
-                page = await self._write(accept)
-        return Response(page.data, headers={"content-type": page.content_type, "cache-control": "no-store"})
+        if self._made is None:
+            scrapes = await asyncio.to_thread(_scrapes)
+            return await self._make(scrapes).serve(request)
+        return await self._made.serve(request)
 
-    async def _write(self, accept: str) -> _Page:
-        if self._writer is None:
-            self._writer = await asyncio.to_thread(_writer)
-        more = await self._engines.look()
-        at = time.monotonic()
-        families = list(self._families(at))
-        data, content_type = await asyncio.to_thread(self._writer.write, accept, families, more)
-        if len(self._pages) >= _MOST_PAGES:
-            self._pages.clear()
-        page = self._pages[accept] = _Page(data, content_type, at)
-        return page
-
-    def _families(self, now: float) -> Iterator[Family]:
-        catalog = self._gateway.services.roster.catalog
-        models = {*(entry.name for entry in catalog.entries), *self._gateway.services.supervisor.names}
-        self._requests.forget(models, catalog.roles)
-        self._loads.forget(models, MAX_SERIES)
-        yield from request_families(self._requests)
-        yield from load_families(self._loads)
-        yield from state_families(self._gateway, now)
-        yield from self._engines.families()
+    def _make(self, scrapes: type[Scrapes]) -> Scrapes:
+        if self._made is None:  # else another scrape has come meanwhile
+            self._made = scrapes(self._gateway, self._requests, self._loads)
+        return self._made
 
     async def aclose(self) -> None:
         """Close what is open."""
-        await self._engines.aclose()
+        if self._made is not None:
+            await self._made.aclose()
 
 
-def _writer() -> PageWriter:
-    from rolecall.insight.metrics_page import PageWriter  # noqa: PLC0415 - prometheus_client, with the first scrape
+def _scrapes() -> type[Scrapes]:
+    from rolecall.insight.scrapes import Scrapes  # noqa: PLC0415 - prometheus_client, with the first scrape
 
-    return PageWriter()
+    return Scrapes
 
 
 def error_codes() -> frozenset[str]:

@@ -145,6 +145,8 @@ def state_families(gateway: Gateway, now: float) -> Iterator[Family]:
         "How long the oldest waiting request has waited.",
         supervisor.scheduler.waited_s(now),
     )
+    limit = services.settings.max_queue
+    yield _one("rolecall_queue_limit", "gauge", "How many may wait; one more is refused.", limit)
     yield from _model_families(supervisor.scheduler.status(now))
     memory = supervisor.memory
     yield from vram_families(supervisor.scheduler.ledger, memory.latest if memory else None, supervisor.names)

@@ -72,9 +72,9 @@ class Overseer:
         """Tell that the configuration is being read again; ``ready`` ends it."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading the configuration")
 
-    def stopping(self, status: str) -> None:
-        """Tell that the end has begun."""
-        self._tell("STOPPING=1", f"STATUS={_line(status)}")
+    def stopping(self, status: str, within_s: float) -> None:
+        """Tell that the end has begun, and how long it may take at the most, should more time have been planned."""
+        self._tell("STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(within_s * 1e6)}", f"STATUS={_line(status)}")
 
     async def accompany(self, status: Callable[[], str]) -> None:
         """Give signs of life until cancelled, as the loop runs: twice within the watchdog's time; and what goes on."""

@@ -51,6 +51,10 @@ _FROM_HEADERS = {"prompt_id": "x-prompt-id", "prompt_version": "x-prompt-version
 Work = Callable[[Input, "_Session"], Awaitable[Response]]
 
 
+_PASSED_ON = ("x-session-id", "x-rolecall-experiment")
+"""Headers of the request that its questions have, too: by them experiments tell whose they are."""
+
+
 class _Session:
     """What one request asks with: a client within the process on behalf of its caller, and what it says of itself."""
 
@@ -59,6 +63,7 @@ class _Session:
         self._catalog = gateway.services.roster.catalog
         self._caller = caller_of(request.scope)
         client.headers["user-agent"] = f"{agent} via {request.scope['path']}".strip()
+        client.headers.update({name: request.headers[name] for name in _PASSED_ON if name in request.headers})
         self.client = client
         self.path: str = request.scope["path"]
         self.asker = Asker(client, patience_s=0)  # who asked is told when to come back

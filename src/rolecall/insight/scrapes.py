@@ -1,0 +1,77 @@
+"""Answers scrapes of `/metrics`, one after the other. Imported with the first of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rolecall.gateway.server import Gateway
+from rolecall.insight.engine_metrics import EngineMetrics
+from rolecall.insight.load_tally import LoadTally
+from rolecall.insight.metrics_families import Family, load_families, request_families, state_families
+from rolecall.insight.metrics_page import PageWriter
+from rolecall.insight.tally import MAX_SERIES, RequestTally
+
+FRESH_S = 0.5
+"""How long a page is given again."""
+
+_MOST_PAGES = 4
+"""Of how many values of ``Accept`` pages are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    data: bytes
+    content_type: str
+    at: float
+
+
+class Scrapes:
+    """Tells what the tallies have counted and how things stand; the same page to those who come close together."""
+
+    def __init__(self, gateway: Gateway, requests: RequestTally, loads: LoadTally) -> None:
+        self._gateway = gateway
+        self._requests = requests
+        self._loads = loads
+        self._engines = EngineMetrics(gateway.services.supervisor.answering)
+        self._pages: dict[str, _Page] = {}
+        self._writer = PageWriter()
+        self._turn = asyncio.Lock()
+
+    async def serve(self, request: Request) -> Response:
+        """Return the page."""
+        accept = request.headers.get("accept", "")[:500]
+        async with self._turn:
+            page = self._pages.get(accept)
+            if page is None or time.monotonic() - page.at >= FRESH_S:
+                page = await self._write(accept)
+        return Response(page.data, headers={"content-type": page.content_type, "cache-control": "no-store"})
+
+    async def _write(self, accept: str) -> _Page:
+        more = await self._engines.look()
+        at = time.monotonic()
+        families = list(self._families(at))
+        data, content_type = await asyncio.to_thread(self._writer.write, accept, families, more)
+        if len(self._pages) >= _MOST_PAGES:
+            self._pages.clear()
+        page = self._pages[accept] = _Page(data, content_type, at)
+        return page
+
+    def _families(self, now: float) -> Iterator[Family]:
+        services = self._gateway.services
+        models = {*(entry.name for entry in services.roster.catalog.entries), *services.supervisor.names}
+        self._requests.forget(models, services.roster.catalog.roles)
+        self._loads.forget(models, MAX_SERIES)
+        yield from request_families(self._requests)
+        yield from load_families(self._loads)
+        yield from state_families(self._gateway, now)
+        yield from self._engines.families()
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        await self._engines.aclose()
