@@ -47,7 +47,7 @@ def create_app(
     table = routes(
         services, inference, reload, created=int(time.time()), key_problem=lambda: keys.store.problem if keys else None
     )
-    table += more
+    table = [*more, *table]  # a model may be called `x/output`, but what a path says is what it does
     app = Starlette(
         routes=table,
         exception_handlers={RolecallError: _answer, HTTPException: _http_error, ClientGone: _gone, Exception: _bug},

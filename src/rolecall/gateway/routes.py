@@ -91,6 +91,8 @@ def routes(
     table: list[tuple[str, str, Callable[[Request], Awaitable[Json]], Need | None]] = [
         ("POST", "/v1/models/{id:path}/load", api.load, "admin"),
         ("POST", "/v1/models/{id:path}/unload", api.unload, "admin"),
+        ("POST", "/v1/models/{id:path}/pin", api.pin, "admin"),
+        ("POST", "/v1/models/{id:path}/unpin", api.unpin, "admin"),
         ("POST", "/v1/admin/reload", api.reload, "admin"),
         ("GET", "/health", api.health, "open"),  # who may not know more learns only that it is up
         ("GET", "/v1/models", api.models, None),
@@ -221,12 +223,29 @@ class _Api:
         lease.release()
         return await self._row(lease.entry)
 
-    async def unload(self, request: Request) -> Json:
+    async def pin(self, request: Request) -> Json:
+        return await self._pin(request, pinned=True)
+
+    async def unpin(self, request: Request) -> Json:
+        return await self._pin(request, pinned=False)
+
+    async def _pin(self, request: Request, *, pinned: bool) -> Json:
+        entry = self._named(request, "Pin" if pinned else "Unpin")
+        if not self._services.roster.backend(entry).managed:
+            raise BadRequest(f"The model {entry.name!r} is run by somebody else; it makes room for nobody.", param="id")
+        self._services.supervisor.pin(entry, pinned=pinned)
+        return await self._row(entry)
+
+    def _named(self, request: Request, what: str) -> ModelEntry:
+        """Return the model that a path names; raises ``BadRequest`` for a role."""
         target = self._services.roster.resolve(request.path_params["id"])
         if target.role is not None:
             names = ", ".join(entry.name for entry in target.entries)
-            raise BadRequest(f"Unload takes a model's name; the role {target.role!r} is played by {names}.", param="id")
-        entry = target.entries[0]
+            raise BadRequest(f"{what} takes a model's name; the role {target.role!r} is played by {names}.", param="id")
+        return target.entries[0]
+
+    async def unload(self, request: Request) -> Json:
+        entry = self._named(request, "Unload")
         await self._services.supervisor.unload(entry)
         return await self._row(entry)
 

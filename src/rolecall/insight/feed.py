@@ -227,6 +227,11 @@ class Feed:
             if waiting.cancelled_caught:
                 yield _ALIVE
 
+    def recent(self, request_id: str) -> Mapping[str, Any] | None:
+        """Return the line of a request that has just ended, which may not be in the file yet."""
+        self._count()
+        return next((line for line in self._recent if line["request_id"] == request_id), None)
+
     def stop(self) -> None:
         """End all streams: the server ends."""
         self._is_over = True

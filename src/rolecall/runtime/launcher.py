@@ -190,6 +190,11 @@ async def _until_readable(handle: int) -> None:
         loop.remove_reader(handle)
 
 
+def is_secret(variable: str) -> bool:
+    """Whether a variable of the environment is named like one that holds a secret."""
+    return _SECRET.search(variable) is not None
+
+
 def log_path(folder: Path, model: str) -> Path:
     """Return the file in a folder that holds the output of a model's engine since its last start."""
     plain = re.sub(r"[^\w.()-]", "_", model)[:50]  # a character may take four of the 255 bytes of a name
