@@ -16,7 +16,7 @@ def tally(**options: Any) -> RequestTally:
 
 
 def counts(made: RequestTally) -> dict[tuple[str, ...], int]:
-    return {key: counted.requests for key, counted in made.by_key()}
+    return {key: counted.requests for key, counted in made.counted().rows}
 
 
 @given(st.lists(st.floats(0, 1000), max_size=50))
@@ -49,7 +49,7 @@ def test_a_line_is_counted_with_what_it_says() -> None:
         )
     )
     made.hear(line(role="vision", load_ms=0.0))
-    ((key, counted),) = made.by_key()
+    ((key, counted),) = made.counted().rows
     assert key == ("a", "vision", CHAT, "2xx")
     assert (counted.requests, counted.input_tokens, counted.output_tokens) == (2, 10, 5)
     assert (counted.reasoning_tokens, counted.images) == (2, 3)
@@ -83,7 +83,7 @@ def test_what_clients_and_engines_write_is_no_label() -> None:
         made.hear(line(model=None, requested_model=f"x{number}", status=404, error=f"code{number}: no"))
         made.hear(line(endpoint=f"/v1/x{number}", status=None))
     assert counts(made) == {("a", "", "other", "other"): 500, ("unknown", "", CHAT, "4xx"): 500}
-    assert made.errors() == [(("unknown", CHAT, "other"), 500)]
+    assert sorted(made.counted().errors) == [(("unknown", CHAT, "other"), 500)]
 
 
 def test_failures_by_their_code() -> None:
@@ -91,7 +91,7 @@ def test_failures_by_their_code() -> None:
     made = tally()
     made.hear(line(status=429, model=None, error="queue_full: The queue is full: 9 requests are waiting."))
     made.hear(line(status=200, error="client_gone: it left"))
-    assert made.errors() == [(("a", CHAT, "client_gone"), 1), (("unknown", CHAT, "queue_full"), 1)]
+    assert sorted(made.counted().errors) == [(("a", CHAT, "client_gone"), 1), (("unknown", CHAT, "queue_full"), 1)]
 
 
 def test_removed_models_are_counted_together_once_there_are_too_many() -> None:
@@ -110,10 +110,10 @@ def test_removed_models_are_counted_together_once_there_are_too_many() -> None:
         ("other", "other", CHAT, "2xx"): 8,
         ("other", "other", CHAT, "4xx"): 8,
     }
-    assert made.errors() == [(("m8", CHAT, "queue_full"), 1), (("other", CHAT, "queue_full"), 8)]
+    assert sorted(made.counted().errors) == [(("m8", CHAT, "queue_full"), 1), (("other", CHAT, "queue_full"), 8)]
     made.hear(line(model="m8", role="r8"))
     assert sum(counts(made).values()) == 19
-    assert sum(counted.input_tokens for _, counted in made.by_key()) == 18
+    assert sum(counted.input_tokens for _, counted in made.counted().rows) == 18
 
 
 def test_histograms_by_fewer_labels() -> None:
@@ -121,7 +121,7 @@ def test_histograms_by_fewer_labels() -> None:
     made = tally()
     for fields in ({"ttft_ms": 100.0}, {"ttft_ms": 300.0, "role": "r"}, {"model": "b"}):
         made.hear(line(**fields))
-    rows = list(made.by_key())
+    rows = made.counted().rows
     found = summed(rows, "first", 1)
     assert {key: (histogram.total, sum(histogram.counts)) for key, histogram in found.items()} == {("a",): (0.4, 2)}
     assert rows[0][1].first.total == 0.1  # and it is a copy

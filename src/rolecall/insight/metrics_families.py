@@ -5,6 +5,7 @@ Each metric stands here once, with its help and its labels.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,7 +16,7 @@ from rolecall.core.vram import HOST, Device, Ledger
 from rolecall.gateway import views
 from rolecall.gateway.server import Gateway
 from rolecall.insight.load_tally import LoadTally
-from rolecall.insight.tally import Histogram, RequestTally, summed
+from rolecall.insight.tally import Histogram, Tallied, summed
 from rolecall.runtime.gpu import GpuReport
 
 _MB = 2**20
@@ -35,9 +36,9 @@ class Family:
     rows: list[tuple[tuple[str, ...], Value]] = field(default_factory=list)
 
 
-def request_families(tally: RequestTally) -> Iterator[Family]:
+def request_families(tallied: Tallied) -> Iterator[Family]:
     """Yield what is counted of finished requests."""
-    rows = list(tally.by_key())
+    rows = sorted(tallied.rows, key=operator.itemgetter(0))
     of_request = ("model", "role", "endpoint", "status")
     yield Family(
         "rolecall_requests",
@@ -51,7 +52,7 @@ def request_families(tally: RequestTally) -> Iterator[Family]:
         "counter",
         "Requests that failed, also in the middle of an answer, by the code of the error.",
         ("model", "endpoint", "code"),
-        list(tally.errors()),
+        sorted(tallied.errors),
     )
     for name, field_, help_ in (
         ("input_tokens", "input_tokens", "Tokens of prompts, as engines told them."),

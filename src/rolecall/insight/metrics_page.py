@@ -1,6 +1,6 @@
 """`/metrics` as text, by prometheus_client. Imported with the first scrape, and run in a thread.
 
-It is written in pieces, with a pause after each: the event loop gets the interpreter between them, and waits for none
+It is written in pieces, with a pause after each: the event loop gets the interpreter between them, and waits for one no
 longer than a millisecond.
 """
 
@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -54,19 +54,18 @@ class PageWriter:
         """Return the page and its content type, by what ``Accept`` asks for; ``more`` are metrics of others."""
         encode, content_type = _encoder(accept)
         parts: list[bytes] = []
-        for metric in self._metrics(families, more):
-            for piece in _pieces(metric):
-                parts.append(_encoded(encode, piece, is_first=piece.samples[:1] == metric.samples[:1]))
+        for pieces in self._all(families, more):
+            for number, piece in enumerate(pieces):
+                parts.append(_encoded(encode, piece, is_first=number == 0))
                 time.sleep(_PAUSE_S)
         if content_type.startswith(_OPENMETRICS):
             parts.append(_EOF)
         return b"".join(parts), content_type
 
-    def _metrics(self, families: Iterable[Family], more: Iterable[Metric]) -> Iterator[Metric]:
-        yield from map(metric_of, families)
-        for collector in self._process:
-            yield from collector.collect()
-        yield from more
+    def _all(self, families: Iterable[Family], more: Iterable[Metric]) -> Iterator[Iterator[Metric]]:
+        yield from map(pieces_of, families)
+        yield from map(_sliced, chain.from_iterable(collector.collect() for collector in self._process))
+        yield from map(_sliced, more)
 
 
 def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
@@ -82,17 +81,20 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     return encode, content_type
 
 
-def metric_of(family: Family) -> Metric:
-    """Return a metric as prometheus_client has it."""
-    metric = Metric(family.name, family.help, family.kind)
+def pieces_of(family: Family) -> Iterator[Metric]:
+    """Yield a metric as prometheus_client has it, in pieces, at least one."""
+    piece = Metric(family.name, family.help, family.kind)
     name = f"{family.name}_total" if family.kind == "counter" else family.name
     for values, value in family.rows:
+        if len(piece.samples) >= _PIECE:
+            yield piece
+            piece = Metric(family.name, family.help, family.kind)
         labels = dict(zip(family.labels, values, strict=True))
         if isinstance(value, Histogram):
-            _add_histogram(metric, family.name, labels, value)
+            _add_histogram(piece, family.name, labels, value)
         else:
-            metric.add_sample(name, labels, value)
-    return metric
+            piece.add_sample(name, labels, value)
+    yield piece
 
 
 def _add_histogram(metric: Metric, name: str, labels: dict[str, str], value: Histogram) -> None:
@@ -106,7 +108,7 @@ def _bound(value: float) -> str:
     return "+Inf" if math.isinf(value) else str(value)
 
 
-def _pieces(metric: Metric) -> Iterator[Metric]:
+def _sliced(metric: Metric) -> Iterator[Metric]:
     for start in range(0, max(1, len(metric.samples)), _PIECE):
         piece = Metric(metric.name, metric.documentation, metric.type)
         piece.samples = metric.samples[start : start + _PIECE]

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +16,7 @@ from rolecall.insight.engine_metrics import EngineMetrics
 from rolecall.insight.load_tally import LoadTally
 from rolecall.insight.metrics_families import Family, load_families, request_families, state_families
 from rolecall.insight.metrics_page import PageWriter
-from rolecall.insight.tally import MAX_SERIES, RequestTally
+from rolecall.insight.tally import MAX_SERIES, RequestTally, Tallied
 
 FRESH_S = 0.5
 """How long a page is given again."""
@@ -55,19 +56,21 @@ class Scrapes:
     async def _write(self, accept: str) -> _Page:
         more = await self._engines.look()
         at = time.monotonic()
-        families = list(self._families(at))
+        families = chain(request_families(self._tallied()), list(self._families(at)))  # the former in the thread
         data, content_type = await asyncio.to_thread(self._writer.write, accept, families, more)
         if len(self._pages) >= _MOST_PAGES:
             self._pages.clear()
         page = self._pages[accept] = _Page(data, content_type, at)
         return page
 
-    def _families(self, now: float) -> Iterator[Family]:
+    def _tallied(self) -> Tallied:
         services = self._gateway.services
         models = {*(entry.name for entry in services.roster.catalog.entries), *services.supervisor.names}
         self._requests.forget(models, services.roster.catalog.roles)
         self._loads.forget(models, MAX_SERIES)
-        yield from request_families(self._requests)
+        return self._requests.counted()
+
+    def _families(self, now: float) -> Iterator[Family]:
         yield from load_families(self._loads)
         yield from state_families(self._gateway, now)
         yield from self._engines.families()

@@ -8,7 +8,7 @@ ones, and the rest is `other`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +42,8 @@ class Histogram:
     counts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+        if not self.counts:
+            self.counts = [0] * (len(self.bounds) + 1)
 
     def add(self, value: float) -> None:
         """Count a value."""
@@ -90,6 +91,21 @@ class Counted:
             self.load.add(ms / 1000)
         if (rate := line["tokens_per_second"]) is not None:
             self.rate.add(rate)
+
+    def copy(self) -> Counted:
+        """Return one that does not change any more."""
+        return Counted(
+            self.requests,
+            self.input_tokens,
+            self.output_tokens,
+            self.reasoning_tokens,
+            self.images,
+            self.duration.copy(),
+            self.first.copy(),
+            self.queue.copy(),
+            self.load.copy(),
+            self.rate.copy(),
+        )
 
     def merge(self, other: Counted) -> None:
         """Take in what was counted of another key."""
@@ -167,15 +183,18 @@ class RequestTally:
             told = model if model in models else OTHER, endpoint, code
             self._errors[told] = self._errors.get(told, 0) + count
 
-    def by_key(self) -> Iterator[tuple[Key, Counted]]:
-        """Yield what was counted by model, role, endpoint and class of status."""
+    def counted(self) -> Tallied:
+        """Return what was counted so far, as it stays."""
         self.fold()
-        yield from sorted(self._counted.items())
+        return Tallied([(key, each.copy()) for key, each in self._counted.items()], list(self._errors.items()))
 
-    def errors(self) -> list[tuple[tuple[str, str, str], int]]:
-        """Return how many requests failed by model, endpoint and code."""
-        self.fold()
-        return sorted(self._errors.items())
+
+@dataclass(frozen=True, slots=True)
+class Tallied:
+    """What was counted: by model, role, endpoint and class of status; and failures by model, endpoint and code."""
+
+    rows: Sequence[tuple[Key, Counted]]
+    errors: Sequence[tuple[tuple[str, str, str], int]]
 
 
 def summed(rows: Sequence[tuple[Key, Counted]], kind: str, parts: int) -> dict[tuple[str, ...], Histogram]:
