@@ -25,6 +25,7 @@ from rolecall.core.catalog import Catalog
 from rolecall.core.discovery import Rule, When, read_rules
 from rolecall.core.experiments import Experiment, Variant, read_experiments
 from rolecall.core.lifecycle import State, diagram
+from rolecall.core.markers_file import read_markers
 from rolecall.core.models import BackendConfig, HistoryRules, ModelEntry, RequestRules
 from rolecall.core.profiles import Profile, parse_profiles
 from rolecall.core.registry import read_registry
@@ -122,6 +123,9 @@ def test_toml_examples_load(block: str, tmp_path: Path) -> None:
         return
     if any(isinstance(table, dict) and "variants" in table for table in data.values()):
         assert [experiment.name for experiment in read_experiments(data).all] == list(data)
+        return
+    if "markers" in data:
+        assert list(read_markers(data).groups) == list(data["markers"])
         return
     if "rules" in data:
         assert [rule.name for rule in read_rules(data).rules] == [rule["name"] for rule in data["rules"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.types import Scope
@@ -13,10 +14,12 @@ from rolecall.backends.llama_server import LlamaServer
 from rolecall.core.engine_errors import read_error
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Demand, Selection
+from rolecall.core.transforms import RequestFacts
 from rolecall.errors import UpstreamError
 from rolecall.gateway.account import Account
 from rolecall.gateway.body import parse_answer
 from rolecall.runtime.lease import Lease
+from rolecall.runtime.markers import MarkersFile
 
 
 def lease(model: str, queue_ms: float, load_ms: float) -> Lease:
@@ -90,3 +93,29 @@ def test_a_prompt_that_an_engine_has_is_owed() -> None:
     cut.note_sent()
     cut.note_error(UpstreamError("no"), within_answer=True)
     assert cut.tokens(lambda _lease: 40.4) == 40
+
+
+def looked_at(prompt_id: str | None, tmp_path: Path, *texts: str) -> dict[str, Any]:
+    """Return the line of an answer of such texts to a request with that prompt id."""
+    (tmp_path / "markers.toml").write_text('chars = 20\n[markers.refusal]\nphrases = ["I can\'t"]\n')
+    scope: Scope = {"path": "/v1/chat/completions", "headers": [], "client": None}
+    looking = Account(scope, "req_1", keeps_prompts=False, markers=MarkersFile(tmp_path))
+    looking.note_facts(RequestFacts("/v1/chat/completions", "m", prompt_id=prompt_id), {})
+    for text in texts:
+        looking.answer.read({"choices": [{"delta": {"content": text}}]})
+    return looking.close("p", 0)
+
+
+def test_markers_are_looked_for_where_there_is_a_prompt_id(tmp_path: Path) -> None:
+    """The line names the groups that were found; it has no such key where nothing was looked at."""
+    assert looked_at("caption", tmp_path, "I ", "can’t see it")["markers"] == ["refusal"]
+    assert looked_at("caption", tmp_path, "A bridge in fog. But I can't tell")["markers"] == []
+    assert "markers" not in looked_at("caption", tmp_path)
+    assert "markers" not in looked_at(None, tmp_path, "I can't")
+    assert "I can" not in str(looked_at("caption", tmp_path, "I can't"))
+
+
+def test_the_line_has_the_size_of_the_output(tmp_path: Path) -> None:
+    """Bytes of all the model wrote; unknown where nothing was read."""
+    assert looked_at(None, tmp_path, "Grüße, ", "世界")["output_bytes"] == 9 + 6
+    assert looked_at(None, tmp_path)["output_bytes"] is None

@@ -37,7 +37,8 @@ KEYS = re.split(
     " ",
     "ts request_id endpoint client key requested_model role model backend profile stream status error messages images "
     "truncate_history role_selector memory prompt_tokens completion_tokens reasoning_tokens finish_reason queue_ms "
-    "load_ms ttft_ms duration_ms tokens_per_second prompt_id prompt_version bytes_in bytes_out",
+    "load_ms ttft_ms duration_ms tokens_per_second prompt_id prompt_version bytes_in bytes_out "
+    "output_bytes",
 )
 
 

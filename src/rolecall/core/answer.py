@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from rolecall.core.markers import Opening
+
 _BLOCK_KEYS = ("text", "thinking", "partial_json")
 _RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _CACHED = frozenset({"cache_read_input_tokens", "cache_creation_input_tokens"})
@@ -25,7 +27,7 @@ class Answer:
 
     ``is_complete`` once a finish reason, its last mark or an error was seen, ``is_over`` once its last mark was, which
     nothing follows. Its text is kept only where ``keeps_text`` says so: prompts and answers stay out of memory and logs
-    by default.
+    by default. ``opening`` takes its beginning where somebody wants to look at that.
     """
 
     keeps_text: bool = False
@@ -37,6 +39,7 @@ class Answer:
     has_output: bool = False
     is_complete: bool = False
     is_over: bool = False
+    opening: Opening | None = None
     text: list[str] = field(default_factory=list)
     _pieces: int = field(default=0, compare=False)
     _bytes: int = field(default=0, compare=False)
@@ -45,6 +48,11 @@ class Answer:
     def seen(self) -> tuple[int, int]:
         """Return of how many pieces and bytes it was, as far as it was seen."""
         return self._pieces, self._bytes
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether anybody looks at the text that comes."""
+        return self.keeps_text or (self.opening is not None and self.opening.left > 0)
 
     @property
     def tokens_seen(self) -> int:
@@ -104,8 +112,11 @@ class Answer:
 
     def _say(self, text: Any) -> None:
         self.has_output = self.has_output or bool(text)
-        if self.keeps_text and isinstance(text, str):
-            self.text.append(text)
+        if isinstance(text, str):
+            if self.opening is not None:
+                self.opening.take(text)
+            if self.keeps_text:
+                self.text.append(text)
 
     def _read_choice(self, choice: dict[str, Any]) -> None:
         self._finish(choice.get("finish_reason"))

@@ -137,7 +137,7 @@ class StreamWatch:
     def _learn(self, came: bytes, went: bytes, message: dict[str, Any]) -> None:
         if self._rewriter is not None and not self._rewriter.is_steady:
             self._pattern = None
-        elif not (self.answer.is_complete or self.answer.keeps_text):
+        elif not (self.answer.is_complete or self.answer.wants_text):
             self._pattern = EventPattern.of(came, went, message) or self._pattern
 
     def _flush(self) -> bytes:

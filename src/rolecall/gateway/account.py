@@ -9,12 +9,14 @@ from typing import Any
 from starlette.types import Scope
 
 from rolecall.core.engine_errors import without_quotes
+from rolecall.core.markers import Markers, Opening
 from rolecall.core.sse import Answer
 from rolecall.core.trace_context import TraceContext
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import RolecallError
 from rolecall.gateway.recorder import RequestLine, timestamp
 from rolecall.runtime.lease import Lease
+from rolecall.runtime.markers import MarkersFile
 
 
 class Account:
@@ -23,7 +25,9 @@ class Account:
     ``headers`` are those of the request, the last of each name. Prompts are kept only if asked for.
     """
 
-    def __init__(self, scope: Scope, request_id: str, *, keeps_prompts: bool) -> None:
+    def __init__(
+        self, scope: Scope, request_id: str, *, keeps_prompts: bool, markers: MarkersFile | None = None
+    ) -> None:
         self.started_at = time.monotonic()
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
@@ -34,6 +38,8 @@ class Account:
             timestamp(time.time()), request_id, scope["path"], _client(scope.get("client"), self.headers)
         )
         self._keeps_prompts = keeps_prompts
+        self._markers_file = markers
+        self._markers: Markers | None = None
         self.first_output_at: float | None = None
 
     def tokens(self, estimated_prompt: Callable[[Lease], float]) -> int:
@@ -68,8 +74,14 @@ class Account:
         line.messages, line.images = facts.messages, facts.images
         line.prompt_id = facts.prompt_id or self._header(b"x-prompt-id")
         line.prompt_version = facts.prompt_version or self._header(b"x-prompt-version")
+        if line.prompt_id is not None and self._markers_file is not None:
+            self._look_for(self._markers_file.markers)
         if self._keeps_prompts and (prompt := body.get("messages", body.get("prompt", body.get("input")))) is not None:
             line.prompt = prompt
+
+    def _look_for(self, markers: Markers | None) -> None:
+        if markers is not None:
+            self._markers, self.answer.opening = markers, Opening(markers.chars)
 
     def _header(self, name: bytes) -> str | None:
         value = self.headers.get(name)
@@ -103,6 +115,11 @@ class Account:
             writing_s = now - self.first_output_at
             if answer.completion_tokens and answer.completion_tokens > 1 and writing_s > 0:
                 line.tokens_per_second = round((answer.completion_tokens - 1) / writing_s, 2)
+        line.output_bytes = answer.seen[1] or None
+        if self._markers is not None and answer.opening is not None:
+            found = self._markers.found(answer.opening)
+            if found is not None:
+                line.markers = found
         if self._keeps_prompts:
             line.response = "".join(answer.text)
         return line.as_dict()

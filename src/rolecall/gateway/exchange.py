@@ -81,7 +81,9 @@ class Exchange:
         self.request_id = new_request_id()
         wire = self._wire = wire_of(scope, send)
         self._reply = Reply(wire, self.request_id, services.settings.stream_idle_timeout_ms / 1000, scope["path"])
-        self._account = Account(scope, self.request_id, keeps_prompts=services.settings.log_prompts)
+        self._account = Account(
+            scope, self.request_id, keeps_prompts=services.settings.log_prompts, markers=services.markers
+        )
         self._headers = self._account.headers
         self._line = self._account.line
         if (trace := services.tracing.context(self.request_id, scope, self._headers)) is not None:

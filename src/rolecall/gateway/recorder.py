@@ -108,6 +108,10 @@ class RequestLine:
     """Size of the request's body."""
     bytes_out: int = 0
     """Size of the answer's body, as far as it was sent."""
+    output_bytes: int | None = None
+    """Size of what the model wrote, as far as it was read: text, thoughts and calls of tools, in UTF-8."""
+    markers: list[str] | None = field(default=None, init=False)
+    """Groups of phrases found at the beginning of the answer; absent where nothing was looked at."""
     trace_id: str | None = field(default=None, init=False)
     """The trace that the request belongs to, 32 hexadecimal digits; the key is absent where there is none."""
     experiment: str | None = field(default=None, init=False)

@@ -38,6 +38,7 @@ from rolecall.runtime.guardian import Guardian
 from rolecall.runtime.instance import Patience
 from rolecall.runtime.launcher import ENGINE_LOGS, EngineLauncher
 from rolecall.runtime.leftovers import ENGINES, EngineRoll
+from rolecall.runtime.markers import MarkersFile
 from rolecall.runtime.memory import MemoryWatch
 from rolecall.runtime.overseer import Overseer
 from rolecall.runtime.plain_http import plain_client
@@ -94,6 +95,7 @@ class Gateway:
     def _reload_registry(self) -> None:
         self.services.roster.reload()
         self.services.experiments.read()
+        self.services.markers.forget()
         self.configure()
 
     def reconfigure(self, config: ApiConfig) -> None:
@@ -191,7 +193,8 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         stack.callback(tokens.close)
         counting = Counting.of(settings, tokens, pictures, http)
         experiments = ExperimentsFile(settings.config_dir / EXPERIMENTS)
-        services = Services(roster, supervisor, transport, recorder, images, counting, experiments)
+        markers = MarkersFile(settings.config_dir)
+        services = Services(roster, supervisor, transport, recorder, images, counting, experiments, markers)
         gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
         gateway.configure()
         stack.push_async_callback(supervisor.close)

@@ -13,6 +13,7 @@ from rolecall.gateway.tracing import Tracing
 from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import Transport
 from rolecall.runtime.experiments import ExperimentsFile
+from rolecall.runtime.markers import MarkersFile
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
 from rolecall.settings import Settings
@@ -31,6 +32,7 @@ class Services:
     images: Images
     counting: Counting
     experiments: ExperimentsFile = field(default_factory=ExperimentsFile)
+    markers: MarkersFile = field(default_factory=MarkersFile)
     unreachable: Unreachable = field(default_factory=Unreachable)
     tracing: Tracing = field(default_factory=Tracing)
     choices: deque[tuple[str | None, Selection]] = field(default_factory=lambda: deque(maxlen=MOST_CHOICES))
