@@ -36,7 +36,7 @@ from rolecall.insight.engine_output import LONGEST_LINE, MOST_LINES, OutputFile,
     ],
 )
 def test_lines_are_plain_text_without_secrets(line: bytes, shown: str) -> None:
-    """Colours, progress bars and control characters go, keys are hidden; what looks like one by its name alone stays."""
+    """Colours, progress bars and control characters go, keys are hidden; what is like one by its name alone stays."""
     assert plain(line, ["s3cr3t-key", ""]) == shown
 
 

@@ -11,7 +11,7 @@ def told(*heard: tuple[float, Event | Effect]) -> list[tuple[object, ...]]:
     timeline = Timeline()
     for now, each in heard:
         is_effect = isinstance(each, Start | Stop | Sleep | Wake)
-        timeline.hear(Tick() if is_effect else each, [each] if is_effect else [], now, f"t{now}")  # type: ignore[arg-type, list-item]
+        timeline.hear(Tick() if is_effect else each, [each] if is_effect else [], now, now)  # type: ignore[arg-type, list-item]
     return [
         (entry["event"], entry["model"], entry["seconds"], entry["reason"], entry["cause"])
         for entry in timeline.newest(100)
@@ -71,7 +71,7 @@ def test_only_the_newest_are_kept() -> None:
     """The count goes on; what came first is gone, and who asks for an earlier state is given what is left of it."""
     timeline = Timeline()
     for number in range(MOST_ENTRIES + 10):
-        timeline.hear(Pinned(f"m{number}", pinned=True), [], 0, "t")
+        timeline.hear(Pinned(f"m{number}", pinned=True), [], 0, 0)
     assert timeline.count == MOST_ENTRIES + 10
     assert [entry["model"] for entry in timeline.newest(2)] == ["m508", "m509"]
     assert [entry["model"] for entry in timeline.newest(2, before=12)] == ["m10", "m11"]

@@ -84,6 +84,14 @@ class Client:
         """Stop a model and return its row once its process is gone, however long that takes."""
         return self._ask("POST", f"/v1/models/{_part(name)}/unload", answer_s=None)
 
+    def pin(self, name: str, *, pinned: bool) -> dict[str, Any]:
+        """Have a model keep its place, or no longer, and return its row."""
+        return self._ask("POST", f"/v1/models/{_part(name)}/{'pin' if pinned else 'unpin'}")
+
+    def cancel(self, request_id: str) -> dict[str, Any]:
+        """Stop a request that is being served."""
+        return self._ask("POST", f"/v1/requests/{_part(request_id)}/cancel")
+
     def reload(self) -> dict[str, Any]:
         """Have the configuration read again; return what came of it."""
         return self._ask("POST", "/v1/admin/reload")

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -23,8 +23,10 @@ from rolecall.errors import TooManyRequests
 from rolecall.gateway.recorder import timestamp
 from rolecall.gateway.server import Gateway
 from rolecall.insight.board import Board, Tail
-from rolecall.insight.sections import Sections, Weights, weigh
-from rolecall.insight.timeline import Timeline
+from rolecall.insight.timeline import TELLING, Timeline
+
+if TYPE_CHECKING:
+    from rolecall.insight.sections import Sections, Weights
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,9 @@ class Feed:
         self._gateway = gateway
         self._board = Board()
         self._timeline = Timeline()
-        self._sections = Sections(gateway, time.time())
-        self._weights = Weights()
+        self._started_at = time.time()
+        self._sections: Sections | None = None  # made for the first who watches
+        self._weights: Weights | None = None
         self._watchers: set[Watcher] = set()
         self._pending: list[Mapping[str, Any]] = []
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=MOST_AT_ONCE)
@@ -94,7 +97,8 @@ class Feed:
             self._soon()
 
     def _hear_event(self, event: Event, effects: list[Effect]) -> None:
-        self._timeline.hear(event, effects, time.monotonic(), "" if not effects and isinstance(event, Tick) else _now())
+        if effects or isinstance(event, TELLING):
+            self._timeline.hear(event, effects, time.monotonic(), time.time())
         if self._watchers and (effects or not isinstance(event, Tick)):
             self._soon()
 
@@ -128,16 +132,23 @@ class Feed:
             self._timers[name] = asyncio.get_running_loop().call_later(seconds, ring)
 
     def _make(self) -> None:
-        """Make a round: look at how all stands, and wake those who watch if anything differs."""
+        """Make a round."""
         try:
-            self._look()
+            self.look()
         except Exception:  # whoever watches must not end what is served
             log.exception("what the dashboard shows cannot be told")
         self._made_at = time.monotonic()
-        if self._watchers and self._sections.is_moving:
+        if self._watchers and self._is_moving:
             self._later("moving", _MOVE_S, self._soon)
 
-    def _look(self) -> None:
+    @property
+    def _is_moving(self) -> bool:
+        return self._sections is not None and self._sections.is_moving
+
+    def look(self) -> None:
+        """Look at how all stands, and wake those who watch if anything differs."""
+        if self._sections is None:
+            return
         self._count()
         timeline = self._timeline
         lines, entries = self._lines - self._lines_told, timeline.count - self._entries_told
@@ -150,7 +161,8 @@ class Feed:
             "history": list(self._recent)[-_HISTORY:],
             "timeline": timeline.newest(_TIMELINE),
         }
-        if self._board.update(_now(), self._sections.all(self._weights) | {"totals": self._counted()}, tails, lists):
+        sections = {**self._sections.all(self._weights), "totals": self._counted()}
+        if self._board.update(timestamp(time.time()), sections, tails, lists):
             for watcher in self._watchers:
                 watcher.wake.set()
 
@@ -165,6 +177,8 @@ class Feed:
     async def _measure(self) -> None:
         status = self._gateway.services.supervisor.status(weigh=False)
         pids = {row.model.name: row.pid for row in status if row.pid}
+        from rolecall.insight.sections import weigh  # noqa: PLC0415 - with the first who watches
+
         self._weights = await asyncio.to_thread(weigh, self._gateway, pids)
         self._soon()
         self._later("weighing", _WEIGH_S, self._weigh)
@@ -183,17 +197,20 @@ class Feed:
         if not self._watchers:
             self._begin()
         self._watchers.add(watcher)
-        if self._sections.is_moving:
+        if self._is_moving:
             self._soon()
         return watcher
 
     def _begin(self) -> None:
         """Begin to look: all that was not looked at meanwhile is new."""
+        from rolecall.insight.sections import Sections  # noqa: PLC0415 - which a server that nobody watches need not have
+
+        self._sections = self._sections or Sections(self._gateway, self._started_at)
         self._gateway.inference.on_begin = self._soon
         self._board = Board(self._board.number)
         self._count()
         self._lines_told, self._entries_told = self._lines, self._timeline.count
-        self._look()
+        self.look()
         self._made_at = time.monotonic()
         self._later("weighing", 0, self._weigh)
         if self._gateway.keys is not None:
@@ -248,7 +265,3 @@ class Feed:
 def without_prompts(line: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a line of the log without what was asked and answered."""
     return line if _PRIVATE.isdisjoint(line) else {name: line[name] for name in line if name not in _PRIVATE}
-
-
-def _now() -> str:
-    return timestamp(time.time())

@@ -1,4 +1,7 @@
-"""The endpoints about requests: those that are over, one in full, and the end of one by hand."""
+"""The endpoints about requests: those that are over, one in full, and the end of one by hand.
+
+What reads the log is imported with the first question: a server that nobody asks is no larger for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import Request
 
@@ -17,9 +20,10 @@ from rolecall.gateway.exchange import Exchange
 from rolecall.gateway.routes import Json, ScopedRoute
 from rolecall.gateway.server import Gateway
 from rolecall.insight.feed import Feed, without_prompts
-from rolecall.insight.history import Page, Question, decision, find_line, read_page
-from rolecall.insight.log_reader import Fields, Wanted, parse_since, parse_status
-from rolecall.insight.sections import live_row
+
+if TYPE_CHECKING:
+    from rolecall.insight.history import Question
+    from rolecall.insight.log_reader import Fields
 
 T = TypeVar("T")
 
@@ -49,8 +53,10 @@ class RequestRoutes:
 
     async def page(self, request: Request) -> Json:
         """Return finished requests, newest first."""
+        from rolecall.insight.history import read_page  # noqa: PLC0415
+
         question = _question(request)
-        page: Page = await self._aside(lambda: read_page(self._gateway.services.recorder.path, question))
+        page = await self._aside(lambda: read_page(self._gateway.services.recorder.path, question))
         return Json(
             {
                 "object": "list",
@@ -67,6 +73,8 @@ class RequestRoutes:
 
     async def one(self, request: Request) -> Json:
         """Return one request, live or over."""
+        from rolecall.insight.history import decision  # noqa: PLC0415
+
         request_id = request.path_params["request_id"]
         live = self._live(request_id)
         state = "finished" if live is None else self._state(live)
@@ -82,12 +90,16 @@ class RequestRoutes:
         return next((each for each in self._gateway.inference.active if each.request_id == request_id), None)
 
     def _state(self, live: Exchange) -> str:
+        from rolecall.insight.sections import live_row  # noqa: PLC0415
+
         scheduler = self._gateway.services.supervisor.scheduler
         awaited = {each.waiter: each.model for each in scheduler.queue()}
         states = {name: scheduler.state(name) for name in awaited.values()}
         return str(live_row(live, awaited, states, time.monotonic())["state"])
 
     async def _over(self, request_id: str) -> Fields | None:
+        from rolecall.insight.history import find_line  # noqa: PLC0415
+
         found = await self._aside(lambda: find_line(self._gateway.services.recorder.path, request_id))
         return self._feed.recent(request_id) if found is None else found
 
@@ -106,6 +118,9 @@ class RequestRoutes:
 
 
 def _question(request: Request) -> Question:
+    from rolecall.insight.history import Question  # noqa: PLC0415
+    from rolecall.insight.log_reader import Wanted, parse_since, parse_status  # noqa: PLC0415
+
     query = request.query_params
     now = datetime.now(timezone.utc)
     status = _parsed(query.get("status"), "status", parse_status)

@@ -64,8 +64,9 @@ class Sections:
         self.is_moving = False
         """Whether figures move by themselves: something loads, or is being answered."""
 
-    def all(self, weights: Weights) -> dict[str, Values]:
-        """Return the sections that replace each other."""
+    def all(self, weights: Weights | None) -> dict[str, Values]:
+        """Return the sections that replace each other; without ``weights`` nothing was measured yet."""
+        weights = weights or Weights()
         now, at = time.monotonic(), time.time()
         supervisor = self._gateway.services.supervisor
         status = supervisor.status(weigh=False)

@@ -12,11 +12,13 @@ from itertools import islice
 from typing import Any, Literal
 
 from rolecall.core.events import Adopted, BecameReady, Effect, Event, Exited, Pinned, Sleep, Start, Stop, Wake
+from rolecall.gateway.recorder import timestamp
 
 MOST_ENTRIES = 500
 """How many are kept."""
 
-_TELLING = (Adopted, BecameReady, Exited, Pinned)
+TELLING = (Adopted, BecameReady, Exited, Pinned)
+"""Events that have an entry; others may have effects that do."""
 _LONGEST = 1000
 
 Phase = Literal["load", "wake", "ready", "asleep", "end"]
@@ -36,13 +38,13 @@ class Timeline:
     _phases: dict[str, tuple[Phase, float]] = field(default_factory=dict)
     """What each model does, and since when (s)."""
 
-    def hear(self, event: Event, effects: Iterable[Effect], now: float, ts: str) -> None:
-        """Take in an event and what was decided after it, at ``now`` (s), which is ``ts`` for people."""
-        if isinstance(event, _TELLING):
-            self._happened(event, now, ts)
+    def hear(self, event: Event, effects: Iterable[Effect], now: float, at: float) -> None:
+        """Take in an event and what was decided after it; ``now`` (s) is monotonic, ``at`` is since the epoch."""
+        if isinstance(event, TELLING):
+            self._happened(event, now, at)
         for effect in effects:
             if isinstance(effect, Start | Stop | Sleep | Wake):
-                self._decided(effect, now, ts)
+                self._decided(effect, now, at)
 
     def newest(self, most: int, before: int | None = None) -> list[Entry]:
         """Return the last entries, oldest first; of those that came with the first ``before``, if that is given."""
@@ -50,32 +52,32 @@ class Timeline:
         found = list(islice(reversed(self._entries), later, later + most))
         return found[::-1]
 
-    def _happened(self, event: Adopted | BecameReady | Exited | Pinned, now: float, ts: str) -> None:
+    def _happened(self, event: Adopted | BecameReady | Exited | Pinned, now: float, at: float) -> None:
         model = event.model
         phase, since = self._phases.get(model, (None, now))
         match event:
             case Pinned(pinned=pinned):
-                self._tell(ts, model, "pinned" if pinned else "unpinned", None, "by hand")
+                self._tell(at, model, "pinned" if pinned else "unpinned", None, "by hand")
             case Adopted():
                 self._phases[model] = "ready", now
-                self._tell(ts, model, "ready", None, "it ran already")
+                self._tell(at, model, "ready", None, "it ran already")
             case BecameReady(load_s=load_s):
                 if phase in {"load", "wake"}:  # else it was asked to stop meanwhile
                     self._phases[model] = "ready", now
-                    self._tell(ts, model, "ready" if phase == "load" else "awake", load_s, None)
+                    self._tell(at, model, "ready" if phase == "load" else "awake", load_s, None)
             case Exited(error=error):
                 self._phases.pop(model, None)
-                self._ended(ts, model, phase, now - since, error)
+                self._ended(at, model, phase, now - since, error)
 
-    def _ended(self, ts: str, model: str, phase: Phase | None, seconds: float, error: str) -> None:
+    def _ended(self, at: float, model: str, phase: Phase | None, seconds: float, error: str) -> None:
         if phase in {"load", "wake"}:
-            self._tell(ts, model, "failed", seconds, error)
+            self._tell(at, model, "failed", seconds, error)
         elif phase in {"ready", "asleep"}:
-            self._tell(ts, model, "crashed", seconds, error)
+            self._tell(at, model, "crashed", seconds, error)
         else:
-            self._tell(ts, model, "unloaded", None if phase is None else seconds, None)
+            self._tell(at, model, "unloaded", None if phase is None else seconds, None)
 
-    def _decided(self, effect: Start | Stop | Sleep | Wake, now: float, ts: str) -> None:
+    def _decided(self, effect: Start | Stop | Sleep | Wake, now: float, at: float) -> None:
         model = effect.model
         _, since = self._phases.get(model, (None, now))
         match effect:
@@ -83,21 +85,21 @@ class Timeline:
                 is_start = isinstance(effect, Start)
                 self._phases[model] = "load" if is_start else "wake", now
                 self.loads += is_start
-                self._tell(ts, model, "load" if is_start else "wake", None, words)
+                self._tell(at, model, "load" if is_start else "wake", None, words)
             case Stop(why=why, words=words) | Sleep(why=why, words=words):
                 is_stop = isinstance(effect, Stop)
                 self._phases[model] = "end" if is_stop else "asleep", now
                 self.evictions += why == "room"
                 name = "sleep" if not is_stop else "evicted" if why == "room" else "unload"
-                self._tell(ts, model, name, now - since, words, why)
+                self._tell(at, model, name, now - since, words, why)
 
     def _tell(  # noqa: PLR0913, PLR0917 - the fields of an entry
-        self, ts: str, model: str, event: str, seconds: float | None, reason: str | None, cause: str | None = None
+        self, at: float, model: str, event: str, seconds: float | None, reason: str | None, cause: str | None = None
     ) -> None:
         self.count += 1
         self._entries.append(
             {
-                "ts": ts,
+                "ts": timestamp(at),
                 "model": model,
                 "event": event,
                 "seconds": None if seconds is None else round(seconds, 3),
