@@ -27,8 +27,15 @@ class EventStream(Response):
     ``close`` in the end, whatever happened.
     """
 
-    def __init__(self, parts: AsyncIterator[bytes], leave: Callable[[], None], close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        parts: AsyncIterator[bytes],
+        leave: Callable[[], None],
+        close: Callable[[], None],
+        patience_s: float = PATIENCE_S,
+    ) -> None:
         super().__init__()
+        self._patience_s = patience_s
         self._parts = parts
         self._leave = leave
         self._close = close
@@ -40,16 +47,16 @@ class EventStream(Response):
         try:
             wire.head(200, {**_HEADERS, "x-request-id": new_request_id()})
             async for part in self._parts:
-                if not wire.part(part) and not await _taken(wire.drain):
+                if not wire.part(part) and not await _taken(wire.drain, self._patience_s):
                     return  # without a proper end: the connection is closed
             wire.end(b"")
-            await _taken(wire.drain)
+            await _taken(wire.drain, self._patience_s)
         finally:
             watch.cancel()
             self._close()
 
 
-async def _taken(drain: Callable[[], Awaitable[None]]) -> bool:
-    with anyio.move_on_after(PATIENCE_S) as patience:
+async def _taken(drain: Callable[[], Awaitable[None]], patience_s: float) -> bool:
+    with anyio.move_on_after(patience_s) as patience:
         await drain()
     return not patience.cancelled_caught
