@@ -1,0 +1,31 @@
+"""A report as Markdown: tables that no name of a prompt or a model can break out of."""
+
+from __future__ import annotations
+
+import re
+
+from rolecall.insight.prompt_report import Report, Table, tables
+from rolecall.insight.report_words import period, printable, remarks
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~>:@-])")
+
+
+def markdown(report: Report) -> str:
+    """Return the whole report."""
+    head = ["# Prompts", "", escaped(period(report)), *(f"\n{escaped(remark)}" for remark in remarks(report))]
+    return "\n".join([*head, *map(_table, tables(report))]) + "\n"
+
+
+def _table(table: Table) -> str:
+    marks = ["---:" if at in table.right else "---" for at in range(len(table.heads))]
+    rows = [table.heads, *table.rows]
+    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    return "\n".join(
+        ["", f"## {table.title}", "", escaped(table.note), "", lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
+    )
+
+
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it stands: no markup, no HTML, no cell of its own, no link."""
+    plain = printable(text).replace("&", "&amp;").replace("<", "&lt;")
+    return _SPECIAL.sub(r"\\\1", plain)

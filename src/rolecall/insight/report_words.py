@@ -1,0 +1,31 @@
+"""What stands at the head of a report, and how foreign names are made harmless in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rolecall.insight.prompt_report import Report
+
+
+def period(report: Report) -> str:
+    """Return which requests the report is about."""
+    if report.first is None or report.last is None:
+        return "No request with a prompt id."
+    requests = sum(each.values["requests"] for each in report.figures)
+    first, last = (f"{time.astimezone():%Y-%m-%d %H:%M}" for time in (report.first, report.last))
+    return f"{requests:,} requests with a prompt id, from {first} to {last}."
+
+
+def remarks(report: Report) -> Iterator[str]:
+    """Yield what of the log is not in the figures."""
+    tally = report.tally
+    if tally.broken:
+        yield f"{tally.broken:,} of {tally.lines:,} lines are no records of requests, and were skipped."
+    if tally.wrong:
+        yield f"{tally.wrong:,} lines have a value of a wrong kind, which is taken as unknown."
+    yield from (f"Left out: {reason}." for reason in tally.left_out)
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, without control characters and those that turn the direction of writing."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text).split())
