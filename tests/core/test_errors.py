@@ -14,6 +14,7 @@ from rolecall.errors import (
     ModelNotFound,
     NoModelForRole,
     RateLimited,
+    RequestCancelled,
     RequestTimeout,
     RolecallError,
     ShuttingDown,
@@ -119,3 +120,11 @@ def test_shutdown_asks_to_come_back() -> None:
 def test_statuses_of_what_clients_meet_most() -> None:
     """Unknown models and roles are 404, a failed start is 503."""
     assert (ModelNotFound("x").status, NoModelForRole("x").status, StartFailed("x").status) == (404, 404, 503)
+
+
+def test_who_stopped_a_request_is_for_the_log_alone() -> None:
+    """Its client learns that somebody did, and not by whose key."""
+    error = RequestCancelled("the key boss")
+    assert error.summary(discreetly=True) == error.summary() == "request_cancelled: by the key boss"
+    assert "boss" not in str(error.body())
+    assert error.status == 400

@@ -36,7 +36,7 @@ values = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.li
 MEANINGFUL = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"}
 SIZES = SIZE_DEFAULTS | {"temp", "temperature"}
 other_names = st.sampled_from(["seed", "top_p", "x"]) | st.text(max_size=8).filter(
-    lambda n: n not in MEANINGFUL | SIZES | NOT_FOR_CLIENTS
+    lambda n: n not in MEANINGFUL | SIZES | NOT_FOR_CLIENTS | {"prompt", "input"}
 )
 other_fields = st.dictionaries(other_names, values, max_size=5)
 
