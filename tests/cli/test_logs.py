@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +96,32 @@ def test_rotated_files_are_read_when_the_log_has_too_few(path: Path) -> None:
     path.with_name(path.name + ".bak").write_text(line(999))
     assert ids(logs(path, "--json", "-n", "5").stdout) == [19, 20, 21, 22, 23]
     assert ids(logs(path, "--json", "-n", "100").stdout) == list(range(24))
+
+
+def test_compressed_files_are_read(path: Path) -> None:
+    """What logrotate has compressed is older than the rest and read in order, whatever it is called."""
+    path.write_text(line(8) + line(9))
+    path.with_name(path.name + ".1").write_text(line(6) + line(7))
+    path.with_name(path.name + ".2.gz").write_bytes(gzip.compress((line(4) + line(5)).encode()))
+    path.with_name(path.name + ".10.gz").write_bytes(gzip.compress((line(0) + line(1)).encode()))
+    dated = path.with_name(path.name + "-20260131")
+    dated.write_text(line(2) + line(3))
+    if shutil.which("zstd"):
+        subprocess.run(["zstd", "-q", "--rm", str(dated)], check=True)
+    assert ids(logs(path, "--json", "-n", "100").stdout) == list(range(10))
+    assert ids(logs(path, "--json", "-n", "5").stdout) == [5, 6, 7, 8, 9]
+    assert json.loads(logs(path, "show", "--json", "req-0001").stdout)["request_id"] == "req-0001"
+    assert logs(path, "--since", "2026-01-31T12:00:04Z", "--json").exit_code == 0
+
+
+def test_a_compressed_file_that_is_broken_is_told(path: Path) -> None:
+    """It is named where its lines are needed, and costs nothing where they are not."""
+    path.write_text(line(1))
+    path.with_name(path.name + ".1.gz").write_bytes(gzip.compress(line(0).encode())[:-9])
+    assert ids(logs(path, "--json", "-n", "1").stdout) == [1]
+    told = logs(path, "show", "req-0000")
+    assert told.exit_code == 1
+    assert f"it is cut short, or not compressed by gzip: {path}.1.gz" in told.stderr
 
 
 def test_file_met_under_two_names_is_read_once(path: Path) -> None:

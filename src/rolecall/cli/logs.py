@@ -16,13 +16,13 @@ from rolecall.cli.common import ConfigDir, fail
 from rolecall.cli.log_place import ENVVAR, default_log_path, ending_quietly, log_path, missing, parsed
 from rolecall.cli.log_table import print_fields, summary, table_printer
 from rolecall.cli.logs_queries import query, stats
+from rolecall.insight.log_files import LogFiles, open_log
 from rolecall.insight.log_reader import (
     Entry,
     LineFilter,
     Tail,
     Wanted,
     find_request,
-    open_parts,
     parse_since,
     parse_status,
 )
@@ -73,10 +73,10 @@ def show(
     """Show all that is known of one request."""
     path = log_path(ctx, file, config_dir)
     with ending_quietly(), ExitStack() as stack:
-        parts = open_parts(path, stack)
-        if not parts:
+        log = _opened(path, stack)
+        if log is None:
             fail(missing(path))
-        found = find_request(parts, request_id)
+        found = find_request(log.files, request_id)
         if not found:
             fail(f"no request with the id {request_id!r} in {path.absolute()}")
         if len(found) > 1:
@@ -98,13 +98,14 @@ def _judged(path: Path, request_id: str) -> dict[str, object]:
 
 def _show_last(path: Path, keep: LineFilter, count: int, *, follow: bool, as_json: bool) -> None:
     with ExitStack() as stack:
-        parts = open_parts(path, stack)
-        if not parts and not follow:
+        log = _opened(path, stack, keep.wanted.since)
+        if log is None and not follow:
             fail(missing(path))
-        if not parts:
+        if log is None:
             typer.echo(f"waiting for {path.absolute()}", err=True)
+        files, parts = (log.files, log.parts) if log else ((), ())
         tail = Tail(path, parts, stack) if follow else None
-        entries = keep.last(tail.before(parts) if tail else parts, count)
+        entries = keep.last(tail.before(files) if tail else files, count)
         if not entries and not tail and count:
             _tell_skipped(keep)
             fail(f"no request in {path.absolute()}" + (" matches" if keep.wanted != Wanted() else ""))
@@ -113,6 +114,14 @@ def _show_last(path: Path, keep: LineFilter, count: int, *, follow: bool, as_jso
         told = _tell_skipped(keep)
         if tail:
             _follow(tail, keep, printer, told=told)
+
+
+def _opened(path: Path, stack: ExitStack, since: datetime | None = None) -> LogFiles | None:
+    """Open the files of a log; None where there are none."""
+    try:
+        return open_log(path, stack, since)
+    except FileNotFoundError:
+        return None
 
 
 def _follow(tail: Tail, keep: LineFilter, printer: Callable[[list[Entry]], None], *, told: bool) -> NoReturn:

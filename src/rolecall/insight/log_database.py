@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.insight.feedback_table import load_feedback, make_feedback
 from rolecall.insight.log_columns import column_types, has_wrong_value, is_record, quoted, read_types, text, typed
-from rolecall.insight.log_files import Compression, LogFile, open_log
+from rolecall.insight.log_files import open_log
+from rolecall.insight.log_reader import Compression, Part
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -206,7 +207,7 @@ def _interruptible(connection: DuckDBPyConnection) -> Iterator[None]:
         ours.close()
 
 
-def _load(connection: DuckDBPyConnection, files: Sequence[LogFile], columns: Sequence[str]) -> list[str]:
+def _load(connection: DuckDBPyConnection, files: Sequence[Part], columns: Sequence[str]) -> list[str]:
     """Read what can be read of the files; return the reasons against the others."""
     import duckdb  # noqa: PLC0415 - see above
 
@@ -235,7 +236,7 @@ def _make_empty(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> N
     connection.execute(f"CREATE VIEW {VIEW} AS SELECT {names} FROM {_LINES} WHERE _is_record")
 
 
-def _read(connection: DuckDBPyConnection, files: Sequence[LogFile], columns: Sequence[str], line_bytes: int) -> None:
+def _read(connection: DuckDBPyConnection, files: Sequence[Part], columns: Sequence[str], line_bytes: int) -> None:
     """Read files into the table, all of them or none."""
     kinds: dict[Compression, list[str]] = {}
     for file in files:

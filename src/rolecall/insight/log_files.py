@@ -8,38 +8,33 @@ from __future__ import annotations
 import errno
 import os
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from rolecall.insight.log_reader import open_parts, open_regular
+from rolecall.insight.log_reader import Compression, Part, blocks, open_parts, open_regular, parse_time
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
-Compression = Literal["none", "gzip", "zstd"]
-
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _NOT_READ = frozenset({".bz2", ".xz", ".lz4", ".Z"})
 _TRIES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LogFile:
-    """An open file of the log: its name, and a path that leads to it until it is closed, whatever its name is then."""
-
-    name: str
-    path: str
-    compression: Compression
+_TS = re.compile(rb'"ts":\s*"([^"]{1,40})"')
+_DURATION = re.compile(rb'"duration_ms":\s*(\d+(?:\.\d+)?)')
 
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
-    """The files to read, and the reasons why others, which look like a part of the log, are left out."""
+    """The files that hold something, newest first, and why others, which look like a part of the log, are left out.
 
-    files: tuple[LogFile, ...]
+    ``parts`` are those that rolecall itself has written, empty ones too.
+    """
+
+    files: tuple[Part, ...]
     left_out: tuple[str, ...]
+    parts: tuple[Part, ...]
     is_there: bool
 
 
@@ -63,11 +58,8 @@ def open_log(path: Path, stack: ExitStack, since: datetime | None = None) -> Log
 def _open_all(path: Path, names: list[str], stack: ExitStack, since: datetime | None) -> LogFiles:
     parts = open_parts(path, stack)
     known = {_identity(part.file.fileno()) for part in parts}
-    files, left_out = [], []
-    for part in parts:
-        if _is_wanted(part.file.fileno(), since):
-            name = os.path.basename(part.file.name)  # noqa: PTH119 - the path is a text here
-            files.append(_log_file(name, part.file.fileno()))
+    files = [part for part in parts if _is_wanted(part.file.fileno(), since)]
+    left_out = []
     for name in names:
         stem, dot, ending = name.rpartition(".")
         if dot + ending in _COMPRESSIONS and (stem in names or path.with_name(stem).exists()):
@@ -82,8 +74,26 @@ def _open_all(path: Path, names: list[str], stack: ExitStack, since: datetime | 
             continue
         if file is not None and _identity(file.fileno()) not in known and _is_wanted(file.fileno(), since):
             known.add(_identity(file.fileno()))
-            files.append(_log_file(name, file.fileno(), _COMPRESSIONS.get(dot + ending, "none")))
-    return LogFiles(tuple(files), tuple(left_out), bool(parts or names))
+            size = os.fstat(file.fileno()).st_size
+            files.append(Part(file, size, _COMPRESSIONS.get(dot + ending, "none")))
+    if len(files) > 1:
+        files.sort(key=lambda part: (part.name == path.name, _begins(part)), reverse=True)
+    return LogFiles(tuple(files), tuple(left_out), tuple(parts), bool(parts or names))
+
+
+def _begins(part: Part) -> float:
+    """Return when a file was begun (s since the epoch): its first line was written when that request was over.
+
+    So a file has the same place among the others at every look, whatever it is called by then.
+    """
+    head = b""
+    with suppress(OSError):  # it is told when it is read
+        head = next(blocks(part), b"").partition(b"\n")[0]
+    ts, took = _TS.search(head), _DURATION.search(head)
+    moment = ts and parse_time(ts[1].decode("ascii", "replace"))
+    if moment is None:
+        return os.fstat(part.file.fileno()).st_mtime
+    return moment.timestamp() + (float(took[1]) / 1e3 if took else 0)
 
 
 def _siblings(path: Path) -> list[str]:
@@ -111,7 +121,3 @@ def _identity(fd: int) -> tuple[int, int]:
 def _is_wanted(fd: int, since: datetime | None) -> bool:
     found = os.fstat(fd)
     return found.st_size > 0 and (since is None or found.st_mtime >= since.timestamp())
-
-
-def _log_file(name: str, fd: int, compression: Compression = "none") -> LogFile:
-    return LogFile(name, f"/proc/self/fd/{fd}", compression)

@@ -1,4 +1,4 @@
-"""Reads the request log: backwards over its rotated files, forwards as it grows, and picks lines by what they hold."""
+"""Reads the request log: over its files either way, forwards as it grows, and picks lines by what they hold."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import operator
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import orjson
 
@@ -128,15 +128,28 @@ def _is_after(text: str, since: datetime) -> bool:
     return time is not None and time >= since
 
 
-# --- backwards --------------------------------------------------------------------------------------------------------
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+Compression = Literal["none", "gzip", "zstd"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One open file of the log, and where reading it backwards starts (bytes)."""
+    """One open file of the log, and where reading it backwards starts (bytes); of a compressed one all is read."""
 
     file: BinaryIO
     end: int
+    compression: Compression = "none"
+
+    @property
+    def name(self) -> str:
+        """What it was called when it was opened."""
+        return os.path.basename(self.file.name)  # noqa: PTH119 - the path is a text here
+
+    @property
+    def path(self) -> str:
+        """A path that leads to it until it is closed, whatever its name is then."""
+        return f"/proc/self/fd/{self.file.fileno()}"
 
 
 def open_parts(path: Path, stack: ExitStack) -> list[Part]:
@@ -186,6 +199,9 @@ def _numbers(path: Path) -> list[int]:
     return [*numbers, numbers[-1] + 1] if numbers else []  # one more: a rotation meanwhile moves the oldest on
 
 
+# --- either way -------------------------------------------------------------------------------------------------------
+
+
 def lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
     """Yield the lines before ``end``, last first, reading by blocks; empty lines are left out."""
     tail = b""
@@ -201,12 +217,42 @@ def lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
         yield tail
 
 
-def newest_first(parts: Iterable[Part], since: datetime | None = None) -> Iterator[bytes]:
-    """Yield the lines of all parts, newest first; files last written before ``since`` are not read."""
+def newest_first(parts: Iterable[Part]) -> Iterator[bytes]:
+    """Yield the lines of all parts, newest first; raises OSError for a compressed one that is broken."""
     for part in parts:
-        if since is not None and os.fstat(part.file.fileno()).st_mtime < since.timestamp():
-            return
-        yield from lines_backwards(part.file, part.end)
+        if part.compression == "none":
+            yield from lines_backwards(part.file, part.end)
+        else:
+            from rolecall.insight.log_unpacking import unpacked_copy  # noqa: PLC0415 - most logs have no such file
+
+            with unpacked_copy(part.file, part.compression) as copy:
+                yield from lines_backwards(copy, copy.seek(0, os.SEEK_END))
+
+
+def oldest_first(parts: Sequence[Part]) -> Iterator[bytes]:
+    """Yield the lines of all parts, which are given newest first, as they were written; raises as `newest_first`."""
+    for part in reversed(parts):
+        yield from _lines(blocks(part))
+
+
+def blocks(part: Part) -> Iterator[bytes]:
+    """Yield what a file holds, from its beginning; raises OSError for a compressed one that is broken."""
+    if part.compression != "none":
+        from rolecall.insight.log_unpacking import unpacked  # noqa: PLC0415 - most logs have no such file
+
+        yield from unpacked(part.file, part.compression)
+        return
+    part.file.seek(0)
+    while block := part.file.read(_BLOCK):
+        yield block
+
+
+def _lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from filter(None, lines)
+    yield from filter(None, [rest])
 
 
 class LineFilter:
@@ -227,7 +273,7 @@ class LineFilter:
 
     def last(self, parts: Iterable[Part], count: int) -> list[Entry]:
         """Return the last ``count`` wanted entries, oldest first."""
-        return list(islice(self(newest_first(parts, self.wanted.since)), count))[::-1]
+        return list(islice(self(newest_first(parts)), count))[::-1]
 
 
 def find_request(parts: Iterable[Part], request_id: str) -> list[Entry]:
@@ -252,7 +298,7 @@ class Tail:
     Polling works on every file system, network and overlay ones included, and before the file exists.
     """
 
-    def __init__(self, path: Path, parts: list[Part], stack: ExitStack) -> None:
+    def __init__(self, path: Path, parts: Sequence[Part], stack: ExitStack) -> None:
         """Start behind the last whole line of the newest part; without parts, at the start of what will come."""
         self._path = path
         self._file = parts[0].file if parts else None
@@ -261,9 +307,9 @@ class Tail:
         self._opened = ExitStack()
         stack.callback(self._close)
 
-    def before(self, parts: list[Part]) -> list[Part]:
+    def before(self, parts: Iterable[Part]) -> list[Part]:
         """Return the parts without what new_lines() is going to yield."""
-        return [Part(parts[0].file, self._position), *parts[1:]] if parts else []
+        return [replace(part, end=self._position) if part.file is self._file else part for part in parts]
 
     def new_lines(self) -> Iterator[bytes]:
         """Yield the whole lines written since the last call. Raises OSError for a file that cannot be read."""
