@@ -96,6 +96,18 @@ def test_prompts_are_known_by_metadata_or_headers(
     assert (line["prompt_id"], line["prompt_version"]) == expected
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_to_prompts_are_looked_at(server: Rolecall, *, stream: bool) -> None:
+    """A whole answer and a stream with a prompt id have their markers in the line, and both the size of their output."""
+    plain, named = (
+        server.line_of(server.http.post(CHAT, json=prompt("m", stream=stream, fake={"tokens": 300}), headers=headers))
+        for headers in ({}, {"x-prompt-id": "caption"})
+    )
+    assert "markers" not in plain
+    assert named["markers"] == []
+    assert plain["output_bytes"] == named["output_bytes"] > 300
+
+
 def test_messages_and_images_are_counted(server: Rolecall) -> None:
     """The counts are those of the request as it was sent."""
     user = {"role": "user", "content": [picture(), {"type": "text", "text": "x"}, picture()]}
