@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from browser import scenes
 from browser.dashboard_pictures import draw_dashboard
 from browser.page import CONTRASTS, Page
-from browser.told import Told, entry, line, live_row, model, snapshot, telling
+from browser.told import Told, entry, gpu_of, line, live_row, model, snapshot, telling
 
 DOCS = Path(__file__).parents[2] / "docs"
 VIEWS = ("/ui", "/ui/requests", "/ui/playground")
@@ -79,6 +79,18 @@ def test_a_bar_is_as_long_as_what_is_held(page: Page, address: str) -> None:
     assert parts == pytest.approx([9000 / 24564, 3100 / 24564, 6200 / 24564, 800 / 24564], abs=0.002)
     held = page.run("return [...document.querySelectorAll('.legend li')].slice(0, 5).map((e) => Number(e.dataset.mb));")
     assert sum(held) == 24564
+
+
+def test_memory_that_is_not_free_yet(page: Page, told: Told, address: str) -> None:
+    """What an engine that ended has not given back is a part of the bar of its own, so that it adds up."""
+    open_view(page, f"{address}/ui")
+    card = gpu_of([("llama-3.2-3b", 3100)]) | {"reserved_mb": 9100, "free_mb": 24564 - 9100 - 800}
+    told.tell({"type": "gpus", "data": [card]})
+    page.wait(lambda: any("being freed" in text for text in page.texts(".gpu .legend li")))
+    held = page.run(
+        "return [...document.querySelectorAll('.legend [data-of]')].slice(0, -1).map((e) => +e.dataset.mb);"
+    )
+    assert held == [3100, 6000, 800, 14664]
 
 
 def test_nothing_yet(page: Page) -> None:

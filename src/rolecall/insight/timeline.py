@@ -29,7 +29,11 @@ Entry = dict[str, Any]
 
 @dataclass(slots=True)
 class Timeline:
-    """Keeps the last entries; ``count`` is how many there ever were, ``loads`` and ``evictions`` those of two kinds."""
+    """Keeps the last entries.
+
+    ``count`` is how many there ever were, ``loads`` those that say ``ready`` or ``awake``, ``evictions`` those to make
+    room.
+    """
 
     count: int = 0
     loads: int = 0
@@ -64,6 +68,7 @@ class Timeline:
             case BecameReady(load_s=load_s):
                 if phase in {"load", "wake"}:  # else it was asked to stop meanwhile
                     self._phases[model] = "ready", now
+                    self.loads += 1
                     self._tell(at, model, "ready" if phase == "load" else "awake", load_s, None)
             case Exited(error=error):
                 self._phases.pop(model, None)
@@ -84,7 +89,6 @@ class Timeline:
             case Start(words=words) | Wake(words=words):
                 is_start = isinstance(effect, Start)
                 self._phases[model] = "load" if is_start else "wake", now
-                self.loads += is_start
                 self._tell(at, model, "load" if is_start else "wake", None, words)
             case Stop(why=why, words=words) | Sleep(why=why, words=words):
                 is_stop = isinstance(effect, Stop)

@@ -20,8 +20,10 @@ function hostRow(store) {
   if (store.gpus.some((gpu) => gpu.uuid === "host")) {
     return [];
   }
+  const onCards = new Set(store.gpus.flatMap((gpu) => gpu.models.map((each) => each.model)));
   const models = store.models
-    .filter((row) => row.managed && row.rss_mb && !row.devices.length && row.state !== "stopped")
+    .filter((row) => row.managed && row.rss_mb && !row.devices.length && ["ready", "sleeping"].includes(row.state))
+    .filter((row) => !onCards.has(row.model))
     .map((row) => ({ model: row.model, mb: row.rss_mb }));
   const mb = models.reduce((sum, each) => sum + each.mb, 0);
   return models.length ? [{ uuid: "ram", index: -1, name: null, models, reserved_mb: mb, foreign_mb: 0, total_mb: 0 }] : [];
@@ -32,6 +34,7 @@ function card(store, gpu) {
   const used = gpu.reserved_mb + gpu.foreign_mb;
   const [title, name] = isHost ? ["Host RAM", null] : [`GPU ${gpu.index}`, gpu.name];
   const total = Math.max(gpu.total_mb, used, 1);
+  const leaving = Math.max(0, gpu.reserved_mb - gpu.models.reduce((sum, each) => sum + each.mb, 0)); // engines that ended
   const limit = gpu.usable_mb && gpu.usable_mb < gpu.total_mb ? gpu.usable_mb : null;
   return html`
     <div class="gpu" data-gpu=${gpu.uuid}>
@@ -44,11 +47,13 @@ function card(store, gpu) {
       </div>
       <div class="stack" aria-hidden="true">
         ${repeat(gpu.models, (each) => each.model, (each) => segment(store, each, total))}
+        ${leaving ? html`<i class="leaving" .style=${share(leaving, total)}></i>` : nothing}
         ${gpu.foreign_mb ? html`<i class="foreign" .style=${share(gpu.foreign_mb, total)}></i>` : nothing}
         ${limit ? html`<b class="limit" .style=${`inset-inline-start:${(100 * limit) / total}%`}></b>` : nothing}
       </div>
       <ul class="legend" aria-label=${`Memory of ${title}`}>
         ${repeat(gpu.models, (each) => each.model, (each) => legend(store, each))}
+        ${leaving ? item("leaving", "being freed", leaving) : nothing}
         ${gpu.foreign_mb ? item("foreign", "other programs", gpu.foreign_mb) : nothing}
         ${gpu.total_mb ? item("free", "free", gpu.free_mb) : nothing}
         ${limit ? item("limit", "models may take", limit) : nothing}
@@ -74,7 +79,7 @@ function legend(store, { model, mb }) {
 
 function item(kind, words, mb, note = null) {
   return html`
-    <li title=${`${words}: ${Math.round(mb)} MB`} data-mb=${Math.round(mb)}>
+    <li title=${`${words}: ${Math.round(mb)} MB`} data-mb=${Math.round(mb)} data-of=${words}>
       <i class=${`swatch ${kind}`} aria-hidden="true"></i><span class="name"><bdi>${words}</bdi></span>
       <span class="amount">${memory(mb)}${note ? html` <span class="soft">${note}</span>` : nothing}</span>
     </li>

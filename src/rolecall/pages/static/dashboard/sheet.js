@@ -95,7 +95,7 @@ export class Sheet {
     return html`
       <p>${summary(line, state)}</p>
       ${line.error ? html`<p class=${`note ${outcome(line) === "bad" ? "bad" : "plain"}`}>${line.error}</p>` : nothing}
-      ${decision ? choice(decision) : nothing} ${times(line)} ${texts(line)}
+      ${decision ? choice(decision, line) : nothing} ${times(line)} ${texts(line)}
       <h3>All of its line</h3>
       <dl class="facts">
         ${Object.entries(line).filter(([name]) => !OWN.has(name)).map(([name, value]) => html`<div>
@@ -119,10 +119,10 @@ function summary(line, state) {
 }
 
 /** Why this model, in words; and the others, where they are still known. */
-function choice({ words, role, candidates, rejected }) {
+function choice({ words, role, candidates, rejected }, line) {
   return html`
     <h3>Why this model</h3>
-    <p class="decision" id="decision">${words ?? "The log does not say."}</p>
+    <p class="decision" id="decision"><b><bdi>${line.model ?? "None"}</bdi></b> for the role <bdi>${role}</bdi>: ${words ?? "the log does not say why"}</p>
     ${candidates?.length || rejected?.length
       ? html`
           <table class="small-table" role="table">

@@ -9,7 +9,7 @@ const SPANS = [
   [15, "15 min"],
   [60, "1 h"],
 ];
-const MOST_ROWS = 60;
+const MOST_ROWS = 200;
 const WORDS = {
   load: "loading begins",
   ready: "loaded",
