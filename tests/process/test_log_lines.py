@@ -98,9 +98,10 @@ def test_prompts_are_known_by_metadata_or_headers(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_answers_to_prompts_are_looked_at(server: Rolecall, *, stream: bool) -> None:
-    """A whole answer and a stream with a prompt id have their markers in the line, and both the size of their output."""
+    """A whole answer and a stream with a prompt id have markers in the line, and all the size of their output."""
+    asked = prompt("m", stream=stream, fake={"tokens": 300})
     plain, named = (
-        server.line_of(server.http.post(CHAT, json=prompt("m", stream=stream, fake={"tokens": 300}), headers=headers))
+        server.line_of(server.http.post(CHAT, json=asked, headers=headers))
         for headers in ({}, {"x-prompt-id": "caption"})
     )
     assert "markers" not in plain
