@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
+import sys
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.invoke import answer, call, configured, in_terminal
+from cli.invoke import answer, call, configured, environment, in_terminal
 from harness import Rolecall, eventually, fake_entry
 
 KEYS = {"api_keys_file": "keys.json"}
@@ -142,6 +145,99 @@ def test_without_a_server_it_is_read_from_the_folders(tmp_path: Path) -> None:
         assert len(samples(other, dataset)) == 3
 
 
+def test_datasets_that_the_backup_does_not_have_stay(tmp_path: Path) -> None:
+    """After kill -9 they are in the log beside their file: a backup from before leaves that alone as well."""
+    server = Rolecall(tmp_path / "one", [fake_entry("m")])
+    server.state.mkdir(parents=True)
+    file = tmp_path / "before.tar.gz"
+    answer("backup", file, *options(server))
+    with server:
+        dataset = with_dataset(server, 3)
+        server.process.kill()
+        server.process.wait()
+    assert (server.state / "datasets" / "datasets.duckdb.wal").stat().st_size > 0
+    answer("restore", file, "--force", *options(server))
+    with server:
+        assert len(samples(server, dataset)) == 3
+
+
+def with_datasets_file(there: tuple[str, ...], more_bytes: int) -> Path:
+    """Put datasets without a server into a state folder, and a file that takes a while to be compressed."""
+    from rolecall.vision.datasets_store import DatasetStore
+
+    folder = state_of(there) / "datasets"
+    folder.mkdir()
+    DatasetStore(folder / "datasets.duckdb").close()
+    (state_of(there) / "big.bin").write_bytes(os.urandom(more_bytes))
+    return folder
+
+
+def begun(file: Path, there: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """Begin a backup in a process of its own, and wait until its file is being written."""
+    argv = [sys.executable, "-m", "rolecall", "backup", str(file), *there]
+    process = subprocess.Popen(argv, env=environment())
+    eventually(lambda: list(file.parent.glob(f".{file.name}.*")) or process.poll() is not None)
+    return process
+
+
+def test_backups_at_the_same_time_are_whole(tmp_path: Path) -> None:
+    """None takes the copy of the datasets away from the other."""
+    there = configured(tmp_path, [])
+    folder = with_datasets_file(there, 60_000_000)
+    first = begun(tmp_path / "a.tar.gz", there)
+    second = call("backup", tmp_path / "b.tar.gz", *there)
+    assert (first.wait(60), second.exit_code) == (0, 0)
+    for name in ("a.tar.gz", "b.tar.gz"):
+        with tarfile.open(tmp_path / name) as archive:
+            assert archive.getmember("state/datasets/datasets.duckdb").size > 0
+    assert [path.name for path in folder.iterdir()] == ["datasets.duckdb"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """A timer that is stopped, a session that is closed: no half backup, and no copy of the datasets."""
+    there = configured(tmp_path, [])
+    folder = with_datasets_file(there, 60_000_000)
+    process = begun(tmp_path / "a.tar.gz", there)
+    process.send_signal(number)
+    assert process.wait(60) == 128 + number
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["configs", "state"]
+    assert [path.name for path in folder.iterdir()] == ["datasets.duckdb"]
+
+
+def test_another_server_is_not_taken_for_the_one_that_runs(tmp_path: Path) -> None:
+    """A copy that was made elsewhere is not in the backup; there is none, and that is said."""
+    with Rolecall(tmp_path / "one", [fake_entry("m")]) as one, Rolecall(tmp_path / "two", [fake_entry("m")]) as two:
+        with_dataset(one, 1)
+        with_dataset(two, 1)
+        refused = call("backup", tmp_path / "b.tar.gz", "--url", two.base_url, *options(one))
+    assert refused.exit_code == 1
+    assert "so it has another state folder; --url names another server" in refused.stderr
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
+def test_a_restore_that_fails_changes_nothing(tmp_path: Path) -> None:
+    """What is in the way is named; files before and after it are as they were."""
+    first, second = configured(tmp_path / "1", []), configured(tmp_path / "2", [], 'log_level = "debug"\n')
+    (state_of(first) / "usage.json").write_text("{}")
+    file = tmp_path / "b.tar.gz"
+    answer("backup", file, *first)
+    (state_of(second) / "usage.json").mkdir()
+    failed = call("restore", file, "--force", *second)
+    assert failed.exit_code == 1
+    assert f"{state_of(second) / 'usage.json'}: Is a directory" in failed.stderr
+    assert (tmp_path / "2" / "configs" / "rolecall.toml").read_text() == 'log_level = "debug"\n'
+    assert [path.name for path in state_of(second).iterdir()] == ["usage.json"]
+
+
+def test_folders_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    """Nothing was configured there, so another folder is meant: an empty backup would be found out too late."""
+    there = configured(tmp_path, [])
+    refused = call("backup", tmp_path / "b.tar.gz", *there[:3], tmp_path / "none")
+    assert refused.exit_code == 1
+    assert f"{tmp_path / 'none'} is no folder that exists; --state-dir names the one to back up" in refused.stderr
+
+
 def test_on_a_terminal_it_shows_how_far_it_is(tmp_path: Path) -> None:
     """A bar while it works, which is taken away; what stays is the result."""
     there = configured(tmp_path, [])
@@ -200,7 +296,13 @@ def test_other_names_are_refused(tmp_path: Path, command: str) -> None:
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     """Restoring nothing is an error that names it; so is a folder that is none."""
     there = configured(tmp_path, [])
-    assert "No such file" in call("restore", tmp_path / "none.tar.gz", *there).stderr
+    new = tmp_path / "new"
+    missing = call("restore", tmp_path / "none.tar.gz", "--config-dir", new / "c", "--state-dir", new / "s")
+    assert "No such file" in missing.stderr
+    (tmp_path / "broken.tar.gz").write_text("hello")
+    broken = call("restore", tmp_path / "broken.tar.gz", "--config-dir", new / "c", "--state-dir", new / "s")
+    assert "is no backup of rolecall" in broken.stderr
+    assert not new.exists()
     assert "is no folder that exists" in call("backup", tmp_path / "none" / "b.tar.gz", *there).stderr
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,20 @@ def test_new_keys_have_at_least_160_bits() -> None:
     assert len(set(keys)) == 1000
     assert len(set("".join(key[3:] for key in keys))) == 62
     assert 62**32 > 2**190
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_file_that_root_makes_belongs_to_the_folders_owner(tmp_path: Path) -> None:
+    """The service has to read it; one that is there keeps its owner."""
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    os.chown(folder, 12345, 54321)
+    path = folder / "keys.json"
+    change_keys(path, lambda _keys: (key(),))
+    assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
+    os.chown(path, 1, 2)
+    change_keys(path, lambda keys: (*keys, key("other")))
+    assert (path.stat().st_uid, path.stat().st_gid) == (1, 2)
 
 
 def test_changes_are_taken_over(path: Path) -> None:

@@ -15,18 +15,11 @@ from typing import Any
 import pytest
 
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.state_archive import (
-    END,
-    MANIFEST,
-    Content,
-    Manifest,
-    items_of,
-    places,
-    put,
-    unpack,
-    write_archive,
-)
+from rolecall.runtime.state_archive import END, MANIFEST, Content, Manifest, unpack, write_archive
 from rolecall.runtime.state_folder import alone, in_use, is_in_use
+from rolecall.runtime.state_items import DATASETS, Item, items_of
+from rolecall.runtime.state_places import making_folders, places, put_all
+from rolecall.settings import Settings
 
 ORIGIN = {"config_dir": "/etc/rolecall", "state_dir": "/var/lib/rolecall", "api_keys_file": None}
 FIRST = {"form": 1, "rolecall": "0.1.0", "created": "2026-01-01T00:00:00Z", **ORIGIN}
@@ -39,6 +32,12 @@ def lay_out(folder: Path, *names: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
     return folder
+
+
+def items(config: Path, state: Path, keys: Path | None = None, **more: Any) -> list[Item]:
+    """Return what is backed up of some folders."""
+    given = {"config_dir": config, "state_dir": state, "api_keys_file": keys, **more}
+    return list(items_of(Settings.model_validate(given)))
 
 
 def written(path: Path, *items: Any) -> tuple[Manifest, Content]:
@@ -74,7 +73,7 @@ def test_what_is_backed_up_and_what_is_not(tmp_path: Path) -> None:
     (state / "link").symlink_to("/etc/passwd")
     (config / "profiles.toml").symlink_to(lay_out(tmp_path / "elsewhere", "profiles.toml") / "profiles.toml")
     keys = lay_out(tmp_path / "k", "keys.json") / "keys.json"
-    found = {item.name for item in items_of(config, state, keys)}
+    found = {item.name for item in items(config, state, keys)}
     assert found == {
         "config/rolecall.toml",
         "config/profiles.toml",
@@ -86,7 +85,37 @@ def test_what_is_backed_up_and_what_is_not(tmp_path: Path) -> None:
         "keys/keys.json",
     }
     inside = lay_out(config, "keys.json") / "keys.json"
-    assert [item.name for item in items_of(config, state, inside) if "keys" in item.name] == ["config/keys.json"]
+    assert [item.name for item in items(config, state, inside) if "keys" in item.name] == ["config/keys.json"]
+
+
+@pytest.mark.parametrize("name", [".keys.json", "keys.json.bak", "tasks/keys.json", "../k/keys.json"])
+def test_the_key_file_goes_in_wherever_it_lies(tmp_path: Path, name: str) -> None:
+    """Also under a name that is otherwise left out, and beside the config folder; once."""
+    config = lay_out(tmp_path / "c", "rolecall.toml", "tasks/mine.toml")
+    lay_out(config, name)
+    found = [item for item in items(config, tmp_path / "s", Path(name)) if "keys" in item.name]
+    assert [item.path.resolve() for item in found] == [(config / name).resolve()]
+    assert found[0].name == (f"config/{name}" if ".." not in name else "keys/keys.json")
+
+
+def test_links_to_folders_are_followed_in_the_config_folder(tmp_path: Path) -> None:
+    """Tasks that lie elsewhere go in; a link that leads back, and one to the state or the models, do not."""
+    config, state = lay_out(tmp_path / "c", "rolecall.toml"), lay_out(tmp_path / "s", "learnt.json")
+    (config / "tasks").symlink_to(lay_out(tmp_path / "elsewhere", "mine.toml"))
+    (config / "back").symlink_to(tmp_path / "c")
+    (config / "state").symlink_to(state)
+    (config / "big").symlink_to(lay_out(tmp_path / "models", "m.gguf"))
+    found = {item.name for item in items(config, state, models_dir=tmp_path / "models")}
+    assert found == {"config/rolecall.toml", "config/tasks/mine.toml", "state/learnt.json"}
+
+
+def test_request_logs_and_variables_stay_out(tmp_path: Path) -> None:
+    """Wherever the log lies, with all that belongs to it: there may be prompts in it. Nor do secrets of the units."""
+    config = lay_out(tmp_path / "c", "environment", "rolecall.toml", "r.log", "r.log.1", "r.log.2.gz")
+    lay_out(config, "r.feedback.jsonl", "tasks/environment")
+    state = lay_out(tmp_path / "s", "requests.jsonl", "requests.jsonl.1", "logs/x", ".restore-17/state/x", "usage.json")
+    found = {item.name for item in items(config, state, log_path=config / "r.log")}
+    assert found == {"config/rolecall.toml", "config/tasks/environment", "state/usage.json"}
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tgz", "tar.zst"])
@@ -99,7 +128,7 @@ def test_there_and_back(tmp_path: Path, kind: str) -> None:
     (state / "learnt.json").chmod(0o644)
     path = tmp_path / f"b.{kind}"
     moved: list[int] = []
-    manifest, content = write_archive(path, items_of(tmp_path / "none", state, None), ORIGIN, moved.append)
+    manifest, content = write_archive(path, items(tmp_path / "none", state), ORIGIN, moved.append)
     assert (manifest.config_dir, manifest.form, content) == ("/etc/rolecall", 1, Content(2, 21))
     assert sum(moved) == 21
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -112,9 +141,9 @@ def test_there_and_back(tmp_path: Path, kind: str) -> None:
 def test_a_file_that_goes_meanwhile_is_left_out(tmp_path: Path) -> None:
     """A mark that was taken away between the look and the copy ends nothing."""
     state = lay_out(tmp_path / "s", "a", "running")
-    items = list(items_of(tmp_path / "none", state, None))
+    found = items(tmp_path / "none", state)
     (state / "running").unlink()
-    assert written(tmp_path / "b.tar.gz", *items)[1].files == 1
+    assert written(tmp_path / "b.tar.gz", *found)[1].files == 1
     assert unpacked(tmp_path / "b.tar.gz", tmp_path / "u") == {"state/a": "a"}
 
 
@@ -124,7 +153,7 @@ def test_a_file_that_cannot_be_read_ends_it(tmp_path: Path) -> None:
     state = lay_out(tmp_path / "s", "a")
     (state / "a").chmod(0)
     with pytest.raises(PermissionError):
-        written(tmp_path / "b.tar.gz", *items_of(tmp_path / "none", state, None))
+        written(tmp_path / "b.tar.gz", *items(tmp_path / "none", state))
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
@@ -235,7 +264,7 @@ def _endless(path: Path) -> None:
 def test_what_is_damaged_or_no_backup_is_told(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """Cut off, changed, or anything else: the error names the file."""
     path = tmp_path / "b.tar.gz"
-    written(path, *items_of(tmp_path / "none", lay_out(tmp_path / "s", "a", "b"), None))
+    written(path, *items(tmp_path / "none", lay_out(tmp_path / "s", "a", "b")))
     damage(path)
     with pytest.raises(ConfigurationError, match=r"b\.tar\.gz is (no backup of rolecall|cut off)"):
         unpacked(path, tmp_path / "u")
@@ -253,7 +282,7 @@ def test_a_cut_zst_is_told(tmp_path: Path) -> None:
     if shutil.which("zstd") is None:
         pytest.skip("the program zstd is not here")
     path = tmp_path / "b.tar.zst"
-    written(path, *items_of(tmp_path / "none", lay_out(tmp_path / "s", "a"), None))
+    written(path, *items(tmp_path / "none", lay_out(tmp_path / "s", "a")))
     path.write_bytes(path.read_bytes()[:-20])
     (tmp_path / "u").mkdir()
     with pytest.raises((ConfigurationError, OSError), match=r"cut off|end of|premature|no backup"):
@@ -263,23 +292,70 @@ def test_a_cut_zst_is_told(tmp_path: Path) -> None:
 # -- putting back
 
 
+def put_back(unpacked: Path, folder: Path) -> None:
+    """Put what was unpacked into ``c`` and ``s`` of a folder."""
+    targets = {"config": folder / "c", "state": folder / "s", "keys": folder / "c"}
+    with making_folders() as make:
+        put_all(list(places(unpacked, targets)), folder / "s" / DATASETS, make)
+
+
+def all_files(folder: Path, *tops: str) -> dict[str, str]:
+    """Return all files and folders below some folders, with what is in them."""
+    found = [path for top in tops for path in (folder / top).rglob("*")]
+    return {p.relative_to(folder).as_posix(): p.read_text() if p.is_file() else "" for p in found}
+
+
 def test_files_are_put_in_their_places(tmp_path: Path) -> None:
-    """Each goes to its folder, with its mode, over what was there."""
-    folder = lay_out(tmp_path / "u", "config/tasks/a.toml", "state/x", "keys/k.json")
+    """Each goes to its folder, with its mode, over what was there; names with a dot in front too."""
+    folder = lay_out(tmp_path / "u", "config/tasks/a.toml", "config/.hidden.json", "state/x", "keys/k.json")
     (folder / "keys" / "k.json").chmod(0o600)
-    targets = {"config": tmp_path / "c", "state": tmp_path / "s", "keys": tmp_path / "c"}
     lay_out(tmp_path / "s", "x", "stays")
     (tmp_path / "s" / "x").write_text("before")
-    for source, target in places(folder, targets):
-        put(source, target)
-    assert {p.relative_to(tmp_path).as_posix() for top in "cs" for p in (tmp_path / top).rglob("*") if p.is_file()} == {
-        "c/tasks/a.toml",
-        "c/k.json",
-        "s/x",
-        "s/stays",
+    put_back(folder, tmp_path)
+    assert all_files(tmp_path, "c", "s") == {
+        "c/tasks": "",
+        "c/tasks/a.toml": "config/tasks/a.toml",
+        "c/.hidden.json": "config/.hidden.json",
+        "c/k.json": "keys/k.json",
+        "s/x": "state/x",
+        "s/stays": "stays",
     }
-    assert (tmp_path / "s" / "x").read_text() == "state/x"
     assert stat.S_IMODE((tmp_path / "c" / "k.json").stat().st_mode) == 0o600
+
+
+def test_what_cannot_be_put_changes_nothing(tmp_path: Path) -> None:
+    """A folder where the last file belongs: the first ones are as before, and the error names the place."""
+    folder = lay_out(tmp_path / "u", "config/a", "config/new/b", "state/x")
+    lay_out(tmp_path / "c", "a")
+    (tmp_path / "s" / "x").mkdir(parents=True)
+    before = all_files(tmp_path, "c", "s")
+    with pytest.raises(IsADirectoryError) as raised:
+        put_back(folder, tmp_path)
+    assert raised.value.filename == str(tmp_path / "s" / "x")
+    assert all_files(tmp_path, "c", "s") == before
+
+
+@pytest.mark.parametrize("is_in_it", [False, True], ids=["without datasets", "with datasets"])
+def test_the_log_of_the_datasets_goes_with_them_alone(tmp_path: Path, *, is_in_it: bool) -> None:
+    """DuckDB keeps in it what is not in the file yet: without new datasets it stays with the old ones."""
+    folder = lay_out(tmp_path / "u", "state/x", *([f"state/{DATASETS}"] if is_in_it else []))
+    state = lay_out(tmp_path / "s", DATASETS, f"{DATASETS}.wal")
+    put_back(folder, tmp_path)
+    there = {path.name: path.read_text() for path in (state / "datasets").iterdir()}
+    name = DATASETS.rpartition("/")[2]
+    old = {name: DATASETS, f"{name}.wal": f"{DATASETS}.wal"}
+    assert there == ({name: f"state/{DATASETS}"} if is_in_it else old)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_puts_back_belongs_to_the_folders_owner(tmp_path: Path) -> None:
+    """Folders that are new as well: the service has to read what is in them."""
+    folder = lay_out(tmp_path / "u", f"state/{DATASETS}")
+    (tmp_path / "s").mkdir()
+    os.chown(tmp_path / "s", 12345, 54321)
+    put_back(folder, tmp_path)
+    for path in (tmp_path / "s").rglob("*"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321), path
 
 
 def test_servers_share_a_state_folder_and_a_restore_has_it_alone(tmp_path: Path) -> None:

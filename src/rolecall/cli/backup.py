@@ -17,21 +17,12 @@ from rolecall.cli.common import AsJson, CommandError, ConfigDir, StateDir, print
 from rolecall.cli.table import console_for, printable
 from rolecall.core.wording import amount, counted, some
 from rolecall.errors import ConfigurationError, RolecallError
-from rolecall.runtime.state_archive import (
-    DATASETS,
-    KINDS,
-    SNAPSHOT,
-    Content,
-    Item,
-    Manifest,
-    Tell,
-    items_of,
-    places,
-    put,
-    unpack,
-    write_archive,
-)
+from rolecall.runtime.interruption import ended_in_order
+from rolecall.runtime.private_file import locked
+from rolecall.runtime.state_archive import KINDS, Content, Manifest, Tell, unpack, write_archive
 from rolecall.runtime.state_folder import alone, is_in_use
+from rolecall.runtime.state_items import DATASETS, SNAPSHOT, Item, items_of, key_file_of
+from rolecall.runtime.state_places import making_folders, places, put_all
 from rolecall.settings import SETTINGS_FILE, Settings, load_settings
 
 _NAMED = 3
@@ -58,10 +49,12 @@ def backup(  # noqa: PLR0913 - options
         raise CommandError(f"{file} is there already; choose another name, or --force writes over it")
     if not file.parent.is_dir():
         raise CommandError(f"{file.parent} is no folder that exists")
-    with _datasets(settings, url) as datasets:
-        items = [*items_of(settings.config_dir, settings.state_dir, settings.api_keys_file), *datasets]
-        total = sum(item.path.stat().st_size for item in items)
-        with _progress("writing", total) as tell:
+    for option, folder in (("--config-dir", settings.config_dir), ("--state-dir", settings.state_dir)):
+        if not folder.is_dir():
+            raise CommandError(f"{folder} is no folder that exists; {option} names the one to back up")
+    with ended_in_order(), _datasets(settings, url) as datasets:
+        items = [*items_of(settings), *datasets]
+        with _progress("writing", sum(map(_size, items))) as tell:
             manifest, content = write_archive(file, items, _origin(settings), tell)
     size = file.stat().st_size
     if as_json:
@@ -85,20 +78,26 @@ def restore(
     """
     _check_kind(file)
     settings = load_settings({"config_dir": config_dir, "state_dir": state_dir}, may_be_absent=True)
-    config, state = settings.config_dir, settings.state_dir
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with alone(state), tempfile.TemporaryDirectory(prefix=".restore-", dir=state) as unpacked:
-            with _progress("reading", file.stat().st_size) as tell:
-                manifest, content = unpack(file, Path(unpacked), tell)
-            found = list(places(Path(unpacked), {"config": config, "state": state, "keys": config}))
-            _check_free([target for _, target in found], force=force)
-            (state / f"{DATASETS}.wal").unlink(missing_ok=True)  # it belongs to the file that goes
-            for source, target in found:
-                put(source, target)
+        with ended_in_order():
+            manifest, content = _restored(file, settings, force=force)
     except ConfigurationError as error:
         raise CommandError(str(error)) from None
     _tell(file, manifest, content, settings, as_json=as_json)
+
+
+def _restored(file: Path, settings: Settings, *, force: bool) -> tuple[Manifest, Content]:
+    config, state = settings.config_dir, settings.state_dir
+    size = file.stat().st_size
+    with making_folders() as make:
+        make(state, 0o700)
+        with alone(state), tempfile.TemporaryDirectory(prefix=".restore-", dir=state) as unpacked:
+            with _progress("reading", size) as tell:
+                found = unpack(file, Path(unpacked), tell)
+            files = list(places(Path(unpacked), {"config": config, "state": state, "keys": config}))
+            _check_free([target for _, target in files], force=force)
+            put_all(files, state / DATASETS, make)
+    return found
 
 
 def _check_kind(file: Path) -> None:
@@ -106,8 +105,15 @@ def _check_kind(file: Path) -> None:
         raise CommandError(f"{file}: a backup is a file whose name ends with {', '.join(KINDS[:-1])} or {KINDS[-1]}")
 
 
+def _size(item: Item) -> int:
+    try:
+        return item.path.stat().st_size
+    except FileNotFoundError:  # taken away meanwhile
+        return 0
+
+
 def _origin(settings: Settings) -> dict[str, Any]:
-    keys = settings.api_keys_file
+    keys = key_file_of(settings)
     return {
         "config_dir": str(settings.config_dir),
         "state_dir": str(settings.state_dir),
@@ -154,30 +160,31 @@ def _notes(manifest: Manifest, settings: Settings) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _datasets(settings: Settings, url: str | None) -> Iterator[list[Item]]:
-    """Yield a copy of the datasets' file that nobody writes to, if there is one."""
+    """Yield a copy of the datasets' file that nobody writes to, if there is one. It has lost its name already."""
     path = settings.state_dir / DATASETS
     if not path.exists():
         yield []
         return
     copy = path.with_name(SNAPSHOT)
-    try:
-        _copy_datasets(settings, path, copy, url)
-        yield [Item(copy, f"state/{DATASETS}")]
-    finally:
-        copy.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        with locked(path.parent):  # backups at the same time make their copies one after the other
+            try:
+                _copy_datasets(settings, path, copy, url)
+                opened = stack.enter_context(copy.open("rb"))
+            finally:
+                copy.unlink(missing_ok=True)
+        yield [Item(Path(f"/dev/fd/{opened.fileno()}"), f"state/{DATASETS}")]
 
 
 def _copy_datasets(settings: Settings, path: Path, copy: Path, url: str | None) -> None:
     """Have the server copy them if one runs; else, or if it does not tell us and has closed them, do it here."""
+    copy.unlink(missing_ok=True)
     asked = ""
     if is_in_use(settings.state_dir):
-        try:
-            with connect(url, settings.config_dir) as client:
-                client.snapshot()
-        except CommandError as error:
-            asked = f"\nthe server that runs was asked for a copy: {error}"
-        else:
+        problem = _ask_for_copy(settings, copy, url)
+        if problem is None:
             return
+        asked = f"\nthe server that runs was asked for a copy: {problem}"
     from rolecall.vision.datasets_store import DatasetStore  # noqa: PLC0415 - DuckDB, which takes 50 MB
 
     try:
@@ -185,6 +192,16 @@ def _copy_datasets(settings: Settings, path: Path, copy: Path, url: str | None) 
             store.copy_to(copy)
     except RolecallError as error:
         raise CommandError(f"{error}{asked}") from None
+
+
+def _ask_for_copy(settings: Settings, copy: Path, url: str | None) -> str | None:
+    """Return what was in the way, None if the copy is there."""
+    try:
+        with connect(url, settings.config_dir) as client:
+            made = client.snapshot()
+    except CommandError as error:
+        return str(error)
+    return None if copy.exists() else f"it made {made}, so it has another state folder; --url names another server"
 
 
 @contextlib.contextmanager

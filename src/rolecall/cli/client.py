@@ -96,9 +96,9 @@ class Client:
         """Have the configuration read again; return what came of it."""
         return self._ask("POST", "/v1/admin/reload")
 
-    def snapshot(self) -> None:
-        """Have the datasets copied into a file beside them, however long that takes."""
-        self._ask("POST", "/datasets/snapshot", answer_s=None)
+    def snapshot(self) -> str:
+        """Have the datasets copied into a file beside them, however long that takes; return its path over there."""
+        return str(self._ask("POST", "/datasets/snapshot", answer_s=None).get("path"))
 
     def _ask(self, method: str, path: str, *, answer_s: float | None = _ANSWER_S) -> dict[str, Any]:
         timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)

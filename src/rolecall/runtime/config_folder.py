@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Literal
 
 from rolecall.errors import ConfigurationError
+from rolecall.runtime.interruption import undisturbed
 from rolecall.runtime.private_file import locked, write_in_place
 from rolecall.runtime.registry_edit import back_up
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +44,10 @@ def read_file(path: Path) -> bytes | None:
 def write_folder(folder: Path, files: Sequence[PlannedFile]) -> dict[str, Path]:
     """Write the files that are new or changed; returns the copies of those that were replaced, by name.
 
-    A folder that is not there appears with all of them at once. Ctrl-C and SIGTERM take effect when all is written.
+    A folder that is not there appears with all of them at once. Signals take effect when all is written.
     Raises ``OSError``, and ``ConfigurationError`` if a file has changed since it was planned: nothing is written then.
     """
-    with _undisturbed():
+    with undisturbed():
         if not folder.exists():
             _make(folder, files)
             return {}
@@ -86,23 +82,3 @@ def _replace(folder: Path, files: Sequence[PlannedFile]) -> dict[str, Path]:
             backups[file.name] = back_up(folder / file.name, file.before)
         write_in_place(folder / file.name, file.after)
     return backups
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep the signals that end a command until it is over; elsewhere than in the main thread nothing can be kept."""
-    came: list[int] = []
-
-    def keep(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    before = {}
-    with suppress(ValueError):  # not in the main thread
-        before = {number: signal.signal(number, keep) for number in _SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for late in came:
-        signal.raise_signal(late)

@@ -13,7 +13,8 @@ from pathlib import Path
 def write_privately(path: Path, text: str) -> None:
     """Write a file of mode 0600 so that readers see the old or the new content, never a part of it.
 
-    A file that was there keeps its owner, so that root may change what a service reads. Raises ``OSError``.
+    A file that was there keeps its owner, so that root may change what a service reads; of a new one see
+    ``give_to_owner_of``. Raises ``OSError``.
     """
     _replace(path.resolve(), text.encode(), 0o600)
 
@@ -21,7 +22,7 @@ def write_privately(path: Path, text: str) -> None:
 def write_in_place(path: Path, data: bytes) -> None:
     """Write a file in one step that keeps its mode, its owner and the symbolic links that lead to it.
 
-    A new one is like any other file of this user. Raises ``OSError``.
+    A new one is like any other file of this user, or of the folder's if root writes it. Raises ``OSError``.
     """
     path = path.resolve()
     try:
@@ -38,9 +39,13 @@ def _replace(path: Path, data: bytes, mode: int | None) -> None:
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666 if mode is None else 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            with suppress(OSError):
+            try:
                 before = path.stat()
-                os.fchown(file.fileno(), before.st_uid, before.st_gid)
+            except OSError:
+                give_to_owner_of(path.parent, file.fileno())
+            else:
+                with suppress(OSError):
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.write(data)
@@ -50,6 +55,14 @@ def _replace(path: Path, data: bytes, mode: int | None) -> None:
     except BaseException:  # Ctrl-C leaves nothing behind either
         temporary.unlink(missing_ok=True)
         raise
+
+
+def give_to_owner_of(folder: Path, made: Path | int) -> None:
+    """Have what root makes in a folder belong to the folder's owner, who is to use it; others make what is theirs."""
+    if os.geteuid() == 0:
+        with suppress(OSError):  # a file system without owners
+            owner = folder.stat()
+            os.chown(made, owner.st_uid, owner.st_gid)
 
 
 @contextmanager

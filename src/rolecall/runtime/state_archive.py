@@ -6,7 +6,7 @@
     keys/…                  the file of API keys, if it lies elsewhere
     rolecall-backup.end     how many files and bytes there were: without it the archive is cut off
 
-It holds hashes of keys, tags of pictures and no prompts. It is of mode 0600, and there as a whole or not at all.
+It holds hashes of keys, tags of pictures, and no prompts. It is of mode 0600, and there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -28,30 +28,18 @@ from typing import IO, Any, cast
 
 from rolecall import __version__
 from rolecall.errors import ConfigurationError
+from rolecall.runtime.state_items import Item
 
 MANIFEST = "rolecall-backup.json"
 END = "rolecall-backup.end"
 FORM = 1
 KINDS = (".tar.gz", ".tgz", ".tar.zst")
-DATASETS = "datasets/datasets.duckdb"
-"""Copied by whoever holds it open: it cannot be read while it is written."""
-SNAPSHOT = "." + DATASETS.rpartition("/")[2] + ".snapshot"
-"""The name of that copy, beside them."""
-_TOPS = ("config", "state", "keys")
-_MADE_ANEW = frozenset({"engine-logs", "engines", "oneshot", "models", "demo", "datasets/thumbnails"})
-_OF_DATASETS = frozenset({DATASETS, DATASETS + ".wal"})
+TOPS = ("config", "state", "keys")
+"""The folders in it."""
 _MOST_BYTES = 2**16
 
 Tell = Callable[[int], None]
 """Is given the number of bytes that were read or written since the last call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """A file, and its name in the archive."""
-
-    path: Path
-    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,29 +65,6 @@ class Content:
         """Count a file."""
         self.files += 1
         self.bytes += size
-
-
-def items_of(config_dir: Path, state_dir: Path, keys_file: Path | None) -> Iterator[Item]:
-    """Yield what is backed up, but for the datasets."""
-    for path in _files(config_dir, follow=True):
-        if not path.name.endswith(".bak"):
-            yield Item(path, f"config/{path.relative_to(config_dir).as_posix()}")
-    for path in _files(state_dir, leave_out=_MADE_ANEW):
-        name = path.relative_to(state_dir).as_posix()
-        if name not in _OF_DATASETS:
-            yield Item(path, f"state/{name}")
-    if keys_file is not None and keys_file.is_file() and config_dir not in keys_file.parents:
-        yield Item(keys_file, f"keys/{keys_file.name}")
-
-
-def _files(folder: Path, *, follow: bool = False, leave_out: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Yield the regular files below; names with a dot in front are half-written ones."""
-    for top, folders, names in os.walk(folder):
-        here = Path(top)
-        folders[:] = sorted(f for f in folders if (here / f).relative_to(folder).as_posix() not in leave_out)
-        for path in (here / name for name in sorted(names) if not name.startswith(".")):
-            if path.is_file() and (follow or not path.is_symlink()):
-                yield path
 
 
 # -- writing
@@ -243,33 +208,10 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> 
     # which would see to that as well, is missing from the Python 3.10 and 3.11 of some distributions.
     parts = PurePosixPath(member.name).parts
     content = archive.extractfile(member) if member.isreg() else None
-    if content is None or len(parts) < 2 or parts[0] not in _TOPS or ".." in parts:
+    if content is None or len(parts) < 2 or parts[0] not in TOPS or ".." in parts:
         raise NoBackup(f"the archive holds {member.name[:200]!r}, which no backup of rolecall has")
     path = folder.joinpath(*parts)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("xb") as file:
         shutil.copyfileobj(content, file)
     path.chmod(member.mode & 0o755 | 0o600)
-
-
-def places(unpacked: Path, targets: Mapping[str, Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield each unpacked file with the place it belongs to; ``targets`` has a folder for each top folder."""
-    for top in _TOPS:
-        for path in _files(unpacked / top):
-            yield path, targets[top] / path.relative_to(unpacked / top)
-
-
-def put(source: Path, target: Path) -> None:
-    """Put a file in its place in one step; run by root, it gets the owner of the folder that it comes into."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        shutil.copyfile(source, partial)
-        partial.chmod(source.stat().st_mode & 0o777)
-        if os.geteuid() == 0:
-            owner = target.parent.stat()
-            os.chown(partial, owner.st_uid, owner.st_gid)
-        partial.replace(target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

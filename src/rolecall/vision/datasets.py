@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from rolecall.errors import BadRequest
-from rolecall.runtime.state_archive import SNAPSHOT
+from rolecall.runtime.state_items import SNAPSHOT
 from rolecall.vision.datasets_files import checked_folder, scan
 from rolecall.vision.datasets_records import MAX_NAME_CHARACTERS, Dataset, clean_text
 from rolecall.vision.datasets_tagger import ModelTagger
