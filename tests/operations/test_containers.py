@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,32 @@ def test_variables_name_settings() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_the_image_starts_is_a_command_of_ours(stage: str) -> None:
-    """Entry point and command are `rolecall serve` with options that exist, in folders that are volumes."""
+    """Entry point and command are `rolecall serve`; its folders are volumes."""
     assert json.loads(only(stage, "ENTRYPOINT")) == ["/opt/rolecall/bin/rolecall"]
-    command, *options = json.loads(only(stage, "CMD"))
-    assert command == "serve"
-    known = call("serve", "--help").stdout
-    assert all(option in known for option in options[::2])
+    assert json.loads(only(stage, "CMD")) == ["serve"]
     mounted = {volume.split(":")[1] for volume in compose("compose.yaml")["volumes"]}
-    folders = {"/" + value.split("/")[1] for value in options[1::2]}
     named = environment(stage)
-    keys = str(Path(named[f"{PREFIX}API_KEYS_FILE"]).parent)
-    assert folders | {named[f"{PREFIX}MODELS_DIR"], keys} == mounted
+    folders = {named[PREFIX + name] for name in ("CONFIG_DIR", "STATE_DIR", "MODELS_DIR")}
+    assert folders | {str(Path(named[PREFIX + name]).parent) for name in ("LOG_PATH", "API_KEYS_FILE")} == mounted
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_other_commands_have_the_folders_of_the_server(stage: str, tmp_path: Path) -> None:
+    """`rolecall backup` without options, as `docker compose exec` has it, finds configuration, state and keys."""
+    configured(tmp_path / "given", [])
+    (tmp_path / "given" / "configs").rename(tmp_path / "config")
+    (tmp_path / "given" / "state").rename(tmp_path / "state")
+    (tmp_path / "state" / "usage.json").write_text("{}")
+    variables = {
+        name: str(tmp_path / value.lstrip("/"))
+        for name, value in environment(stage).items()
+        if value.startswith("/") and not name.endswith("LLAMA_SERVER")
+    }
+    (tmp_path / "keys").mkdir()
+    assert call("keys", "add", "ops", env=variables).exit_code == 0
+    assert call("backup", tmp_path / "b.tar.gz", env=variables).exit_code == 0
+    with tarfile.open(tmp_path / "b.tar.gz") as archive:
+        assert {"config/rolecall.toml", "state/usage.json", "keys/api_keys.json"} <= set(archive.getnames())
 
 
 @pytest.mark.parametrize("stage", STAGES)

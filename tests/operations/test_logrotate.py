@@ -43,7 +43,7 @@ def test_the_shipped_configuration_loses_no_line(tmp_path: Path) -> None:
     folder = tmp_path / "logs"
     folder.mkdir(mode=0o755)
     group = grp.getgrgid(os.getgid()).gr_name
-    text = shipped("logrotate.conf").replace("/var/log/rolecall/requests.jsonl", str(folder / "log.jsonl"))
+    text = shipped("logrotate.conf").replace("/var/log/rolecall/requests.", str(folder / "log."))
     text = text.replace("su rolecall rolecall", f"su {getpass.getuser()} {group}")
     (tmp_path / "rotate.conf").write_text(text)
     (tmp_path / "rotate.conf").chmod(0o644)
@@ -56,9 +56,13 @@ def test_the_shipped_configuration_loses_no_line(tmp_path: Path) -> None:
             for number in range(3):
                 seen = len(answered)
                 eventually(lambda seen=seen: len(answered) > seen + 20)  # type: ignore[misc]
+                said = {"request_id": answered[-1], "score": 1}
+                eventually(lambda said=said: server.http.post("/v1/feedback", json=said).status_code == 200)  # type: ignore[misc]
+                eventually((folder / "log.feedback.jsonl").exists)
                 state, config = str(tmp_path / "state"), str(tmp_path / "rotate.conf")
                 subprocess.run([str(LOGROTATE), "--force", "--state", state, config], check=True)
                 assert (folder / "log.jsonl.1").exists(), number
+                assert (folder / "log.feedback.jsonl.1").exists(), number
         finally:
             done.set()
             thread.join()

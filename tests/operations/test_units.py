@@ -14,6 +14,7 @@ import pytest
 
 from harness import CONFIGS, Rolecall, eventually, fake_entry
 from operations.shipped import PROGRAM, ROOT, shipped, unit
+from rolecall.runtime.state_items import items_of
 from rolecall.settings import Settings
 
 SERVICES = ("rolecall.service", "rolecall-user.service")
@@ -119,6 +120,20 @@ def test_it_starts_reloads_and_ends_as_systemd_would_have_it(tmp_path: Path, nam
             assert process.wait(20) == 0
         finally:
             process.kill()
+
+
+def test_no_log_is_backed_up(tmp_path: Path) -> None:
+    """Where the units have the log, prompts may be in it: none is in a backup of their folders."""
+    for name in SERVICES:
+        log = Path(command_of(name, tmp_path / name)[-3])
+        state = tmp_path / name / "home/.local/state/rolecall"
+        log.parent.mkdir(parents=True)
+        state.mkdir(parents=True, exist_ok=True)
+        for each in (log, log.with_name("requests.jsonl.2.gz"), log.with_name("requests.feedback.jsonl")):
+            each.write_text("a prompt")
+        (state / "usage.json").write_text("{}")
+        settings = Settings.model_validate({"config_dir": tmp_path / "none", "state_dir": state})
+        assert [item.name for item in items_of(settings)] == ["state/usage.json"], name
 
 
 def await_notice(inbox: socket.socket, line: str) -> list[str]:
