@@ -43,7 +43,7 @@ class Picture:
             else:
                 page.whole_picture(path)
         with Image.open(path) as image:
-            image.convert("RGB").quantize(COLOURS).save(path, optimize=True)
+            image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
 PICTURES = (

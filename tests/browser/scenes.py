@@ -27,6 +27,7 @@ DECISION = {
 def history(count: int) -> list[dict[str, Any]]:
     """Return lines, the oldest first; one failed, and of one the client left."""
     odd: dict[int, dict[str, Any]] = {
+        1: {"model": "qwen3-vl-8b", "requested_model": "role:caption"},
         3: {"status": 502, "error": "engine_crashed: The engine ended within the answer.", "completion_tokens": None},
         5: {"status": 499, "error": "client_disconnected: The client left."},
     }

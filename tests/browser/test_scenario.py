@@ -25,6 +25,8 @@ from simulator.nvml import ONE_16GB
 
 SECONDS = float(os.environ.get("ROLECALL_TEST_SCENARIO_S", "9"))
 ROUNDS = 3
+LEAST = 20
+"""Requests of a round, however slow the machine is."""
 WORKERS = 5
 MB = 2**20
 NAMES = ("ant", "bee", "cat")
@@ -112,7 +114,7 @@ def test_all_tell_the_same(page: Page, server: Rolecall) -> None:
     for seed in range(ROUNDS):
         with Load(server, seed):
             end = time.monotonic() + SECONDS / ROUNDS
-            while time.monotonic() < end:
+            while time.monotonic() < end or seen < LEAST * (seed + 1):
                 held = page.run(MEMORY)
                 assert sum(mb for name, mb in held.items() if name != "models may take") == total_mb
                 assert sum(name in NAMES for name in held) <= 2
@@ -120,7 +122,6 @@ def test_all_tell_the_same(page: Page, server: Rolecall) -> None:
                 assert seen <= now <= len(server.log_lines()) + WORKERS
                 seen = now
         check(page, server)
-    assert seen > 10 * ROUNDS
     check_requests(page, server)
 
 
