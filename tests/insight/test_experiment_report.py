@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,9 @@ import pytest
 
 from rolecall.core.experiments import Experiment
 from rolecall.gateway.recorder import timestamp
-from rolecall.insight.experiment_report import Report, lines_of, report_on, words
-from rolecall.insight.feedback import Feedback
-from rolecall.insight.log_reader import parse_time
+from rolecall.insight.experiment_lines import open_material
+from rolecall.insight.experiment_report import Report, report_on, words
+from rolecall.insight.feedback import Feedback, Judgement, feedback_path
 
 NOW = 1_800_000_000.0
 HOUR = 3600
@@ -31,9 +33,17 @@ def line(variant: str, at: float = NOW - 48 * HOUR, **fields: Any) -> dict[str, 
     return {**known, "variant": variant, "duration_ms": 100.0, **fields}
 
 
-def report(lines: Iterable[dict[str, Any]], feedback: dict[str, Feedback] | None = None, **fields: Any) -> Report:
+def report(lines: Iterable[dict[str, Any]], feedback: dict[str, Judgement] | None = None, **fields: Any) -> Report:
     """Return the report on an experiment like ``made``."""
     return report_on(made(**fields), lines, feedback or {}, NOW)
+
+
+def judged(scores: Iterable[tuple[str, float]], at: float = NOW - 40 * HOUR) -> dict[str, Judgement]:
+    """Return feedback in the order in which it was given, a second apart."""
+    found: dict[str, Judgement] = {}
+    for place, (name, score) in enumerate(scores):
+        found.setdefault(name, Judgement(Feedback(name))).add(Feedback(name, score), at + place, place)
+    return found
 
 
 def alternating(count: int, seed: int = 1, **fields: Any) -> list[dict[str, Any]]:
@@ -87,9 +97,10 @@ def test_how_many_more_are_needed() -> None:
     found = report(lines, metric="duration_ms")
     assert found.comparisons[0].needed is not None
     assert "if it is as it looks, about " in words(found.comparisons[0], found)
-    same = [line("ab"[number % 2], duration_ms=100 + 50 * (number // 2 % 2) * (-1) ** number) for number in range(400)]
+    same = [line("ab"[number % 2], duration_ms=100.0 * (1 + number // 2 % 2)) for number in range(400)]
     none = report(same, metric="duration_ms")
-    assert none.comparisons[0].needed is None or none.comparisons[0].needed > 0
+    assert (none.comparisons[0].verdict, none.comparisons[0].needed) == ("no difference seen", None)
+    assert words(none.comparisons[0], none) == "no difference in sight"
 
 
 def test_several_variants_share_the_risk() -> None:
@@ -148,23 +159,110 @@ def test_what_to_know_is_said() -> None:
 
 
 def test_feedback_is_a_metric() -> None:
-    """The last score of a request counts; requests without one are in no pair."""
+    """The first score of a request is compared, the last one shown; requests without one are in no pair."""
     lines = [line("ab"[number % 2], request_id=str(number)) for number in range(200)]
-    feedback = {str(number): Feedback(str(number), float(number % 2)) for number in range(100)}
-    found = report(lines, feedback, metric="feedback")
+    first = [(str(number), float(number % 2)) for number in range(100)]
+    found = report(lines, judged([*first, *((name, 0.5) for name, _ in first)]), metric="feedback")
     assert [arm.compared for arm in found.arms] == [50, 50]
     assert (found.comparisons[0].verdict, found.comparisons[0].difference) == ("better", 1.0)
-    assert [arm.summary()["feedback"] for arm in found.arms] == [0.0, 1.0]
+    assert [arm.summary()["feedback"] for arm in found.arms] == [0.5, 0.5]
 
 
-def test_lines_come_oldest_first(tmp_path: Path) -> None:
+def test_late_feedback_changes_nothing_that_was_seen() -> None:
+    """Scores count in the order in which they were given: what was found stays found, however late others come."""
+    rng = random.Random(3)
+    lines = [line(rng.choice("ab"), request_id=str(number)) for number in range(600)]
+    given = sorted((number + rng.expovariate(1 / 200), str(number), float(rng.random() < 0.6)) for number in range(600))
+    scores = [(name, score) for _, name, score in given]
+    lowest = 1.0
+    for count in range(0, 601, 20):
+        p_value = report(lines, judged(scores[:count]), metric="feedback").comparisons[0].p_value
+        assert p_value is not None
+        assert p_value <= lowest
+        lowest = p_value
+
+
+def test_a_window_that_is_over_is_closed() -> None:
+    """Scores that are given, and answers that end, after a key's window are no part of its mean."""
+    lines = [line("a", request_id="1", experiment_unit="u"), line("a", request_id="2", experiment_unit="v")]
+    scores = judged([("1", 1.0)], NOW - 25 * HOUR) | judged([("2", 1.0)], NOW - 23 * HOUR)
+    assert report(lines, scores, metric="feedback", sticky="key").arms[0].compared == 1
+    lines = [line("a", experiment_unit="u"), line("a", experiment_unit="v", duration_ms=25 * HOUR * 1000.0)]
+    assert report(lines, sticky="key").arms[0].compared == 1
+
+
+def written(path: Path, *files: list[dict[str, Any]]) -> Path:
+    """Write a log, the present file first; the second older one is compressed."""
+    for number, rows in enumerate(files):
+        name = path.name + ("" if number == 0 else f".{number}")
+        content = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+        if number > 1:
+            path.with_name(f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            path.with_name(name).write_bytes(content)
+    return path
+
+
+def material(path: Path, **fields: Any) -> tuple[list[Any], list[str], list[str]]:
+    """Return the lines, gaps and notes of a log."""
+    with ExitStack() as stack:
+        found = open_material(path, made(**fields), stack)
+        return list(found.lines), list(found.gaps), list(found.notes)
+
+
+def test_lines_come_as_they_were_written(tmp_path: Path) -> None:
     """The lines of the experiment are found in all files of the log, half lines and others left out."""
-    path = tmp_path / "log.jsonl"
-    rows = [line("a", at=NOW + number, request_id=str(number)) for number in range(4)]
-    (tmp_path / "log.jsonl.1").write_bytes(b"\n".join(map(orjson.dumps, rows[:2])) + b"\n")
-    other = orjson.dumps({**rows[0], "experiment": "f", "prompt": '"experiment":"e"'})
-    path.write_bytes(b"\n".join([*map(orjson.dumps, rows[2:]), other, b'{"experiment":"e"', b""]))
-    found, begins = lines_of(path, "e")
-    assert [each["request_id"] for each in found] == ["0", "1", "2", "3"]
-    assert begins == parse_time(timestamp(NOW))
-    assert lines_of(tmp_path / "none.jsonl", "e") == ([], None)
+    rows = [line("a", at=NOW + number, request_id=str(number)) for number in range(6)]
+    other = orjson.loads(orjson.dumps({**rows[0], "experiment": "f", "prompt": '"experiment":"e"'}))
+    path = written(tmp_path / "log.jsonl", [*rows[4:], other], rows[2:4], rows[:2])
+    with path.open("ab") as file:
+        file.write(b'{"experiment":"e"')
+    found, _, _ = material(path)
+    assert [each["request_id"] for each in found] == ["0", "1", "2", "3", "4", "5"]
+    with pytest.raises(FileNotFoundError):
+        material(tmp_path / "none.jsonl")
+
+
+START = {"start": "2026-11-01"}
+
+
+@pytest.mark.parametrize(
+    ("ages", "fields", "gap", "note"),
+    [
+        pytest.param([1], {}, "", "", id="one file"),
+        pytest.param([1], START, "", "after the experiment's start", id="one file, begun late"),
+        pytest.param([1, 2], {}, "give it a start", "", id="rotated, no start"),
+        pytest.param([1, 2], START, "what was before is missing", "", id="rotated, begins later"),
+        pytest.param([1, 1000], START, "", "", id="rotated, reaches back"),
+    ],
+)
+def test_a_log_that_may_lack_lines_is_told(
+    ages: list[int], fields: dict[str, Any], gap: str, note: str, tmp_path: Path
+) -> None:
+    """A log that was rotated has all lines only if it reaches back to the start that the experiment names."""
+    path = written(tmp_path / "log.jsonl", *([line("a", at=NOW - days * 24 * HOUR)] for days in ages))
+    _, gaps, notes = material(path, **fields)
+    assert [gap in found for found in gaps] == ([True] if gap else [])
+    assert [note in found for found in notes] == ([True] if note else [])
+
+
+def test_feedback_that_was_rotated_away_is_told(tmp_path: Path) -> None:
+    """It matters where feedback is what is compared."""
+    path = written(tmp_path / "log.jsonl", [line("a", at=NOW - 1000 * 24 * HOUR)])
+    said: list[dict[str, Any]] = [{"ts": timestamp(NOW), "request_id": "r", "score": 1}]
+    written(feedback_path(path), said, said)
+    assert material(path, **START)[1] == []
+    (gap,) = material(path, metric="feedback", **START)[1]
+    assert gap.startswith("the feedback was rotated and begins on 2027-01-15")
+
+
+def test_nothing_is_established_where_lines_may_be_missing() -> None:
+    """Each look at a window that moves is a test of its own: there is a difference, and no interval and verdict."""
+    lines = alternating(800, duration_ms=lambda rng, is_b: rng.lognormvariate(0.3 if is_b else 0, 0.5) * 100)
+    found = report_on(made(metric="duration_ms"), lines, {}, NOW, ["lines may be missing"])
+    (comparison,) = found.comparisons
+    assert (comparison.verdict, comparison.p_value, comparison.low) == ("incomplete log", None, None)
+    assert comparison.difference == pytest.approx(0.35, abs=0.1)
+    assert words(comparison, found) == "no verdict: lines may be missing"
+    assert found.remarks[0] == "lines may be missing"
+    assert found.as_dict()["is_complete"] is False

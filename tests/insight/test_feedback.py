@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 from rolecall.errors import BadRequest
-from rolecall.insight.feedback import Feedback, feedback_path, last_feedback, read_feedback
+from rolecall.gateway.recorder import timestamp
+from rolecall.insight.feedback import Feedback, feedback_path, judgement_of, judgements, read_feedback
 from rolecall.insight.feedback_desk import find_line
 from rolecall.insight.log_database import foreign_query
-from rolecall.insight.log_reader import open_parts
+from rolecall.insight.log_files import open_log
+
+NOON = 1_800_000_000.0
 
 
 @pytest.mark.parametrize(
@@ -53,20 +57,27 @@ def test_what_cannot_be_posted(posted: Any, complaint: str) -> None:
         read_feedback(posted)
 
 
-def test_the_last_counts(tmp_path: Path) -> None:
-    """Of several lines on one request the last is found, in rotated files too; what makes no sense is left out."""
+def test_the_last_word_counts_field_by_field(tmp_path: Path) -> None:
+    """In rotated and compressed files too; the first score is kept beside it; what makes no sense is left out."""
     path = tmp_path / "log.jsonl"
     lines: list[dict[str, Any]] = [
+        {"request_id": "a", "label": "early"},
         {"request_id": "a", "score": 0},
-        {"request_id": "b", "score": 0.5},
+        {"request_id": "b", "score": 0.5, "comment": "c"},
+        {"request_id": "a", "score": 1},
         {"request_id": "a", "label": "x"},
     ]
-    rows = [json.dumps({"ts": "t", "key": None, **line}) for line in lines]
-    feedback_path(path).with_name("log.feedback.jsonl.1").write_text(rows[0] + "\n")
-    feedback_path(path).write_text("\n".join([*rows[1:], "[]", "{", '{"request_id": "a", "score": 7}', ""]))
-    assert last_feedback(path) == {"a": Feedback("a", None, "x"), "b": Feedback("b", 0.5)}
-    assert last_feedback(path, "b") == {"b": Feedback("b", 0.5)}
-    assert last_feedback(path, "c") == last_feedback(tmp_path / "none.jsonl") == {}
+    rows = [json.dumps({"ts": timestamp(NOON + number), "key": None, **line}) for number, line in enumerate(lines)]
+    name = feedback_path(path)
+    name.with_name(f"{name.name}.2.gz").write_bytes(gzip.compress(f"{rows[0]}\n{rows[1]}\n".encode()))
+    name.with_name(f"{name.name}.1").write_text(rows[2] + "\n")
+    name.write_text("\n".join([*rows[3:], "[]", "{", '{"request_id": "a", "score": 0.2}', ""]))
+    with ExitStack() as stack:
+        found = judgements(open_log(name, stack).files)
+    assert found["a"].said == judgement_of(path, "a") == Feedback("a", 1, "x")
+    assert (found["a"].first_score, found["a"].first_at, found["a"].first_place) == (0, NOON + 1, 1)
+    assert found["b"].said == judgement_of(path, "b") == Feedback("b", 0.5, None, "c")
+    assert judgement_of(path, "c") is judgement_of(tmp_path / "none.jsonl", "a") is None
 
 
 def test_a_request_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -75,21 +86,24 @@ def test_a_request_is_found_wherever_it_is(tmp_path: Path) -> None:
     ids = [f"req_{number:032x}" for number in range(9)]
 
     def row(number: int, size: int) -> bytes:
-        return json.dumps({"request_id": ids[number], "n": number, "x": "y" * size}, separators=(",", ":")).encode()
+        fields = {"ts": "t", "request_id": ids[number], "n": number, "x": "y" * size}
+        return json.dumps(fields, separators=(",", ":")).encode()
 
+    (tmp_path / "log.jsonl.2.gz").write_bytes(gzip.compress(row(8, 10) + b"\n"))
     (tmp_path / "log.jsonl.1").write_bytes(row(0, 2**20 - 80) + b"\n" + row(1, 10) + b"\n")
-    quoted = json.dumps({"request_id": ids[7], "x": {"request_id": ids[5]}}, separators=(",", ":")).encode()
+    quoted = json.dumps({"ts": "t", "request_id": ids[7], "x": {"request_id": ids[5]}}, separators=(",", ":")).encode()
     path.write_bytes(b"\n".join([row(2, 3 * 2**20), quoted, row(3, 10), row(4, 10)[:-3]]))
     with ExitStack() as stack:
-        parts = open_parts(path, stack)
-        found = [find_line(parts, id_) for id_ in ids]
+        parts = open_log(path, stack).files
+        found = [find_line(parts, id_, lambda _: True) for id_ in ids]
+        assert not any(find_line(parts, id_, lambda _: False) for id_ in ids)
     numbers = [line and line.get("n") for line in found]
-    assert numbers == [0, 1, 2, 3, None, None, None, None, None]
+    assert numbers == [0, 1, 2, 3, None, None, None, None, 8]
     assert found[7] is not None
 
 
 def test_feedback_is_a_view_of_the_log(tmp_path: Path) -> None:
-    """A query can join it with the requests: the last on each, from rotated files too, wrong lines left out."""
+    """A query can join it with the requests: the last word on each, from rotated files too, wrong lines left out."""
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps({"ts": "2026-11-20T10:00:00Z", "request_id": "a", "model": "m"}) + "\n")
     sql = "SELECT model, score, label, given_by, key FROM requests JOIN feedback USING (request_id)"
@@ -104,6 +118,6 @@ def test_feedback_is_a_view_of_the_log(tmp_path: Path) -> None:
     lines = [*map(json.dumps, rows[1:]), "{", json.dumps({"request_id": "a", "score": 0.1})]
     feedback_path(path).write_text("\n".join(lines) + "\n")
     with foreign_query(path, sql) as (_, answer):
-        assert answer.dicts() == [{"model": "m", "score": 1.0, "label": None, "given_by": "k", "key": None}]
+        assert answer.dicts() == [{"model": "m", "score": 1.0, "label": "old", "given_by": "k", "key": None}]
     with foreign_query(path, "SELECT count(*) AS n FROM feedback") as (_, answer):
         assert answer.dicts() == [{"n": 1}]

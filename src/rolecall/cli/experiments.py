@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
+from rolecall.cli.log_place import ending_quietly, missing
 from rolecall.cli.table import Column, Row, say, show, table
 from rolecall.core.experiments import Experiment, Experiments
 from rolecall.errors import ConfigurationError, ModelNotFound
-from rolecall.insight.experiment_report import Comparison, Report, lines_of, report_on, words
-from rolecall.insight.feedback import last_feedback
+from rolecall.insight.experiment_lines import open_material
+from rolecall.insight.experiment_report import Comparison, Report, report_on, words
 from rolecall.runtime.experiments import EXPERIMENTS, load_experiments
 from rolecall.runtime.roster import load_roster
 from rolecall.settings import Settings, load_settings
@@ -150,23 +152,22 @@ def report_experiment(
             f"there is no experiment {name!r} in {settings.config_dir / EXPERIMENTS}; there are: {known}"
         )
     log_path = file or settings.log_path
-    lines, begins = lines_of(log_path, name)
-    report = report_on(experiment, lines, last_feedback(log_path), time.time())
-    start = experiment.span[0]
-    remarks = list(report.remarks)
-    if start is not None and begins is not None and begins.timestamp() > start:
-        remarks.append(
-            f"the log begins on {begins:%Y-%m-%d %H:%M} UTC, after the experiment: what was before is missing"
-        )
+    with ending_quietly(), ExitStack() as stack:
+        try:
+            material = open_material(log_path, experiment, stack)
+        except FileNotFoundError:
+            raise CommandError(missing(log_path)) from None
+        found = (material.lines, material.judgements, time.time(), material.gaps, material.notes)
+        report = report_on(experiment, *found)
     if as_json:
-        print_json({**report.as_dict(), "remarks": remarks})
+        print_json(report.as_dict())
     elif markdown:
-        typer.echo("\n".join(_markdown(report, remarks)))
+        typer.echo("\n".join(_markdown(report)))
     else:
-        _print(report, remarks)
+        _print(report)
 
 
-def _print(report: Report, remarks: list[str]) -> None:
+def _print(report: Report) -> None:
     typer.echo(_heading(report))
     show(lambda width: table(_ARMS, [Row(_arm(arm.summary())) for arm in report.arms], width))
     typer.echo("")
@@ -174,10 +175,10 @@ def _print(report: Report, remarks: list[str]) -> None:
     typer.echo("")
     for line in _promise(report):
         typer.echo(line)
-    say(*(f"note: {remark}" for remark in remarks))
+    say(*(f"note: {remark}" for remark in report.remarks))
 
 
-def _markdown(report: Report, remarks: list[str]) -> Iterator[str]:
+def _markdown(report: Report) -> Iterator[str]:
     yield f"## {_heading(report)}"
     rows = [_arm(arm.summary()) for arm in report.arms]
     yield from _markdown_table([column.title for column in _ARMS], rows)
@@ -185,7 +186,7 @@ def _markdown(report: Report, remarks: list[str]) -> Iterator[str]:
         [column.title for column in _COMPARISONS], [_compared(each, report) for each in report.comparisons]
     )
     yield "\n".join(_promise(report))
-    yield from ("", *(f"- {remark}" for remark in remarks)) if remarks else ()
+    yield from ("", *(f"- {remark}" for remark in report.remarks)) if report.remarks else ()
 
 
 def _markdown_table(titles: list[str], rows: list[tuple[str, ...]]) -> Iterator[str]:
@@ -203,11 +204,11 @@ def _heading(report: Report) -> str:
 
 
 def _promise(report: Report) -> Iterator[str]:
-    what = "relative to" if report.is_ratio else "minus"
-    yield (
-        f"Differences {what} {report.experiment.control_name}, with intervals that hold with {1 - report.alpha:.2%} at "
-        "all times: look as often as you like."
-    )
+    what = f"Differences {'relative to' if report.is_ratio else 'minus'} {report.experiment.control_name}"
+    if report.is_complete:
+        yield f"{what}, with intervals that hold with {1 - report.alpha:.2%} at all times: look as often as you like."
+    else:
+        yield f"{what}, of the lines that are left: they establish nothing."
     if report.forced:
         yield f"{report.forced} requests whose header asked for a variant are not counted."
 
@@ -228,7 +229,7 @@ def _arm(row: dict[str, Any]) -> tuple[str, ...]:
 def _compared(each: Comparison, report: Report) -> tuple[str, ...]:
     shares = report.is_ratio or report.experiment.metric == "success"
     shown = _signed_percent if shares else _signed
-    p = "<0.0001" if each.p_value < 0.0001 else f"{each.p_value:.4f}"
+    p = "-" if each.p_value is None else "<0.0001" if each.p_value < 0.0001 else f"{each.p_value:.4f}"
     numbers = (shown(value) for value in (each.difference if each.pairs else None, each.low, each.high))
     return (each.variant, *numbers, p, str(each.pairs), words(each, report))
 

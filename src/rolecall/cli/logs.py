@@ -89,9 +89,9 @@ def show(
 
 def _judged(path: Path, request_id: str) -> dict[str, object]:
     """Return what was thought of a request, as more fields of it."""
-    from rolecall.insight.feedback import last_feedback  # noqa: PLC0415 - many logs have none
+    from rolecall.insight.feedback import judgement_of  # noqa: PLC0415 - many logs have none
 
-    found = last_feedback(path, request_id).get(request_id)
+    found = judgement_of(path, request_id)
     given = {} if found is None else {"score": found.score, "label": found.label, "comment": found.comment}
     return {f"feedback.{name}": value for name, value in given.items() if value is not None}
 

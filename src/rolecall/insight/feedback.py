@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import orjson
 
 from rolecall.errors import BadRequest
-from rolecall.insight.log_reader import newest_first, open_parts
+from rolecall.insight.log_files import open_log
+from rolecall.insight.log_reader import Part, oldest_first, parse_time
 
 THUMBS = {"up": 1.0, "down": 0.0}
 MOST_LABEL, MOST_COMMENT = 100, 2000
@@ -81,27 +82,57 @@ def _text(body: Mapping[str, Any], name: str, limit: int) -> str | None:
     return value
 
 
-def last_feedback(log_path: Path, request_id: str | None = None) -> dict[str, Feedback]:
-    """Return the last feedback on each request, or on one alone, by id; lines that make no sense are left out.
+@dataclass(slots=True)
+class Judgement:
+    """All feedback on one request. ``said`` is the last word, field by field; ``first_score`` never changes again."""
 
-    Raises ``OSError`` for a file that cannot be read.
+    said: Feedback
+    first_score: float | None = None
+    first_at: float = math.nan
+    """When it was given (s since the epoch)."""
+    first_place: int = 0
+    """Its place among all feedback."""
+
+    def add(self, feedback: Feedback, at: float, place: int) -> None:
+        """Take in what was said later, at ``at``; what it leaves out stays as it was."""
+        if self.first_score is None and feedback.score is not None:
+            self.first_score, self.first_at, self.first_place = feedback.score, at, place
+        self.said = Feedback(
+            feedback.request_id,
+            self.said.score if feedback.score is None else feedback.score,
+            feedback.label or self.said.label,
+            feedback.comment or self.said.comment,
+        )
+
+
+def judgements(parts: Sequence[Part], request_id: str | None = None) -> dict[str, Judgement]:
+    """Return what was thought of requests, or of one alone, by id.
+
+    ``parts`` are the files of the feedback, newest first; lines that make no sense are left out. Raises ``OSError`` for
+    a file that cannot be read.
     """
-    found: dict[str, Feedback] = {}
-    with ExitStack() as stack:
-        for raw in newest_first(open_parts(feedback_path(log_path), stack)):
-            if request_id is not None and request_id.encode() not in raw:
-                continue
-            feedback = _parsed(raw)
-            if feedback is not None and request_id in {None, feedback.request_id}:
-                found.setdefault(feedback.request_id, feedback)
-                if request_id is not None:
-                    break
+    found: dict[str, Judgement] = {}
+    needle = b"" if request_id is None else request_id.encode("utf-8", "replace")
+    for place, raw in enumerate(oldest_first(parts)):
+        if needle in raw and (parsed := _parsed(raw)) is not None and request_id in {None, parsed[0].request_id}:
+            feedback, at = parsed
+            found.setdefault(feedback.request_id, Judgement(Feedback(feedback.request_id))).add(feedback, at, place)
     return found
 
 
-def _parsed(raw: bytes) -> Feedback | None:
+def judgement_of(log_path: Path, request_id: str) -> Feedback | None:
+    """Return the last word on a request of a log, None if nothing was said; raises as ``judgements`` does."""
+    with ExitStack() as stack, suppress(FileNotFoundError):
+        found = judgements(open_log(feedback_path(log_path), stack).files, request_id)
+        return found[request_id].said if request_id in found else None
+    return None
+
+
+def _parsed(raw: bytes) -> tuple[Feedback, float] | None:
     try:
         line = orjson.loads(raw)
-        return read_feedback({name: value for name, value in line.items() if name in _FIELDS})
+        feedback = read_feedback({name: value for name, value in line.items() if name in _FIELDS})
     except (orjson.JSONDecodeError, AttributeError, BadRequest):
         return None
+    moment = parse_time(str(line.get("ts")))
+    return None if moment is None else (feedback, moment.timestamp())

@@ -1,5 +1,5 @@
 # ruff: noqa: S608 - names of ours, and paths that are quoted
-"""The view ``feedback`` beside ``requests``: what was thought of answers, the last word on each request."""
+"""The view ``feedback`` beside ``requests``: the last word on each request, field by field."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ _LINE_BYTES = 2**17
 def make_feedback(connection: DuckDBPyConnection) -> None:
     """Make the view, empty."""
     columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
-    names = ", ".join(f"{name} AS {_NAMES.get(name, name)}" for name in _COLUMNS)
-    connection.execute(f"CREATE TABLE {_LINES} ({columns})")
-    connection.execute(
-        f"CREATE VIEW {FEEDBACK} AS SELECT {names} FROM {_LINES} "
-        "QUALIFY row_number() OVER (PARTITION BY request_id ORDER BY ts DESC, rowid DESC) = 1"
+    last = ", ".join(
+        f"arg_max({name}, (ts, rowid)) AS {_NAMES.get(name, name)}" for name in _COLUMNS if name != "request_id"
     )
+    connection.execute(f"CREATE TABLE {_LINES} ({columns})")
+    connection.execute(f"CREATE VIEW {FEEDBACK} AS SELECT request_id, {last} FROM {_LINES} GROUP BY request_id")
 
 
 def load_feedback(connection: DuckDBPyConnection, log_path: Path) -> None:

@@ -77,11 +77,11 @@ def _open_all(path: Path, names: list[str], stack: ExitStack, since: datetime | 
             size = os.fstat(file.fileno()).st_size
             files.append(Part(file, size, _COMPRESSIONS.get(dot + ending, "none")))
     if len(files) > 1:
-        files.sort(key=lambda part: (part.name == path.name, _begins(part)), reverse=True)
+        files.sort(key=lambda part: (part.name == path.name, begins(part)), reverse=True)
     return LogFiles(tuple(files), tuple(left_out), tuple(parts), bool(parts or names))
 
 
-def _begins(part: Part) -> float:
+def begins(part: Part) -> float:
     """Return when a file was begun (s since the epoch): its first line was written when that request was over.
 
     So a file has the same place among the others at every look, whatever it is called by then.
