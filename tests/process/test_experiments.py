@@ -16,7 +16,7 @@ import pytest
 from harness import CHAT, Rolecall, eventually, fake_entry, prompt
 from photographs import photograph
 from rolecall.core.keys import ApiKey, hashed
-from rolecall.insight.feedback import feedback_path, last_feedback
+from rolecall.insight.feedback import feedback_path, judgement_of
 from rolecall.runtime.api_keys import change_keys, new_key
 
 ENTRIES = (
@@ -276,6 +276,8 @@ def test_experiments_are_listed_and_checked(server: Rolecall) -> None:
     assert "missing: gone cannot serve here: backend_config.command holds no" in said
     assert "keyless: is sticky by key, and there are no API keys" in said
     assert "there are: models, cooler" in rolecall(server, "report", "experiment", "nope", code=1).stderr
+    nowhere = rolecall(server, "report", "experiment", "models", "--file", "/nowhere/log.jsonl", code=1)
+    assert "no request log at /nowhere/log.jsonl" in nowhere.stderr
 
 
 def test_a_wrong_file_fails_the_check(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_feedback_is_kept_once(server: Rolecall) -> None:
     request_id = ask(server, "good").headers["x-request-id"]
     answers = [post(server, {"request_id": request_id, "score": score}) for score in (0.5, 0.5, 1)]
     assert [answer.json()["recorded"] for answer in answers] == [True, False, True]
-    eventually(lambda: last_feedback(server.log_path)[request_id].score == 1)
+    assert getattr(judgement_of(server.log_path, request_id), "score", None) == 1
     lines = [line for line in feedback_path(server.log_path).read_text().splitlines() if request_id in line]
     assert len(lines) == 2
     assert json.loads(lines[-1]).keys() == {"ts", "request_id", "score", "label", "comment", "key"}
@@ -315,7 +317,39 @@ def test_feedback_on_nothing(server: Rolecall, request_id: str) -> None:
 def test_feedback_that_is_wrong(server: Rolecall) -> None:
     """A wrong score is refused naming the field; a body too large is refused as such."""
     assert post(server, {"request_id": "x", "score": 5}).json()["error"]["param"] == "score"
-    assert post(server, {"request_id": "x", "score": 1, "comment": "x" * 20_000}).status_code == 413
+    large = post(server, {"request_id": "x", "score": 1, "comment": "x" * 40_000})
+    assert large.status_code == 413
+    assert "setting" not in large.json()["error"]["message"]
+
+
+def test_the_longest_comment_is_taken(server: Rolecall) -> None:
+    """Two thousand characters, however many escapes the client writes each of them with."""
+    posted = json.dumps({"request_id": ask(server, "good").headers["x-request-id"], "score": 1, "comment": "😀" * 2000})
+    headers = {"content-type": "application/json"}
+    assert server.http.post("/v1/feedback", content=posted.encode(), headers=headers).status_code == 200
+
+
+def test_feedback_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    """Nobody is told that it is kept; once it can be written again, it is."""
+    with running(tmp_path, "") as server:
+        posted: dict[str, Any] = {"request_id": ask(server, "good").headers["x-request-id"], "score": 1}
+        blocked = feedback_path(server.log_path)
+        blocked.mkdir()
+        refused = post(server, posted)
+        assert refused.status_code == 503
+        assert "cannot be written: Is a directory" in refused.json()["error"]["message"]
+        blocked.rmdir()
+        assert post(server, posted).json()["recorded"] is True
+        assert judgement_of(server.log_path, posted["request_id"]) is not None
+
+
+def test_feedback_on_a_request_in_a_compressed_log(server: Rolecall) -> None:
+    """What logrotate has compressed is known as before."""
+    answer = ask(server, "good")
+    server.line_of(answer)
+    rotated = server.log_path.rename(f"{server.log_path}.2")
+    subprocess.run(["gzip", str(rotated)], check=True)
+    assert post(server, {"request_id": answer.headers["x-request-id"], "score": 1}).status_code == 200
 
 
 def test_feedback_on_an_answer_that_goes_on(server: Rolecall) -> None:

@@ -56,8 +56,9 @@ class ClientGone(Exception):
 class BodyBuffer:
     """Takes a body in as it comes: a small one is put together, of a large one what makes it large is cut out."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, setting: str | None = "max_body_bytes") -> None:
         self._limit = limit
+        self._setting = setting
         self._parts: list[bytes] = []
         self._waiting = self._size = 0
         self._large: LargeBody | None = None
@@ -68,7 +69,7 @@ class BodyBuffer:
         self._waiting += len(part)
         if self._size > self._limit:
             self._parts, self._large = [], None
-            raise _too_large(self._size, self._limit)
+            raise _too_large(self._size, self._limit, self._setting)
         self._parts.append(part)
         if self._size >= LARGE_BYTES and self._waiting >= BLOCK_BYTES:
             self._large = self._large or LargeBody()
@@ -89,9 +90,15 @@ class BodyBuffer:
 
 
 async def receive_body(
-    headers: Mapping[bytes, bytes], receive: Receive, limit: int, come: bytes | None = None
+    headers: Mapping[bytes, bytes],
+    receive: Receive,
+    limit: int,
+    come: bytes | None = None,
+    setting: str | None = "max_body_bytes",
 ) -> bytes | LargeBody:
     """Return the whole body, which is called plain JSON; ``come`` is all of it if it has come already.
+
+    ``setting`` is where the limit comes from, None if it is fixed.
 
     Raises ``BodyTooLarge`` above ``limit`` bytes, ``UnsupportedMediaType`` if it is called something else,
     ``ClientGone`` if the client leaves.
@@ -101,20 +108,22 @@ async def receive_body(
     """
     if come is not None:
         if len(come) > limit:
-            raise _too_large(len(come), limit)
+            raise _too_large(len(come), limit, setting)
         body: bytes | LargeBody = come
     else:
-        body = await _receive_whole(headers, receive, limit)
+        body = await _receive_whole(headers, receive, limit, setting)
     check_is_plain(headers)
     check_is_json(headers)
     return body
 
 
-async def _receive_whole(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> bytes | LargeBody:
+async def _receive_whole(
+    headers: Mapping[bytes, bytes], receive: Receive, limit: int, setting: str | None
+) -> bytes | LargeBody:
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
-        raise _too_large(int(declared), limit)
-    buffer = BodyBuffer(limit)
+        raise _too_large(int(declared), limit, setting)
+    buffer = BodyBuffer(limit, setting)
     while True:
         message = await _next(receive)
         buffer.add(message.get("body", b""))
@@ -190,8 +199,9 @@ async def discard_body(headers: Mapping[bytes, bytes], receive: Receive) -> bool
     return False
 
 
-def _too_large(size: int, limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body has {size} bytes or more; the limit is {limit} (setting max_body_bytes).")
+def _too_large(size: int, limit: int, setting: str | None) -> BodyTooLarge:
+    named = f" (setting {setting})" if setting else ""
+    return BodyTooLarge(f"The body has {size} bytes or more; the limit is {limit}{named}.")
 
 
 async def aside(size: int, work: Callable[[], T]) -> T:

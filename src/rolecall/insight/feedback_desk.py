@@ -5,59 +5,67 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import OrderedDict
-from contextlib import ExitStack
-from typing import Any
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 
-import orjson
 from starlette.requests import Request
 
 from rolecall.errors import Conflict, NotFound, TooManyRequests, Unavailable
 from rolecall.gateway.body import parse_json, receive_body
 from rolecall.gateway.caller import Caller, caller_of
-from rolecall.gateway.recorder import Recorder, timestamp
+from rolecall.gateway.recorder import encode, timestamp
+from rolecall.gateway.rotating_file import RotatingFile, reason
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.insight.feedback import Feedback, feedback_path, read_feedback
-from rolecall.insight.log_reader import Part, lines_backwards, open_parts
+from rolecall.insight.log_files import open_log
+from rolecall.insight.log_reader import Fields, Part, lines_backwards, oldest_first, open_parts, parse_entry
 
-_MOST_BODY_BYTES = 2**14
+_MOST_BODY_BYTES = 2**15
+"""A comment of the longest kind has 24,000 where each character is written as two escapes of six."""
 _MOST_WAITING = 16
 """Searches that may wait for the one that goes on; each reads the log, at the worst all of it."""
 _REMEMBERED = 1000
 _ID = re.compile("req_[0-9a-f]{32}")
 _BLOCK = 2**20
+_MOST_PACKED_BYTES = 2**28
+"""How much of compressed files is looked through: some seconds. What is older is not known any more."""
 _WRITTEN_WITHIN_S = 0.15
 """A line is in the file so long after its answer's last byte."""
 
 
 class Desk:
-    """Takes feedback in: of one request the last counts, and the same once more is not written again."""
+    """Takes feedback in: it is on the disk when the answer says so, and the same once more is not written again."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._recorder: Recorder | None = None
+        settings = gateway.services.settings
+        self._path = gateway.services.recorder.path
+        self._file = RotatingFile(feedback_path(self._path), settings.max_log_bytes, settings.log_backups)
         self._last: OrderedDict[str, Feedback] = OrderedDict()
         self._search = asyncio.Lock()
+        self._writing = asyncio.Lock()
         self._searching = 0
 
-    async def close(self) -> None:
-        """Write what waits."""
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.close)
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
     async def post(self, request: Request) -> Json:
         """Return the feedback as it is kept, and what it is about."""
         caller = caller_of(request.scope)
         caller.begin()
-        raw = await receive_body(dict(request.scope["headers"]), request.receive, _MOST_BODY_BYTES)
+        headers = dict(request.scope["headers"])
+        raw = await receive_body(headers, request.receive, _MOST_BODY_BYTES, setting=None)
         given = read_feedback(parse_json(raw))
-        line = await self._line(given.request_id)
-        if line is None or not _is_own(line, caller):
+        line = await self._line(given.request_id, caller)
+        if line is None:
             raise self._unknown(given.request_id)
-        is_new = self._last.get(given.request_id) != given
-        if is_new:
-            self._write(given, caller)
+        async with self._writing:
+            is_new = self._last.get(given.request_id) != given
+            if is_new:
+                await self._write(given, caller)
         about = {name: line.get(name) for name in ("model", "prompt_id", "experiment", "variant")}
         return Json({**given.as_dict(), "about": about, "recorded": is_new})
 
@@ -71,18 +79,19 @@ class Desk:
             param="request_id",
         )
 
-    def _write(self, given: Feedback, caller: Caller) -> None:
-        if self._recorder is None:
-            settings = self._gateway.services.settings
-            self._recorder = Recorder(feedback_path(settings.log_path), settings.max_log_bytes, settings.log_backups)
-        self._recorder.record({"ts": timestamp(time.time()), **given.as_dict(), "key": caller.name})
+    async def _write(self, given: Feedback, caller: Caller) -> None:
+        lines = deque([encode({"ts": timestamp(time.time()), **given.as_dict(), "key": caller.name})])
+        try:
+            await asyncio.to_thread(self._file.append, lines)
+        except OSError as error:
+            raise Unavailable(f"The feedback cannot be written: {reason(error)}. It is not kept.") from None
         self._last[given.request_id] = given
         self._last.move_to_end(given.request_id)
         if len(self._last) > _REMEMBERED:
             self._last.popitem(last=False)
 
-    async def _line(self, request_id: str) -> dict[str, Any] | None:
-        """Return the request's line, None if there is none; one search at a time."""
+    async def _line(self, request_id: str, caller: Caller) -> Fields | None:
+        """Return the request's line, None if there is none that is the caller's; one search at a time."""
         if not _ID.fullmatch(request_id):
             return None
         if any(exchange.request_id == request_id for exchange in self._gateway.inference.active):
@@ -92,57 +101,69 @@ class Desk:
         self._searching += 1
         try:
             async with self._search:
-                found = await asyncio.to_thread(self._find, request_id)
+                found = await asyncio.to_thread(self._find, request_id, caller)
                 if found is None:
                     await asyncio.sleep(_WRITTEN_WITHIN_S)
-                    found = await asyncio.to_thread(self._find, request_id, only_newest=True)
+                    found = await asyncio.to_thread(self._find, request_id, caller, only_newest=True)
                 return found
+        except OSError as error:
+            raise Unavailable(f"The request cannot be looked up in the log: {reason(error)}.") from None
         finally:
             self._searching -= 1
 
-    def _find(self, request_id: str, *, only_newest: bool = False) -> dict[str, Any] | None:
+    def _find(self, request_id: str, caller: Caller, *, only_newest: bool = False) -> Fields | None:
+        """Look for a request; one of another key takes as long as one that there is not."""
         with ExitStack() as stack:
-            parts = open_parts(self._gateway.services.recorder.path, stack)
-            return find_line(parts[:1] if only_newest else parts, request_id)
+            parts: Iterable[Part] = ()
+            if only_newest:
+                parts = open_parts(self._path, stack)[:1]
+            else:
+                with suppress(FileNotFoundError):
+                    parts = open_log(self._path, stack).files
+            return find_line(parts, request_id, lambda line: caller.may("admin") or line.get("key") == caller.name)
 
 
-def find_line(parts: list[Part], request_id: str) -> dict[str, Any] | None:
-    """Return the newest line of a request, None if there is none.
-
-    It looks for the bytes of the id, a block at a time: a hundred megabytes take a tenth of a second, and other threads
-    get their turn.
-    """
+def find_line(parts: Iterable[Part], request_id: str, is_wanted: Callable[[Fields], bool]) -> Fields | None:
+    """Return the newest line of a request that is wanted, None if there is none."""
     needle = b'"request_id":"' + request_id.encode() + b'"'
+    left = _MOST_PACKED_BYTES
     for part in parts:
-        end = part.end
-        while end > 0:
-            start = max(0, end - _BLOCK)
-            part.file.seek(start)
-            block = part.file.read(end - start + len(needle))
-            found = block.rfind(needle)
-            while found >= 0:
-                line = _line_at(part, start + found)
-                if line is not None and line.get("request_id") == request_id:
-                    return line
-                found = block.rfind(needle, 0, found)  # that was in an object within a prompt
-            end = start
+        if part.compression == "none":
+            lines = _lines_with(needle, part)
+        elif (left := left - part.end) >= 0:
+            lines = (raw for raw in oldest_first([part]) if needle in raw)
+        else:
+            return None
+        for raw in lines:
+            entry = parse_entry(raw)
+            if entry is not None and entry.fields["request_id"] == request_id and is_wanted(entry.fields):
+                return entry.fields
     return None
 
 
-def _line_at(part: Part, position: int) -> dict[str, Any] | None:
-    """Return the line around a position, None if it is no whole one."""
+def _lines_with(needle: bytes, part: Part) -> Iterator[bytes]:
+    """Yield the whole lines that hold some bytes, last first.
+
+    It looks for them a block at a time: a hundred megabytes take a tenth of a second, and other threads get their turn.
+    """
+    end = part.end
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        part.file.seek(start)
+        block = part.file.read(end - start + len(needle))
+        found = block.rfind(needle)
+        while found >= 0:
+            yield from _line_at(part, start + found)
+            found = block.rfind(needle, 0, found)  # that was in an object within a prompt
+        end = start
+
+
+def _line_at(part: Part, position: int) -> Iterator[bytes]:
+    """Yield the line around a position if it is a whole one."""
     part.file.seek(position)
     end = position
     while block := part.file.read(_BLOCK):
         if (newline := block.find(b"\n")) >= 0:
-            try:
-                line = orjson.loads(next(lines_backwards(part.file, end + newline)))
-            except orjson.JSONDecodeError:
-                return None
-            return line if isinstance(line, dict) else None
+            yield next(lines_backwards(part.file, end + newline))
+            return
         end += len(block)
-    return None
-
-
-def _is_own(line: dict[str, Any], caller: Caller) -> bool:
-    return caller.may("admin") or line.get("key") == caller.name

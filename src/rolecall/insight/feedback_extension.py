@@ -24,7 +24,7 @@ async def feedback(gateway: Gateway) -> AsyncIterator[Addition]:
     try:
         yield Addition([ScopedRoute(PATH, counter.post, methods=["POST"], need="inference")])
     finally:
-        await counter.close()
+        counter.close()
 
 
 class Counter:
@@ -42,7 +42,7 @@ class Counter:
             self._desk = Desk(self._gateway)
         return await self._desk.post(request)
 
-    async def close(self) -> None:
-        """Write what waits."""
+    def close(self) -> None:
+        """Close the desk."""
         if self._desk is not None:
-            await self._desk.close()
+            self._desk.close()
