@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,10 +33,11 @@ class Span:
 
 
 class Receiver:
-    """Listens while it is entered; ``status`` is what it answers."""
+    """Listens while it is entered; ``status`` is what it answers, after ``delay_s``."""
 
-    def __init__(self, status: int = 200) -> None:
+    def __init__(self, status: int = 200, *, delay_s: float = 0) -> None:
         self.status = status
+        self.delay_s = delay_s
         self.spans: list[Span] = []
         self.paths: list[str] = []
         receiver = self
@@ -45,6 +47,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 body = gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body
                 receiver.paths.append(self.path)
+                time.sleep(receiver.delay_s)
                 if receiver.status == 200:
                     receiver.spans += _spans(body)
                 self.send_response(receiver.status)

@@ -57,12 +57,33 @@ def test_what_is_no_context_is_dropped(parent: str) -> None:
     assert read_context(parent, ["a=1"]) is None
 
 
-@pytest.mark.parametrize("state", ["a=ü", "a=\x00", "a" * (MAX_STATE + 1), "a=1\r\nx: y"])
+@pytest.mark.parametrize(
+    "state",
+    [
+        "a=ü",
+        "a=\x00",
+        "a=" + "b" * (MAX_STATE + 1),
+        "a=1\r\nx: y",
+        "A=1",
+        "=,x",
+        "a=b=c",
+        "a=1,a=2",
+        ",,",
+        ",".join(f"k{n}=1" for n in range(33)),
+    ],
+)
 def test_a_state_that_cannot_be_sent_is_dropped_alone(state: str) -> None:
     """The trace goes on without it."""
     context = read_context(PARENT, [state])
     assert context is not None
     assert context.state == ""
+
+
+def test_members_of_any_allowed_kind_are_passed_on() -> None:
+    """Keys of several tenants, empty members, and space or tabulator between them."""
+    context = read_context(PARENT, ["t1@v=a b,,x/y=!,\tz=1", ",".join(f"k{n}=1" for n in range(29))])
+    assert context is not None
+    assert context.state.startswith("t1@v=a b,,x/y=!, z=1,k0=1")
 
 
 @given(st.integers(1, 2**128 - 1), st.integers(1, 2**64 - 1), st.booleans())

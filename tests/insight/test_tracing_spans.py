@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from insight.lines import line
-from rolecall.insight.tracing import Begun, Traces
+from rolecall.insight.tracing import Begun, Losses, Traces
 from rolecall.insight.tracing_content import MAX_TEXT, MOST_MESSAGES, content_of
-from rolecall.insight.tracing_spans import Spans, TellingExporter
+from rolecall.insight.tracing_environ import Sending
+from rolecall.insight.tracing_spans import Spans
 
 NS = 10**6
 START = 1_769_860_800_123 * NS
@@ -36,7 +36,7 @@ def told() -> Iterator[Any]:
         return {span.name: span for span in exporter.get_finished_spans()}
 
     yield tell
-    spans.close()
+    spans.shutdown()
 
 
 def times(span: ReadableSpan) -> tuple[float, float]:
@@ -89,17 +89,32 @@ class Failing(SpanExporter):
 
 
 def test_an_outage_is_told_twice(caplog: pytest.LogCaptureFixture) -> None:
-    """Once when it begins and once when it ends, with what was lost; an exporter that raises has failed too."""
+    """Once when it begins, with the reason, and once when it ends, with what was lost; raising is failing too."""
     inner = Failing()
-    exporter = TellingExporter(inner)
-    caplog.set_level(logging.INFO, "rolecall")
-    for outcome in (SpanExportResult.SUCCESS, SpanExportResult.FAILURE, OSError("no"), SpanExportResult.SUCCESS):
+    spans = Spans(inner, Sending(batch=1))
+    for outcome in (SpanExportResult.SUCCESS, OSError("no"), SpanExportResult.FAILURE, SpanExportResult.SUCCESS):
         inner.outcome = outcome
-        exporter.export([None, None])  # type: ignore[list-item] # as many spans
+        spans.tell(line(ts=TS), BEGUN)
+    spans.losses.over()
+    spans.losses.over()
     assert [record.message for record in caplog.records] == [
-        "traces cannot be sent to the collector (OTEL_EXPORTER_OTLP_ENDPOINT); requests go on without",
-        "traces are sent again; 4 spans are lost",
+        "traces cannot be sent to the collector (OTEL_EXPORTER_OTLP_ENDPOINT); requests go on without: OSError: no",
+        "traces are sent again; requests that are left out: 2",
     ]
+    assert spans.losses.total == 2
+
+
+@pytest.mark.parametrize(("sending", "due"), [(Sending(batch=4), 2), (Sending(delay_s=0), 3)])
+def test_spans_are_sent_when_they_are_enough_or_old(sending: Sending, due: int) -> None:
+    """Of requests with two spans each: in batches of four, or each at once where nothing is to wait."""
+    exporter = InMemorySpanExporter()
+    spans = Spans(exporter, sending)
+    for _ in range(3):
+        spans.tell(line(ts=TS), BEGUN)
+    assert len(exporter.get_finished_spans()) == 2 * due
+    spans.sender.send()
+    assert len(exporter.get_finished_spans()) == 6
+    assert spans.sender.due_in_s() is None
 
 
 def test_prompts_become_messages() -> None:
@@ -130,17 +145,29 @@ def test_any_prompt_becomes_something(prompt: Any) -> None:
 class Slow:
     """Stands for spans; it blocks until it may go on."""
 
+    works = True
+
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.losses = Losses()
+        self.sender = self
+
+    def due_in_s(self) -> float | None:
+        return None
+
+    def kept(self) -> int:
+        return 0
+
+    def send(self) -> None:
+        """Nothing is kept."""
+
+    send_if_due = close = shutdown = send
 
     def is_sampled(self, begun: Begun, endpoint: str) -> bool:
         return endpoint != "/not-kept"
 
     def tell(self, line: dict[str, Any], begun: Begun, content: Any) -> None:
         self.seen.append(line["request_id"])
-
-    def close(self) -> None:
-        """Nothing to do."""
 
 
 async def test_what_is_not_kept_costs_nothing_later() -> None:
@@ -158,7 +185,7 @@ async def test_what_is_not_kept_costs_nothing_later() -> None:
 
 
 async def test_no_more_wait_than_allowed() -> None:
-    """The oldest go."""
+    """The oldest go, and are counted."""
     slow = Slow()
     traces = Traces(slow, most_waiting=10)  # type: ignore[arg-type]
     for number in range(50):
@@ -167,3 +194,4 @@ async def test_no_more_wait_than_allowed() -> None:
     await traces.aclose()
     assert slow.seen[-10:] == [str(number) for number in range(40, 50)]
     assert len(slow.seen) < 50
+    assert len(slow.seen) + traces.lost() == 50

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,7 +229,7 @@ def test_a_sampler_of_the_environment_is_asked(tmp_path: Path, receiver: Receive
 def test_a_collector_that_fails_hurts_nobody(tmp_path: Path, status: int | None) -> None:
     """Requests are answered, one line on the terminal tells of it, and the server ends in time."""
     with Receiver(status or 200) as receiver:
-        variables = environ(receiver, OTEL_EXPORTER_OTLP_TIMEOUT="1")
+        variables = environ(receiver, OTEL_EXPORTER_OTLP_TIMEOUT="2")
         if status is None:
             variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
         with Rolecall(tmp_path, [fake_entry("m")], settings={"otel_enabled": True}, environ=variables) as server:
@@ -235,9 +237,43 @@ def test_a_collector_that_fails_hurts_nobody(tmp_path: Path, status: int | None)
             eventually(lambda: "traces cannot be sent" in server.words())
             ask(server, "m")
             assert server.stop(within_s=8) == 0
-        assert server.words().count("traces cannot be sent") == 1
+        said = server.words()
+        assert said.count("traces cannot be sent") == 1
+        assert ("Connection refused" if status is None else "Service Unavailable") in said
         assert "Traceback" not in server.words()
         assert "etrying" not in server.words()
+
+
+def test_a_collector_that_is_slow_loses_whole_requests_and_it_is_told(tmp_path: Path) -> None:
+    """Those whose spans came and those that the terminal says are left out are all; nothing is told by halves."""
+    with Receiver(delay_s=0.3) as receiver:
+        variables = environ(receiver, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="8", OTEL_BSP_MAX_QUEUE_SIZE="20")
+        with Rolecall(tmp_path, [fake_entry("m")], settings={"otel_enabled": True}, environ=variables) as server:
+            assert all(ask(server, "m").status_code == 200 for _ in range(100))
+            told = re.search(r"rolecall_traces_dropped_total ([\d.]+)", server.http.get("/metrics").text)
+            assert told is not None
+            assert float(told[1]) > 0
+            eventually(lambda: "the collector does not take them as fast" in server.words())
+        kinds = Counter(span.kind for span in receiver.spans)
+    lost = sum(map(int, re.findall(r"requests that are left out: (\d+)", server.words())))
+    assert kinds["server"] == kinds["client"] < 100
+    assert kinds["server"] + lost == 100
+
+
+def test_what_clients_send_is_not_on_the_terminal(traced: Rolecall) -> None:
+    """A state that the recommendation forbids is dropped without a word."""
+    for state in ("A=canary-state", "=,canary-state", ",".join(f"k{n}=canary-state" for n in range(40))):
+        assert ask(traced, "m", {"traceparent": KEPT, "tracestate": state}).status_code == 200
+        assert told_engine(traced, "m").keys() == {"traceparent"}
+    assert "canary-state" not in traced.words()
+    assert "WARNING" not in traced.words()
+
+
+def test_two_parents_are_none(silent: Rolecall) -> None:
+    """Of two headers none can be said to be right."""
+    answer = silent.http.post(CHAT, json=prompt("m"), headers=[("traceparent", KEPT), ("traceparent", NOT_KEPT)])
+    assert answer.status_code == 200
+    assert told_engine(silent, "m") == {}
 
 
 # -- what cannot work is told at the start
@@ -251,6 +287,17 @@ def test_a_collector_that_fails_hurts_nobody(tmp_path: Path, status: int | None)
             "OTEL_EXPORTER_OTLP_PROTOCOL: rolecall sends traces over http/protobuf",
         ),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: rolecall sends traces over otlp, not 'zipkin'"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it is no URL such as"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:x"}, "OTEL_EXPORTER_OTLP_ENDPOINT: it is no URL such as"),
+        ({"OTEL_EXPORTER_OTLP_CERTIFICATE": "/nope"}, "OTEL_EXPORTER_OTLP_CERTIFICATE: there is no file /nope"),
+        ({"OTEL_TRACES_SAMPLER": "bogus"}, "OTEL_TRACES_SAMPLER: 'bogus' is none of always_on"),
+        (
+            {"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "2"},
+            "OTEL_TRACES_SAMPLER_ARG: '2' is no number from 0 to 1",
+        ),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE: '0' is no whole number above 0"),
+        ({"OTEL_BSP_SCHEDULE_DELAY": "-1"}, "OTEL_BSP_SCHEDULE_DELAY: '-1' is no whole number above 0"),
+        ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}, "OpenTelemetry's variables (OTEL_…) cannot be used: "),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path: Path, variables: dict[str, str], said: str) -> None:
@@ -258,6 +305,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path, variables: dict[str, str],
     done = Rolecall(tmp_path, settings={"otel_enabled": True}, environ=variables).run()
     assert done.returncode != 0
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_without_the_extra_the_way_out_is_told(tmp_path: Path) -> None:

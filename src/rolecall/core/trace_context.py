@@ -14,7 +14,14 @@ MAX_STATE = 1024
 """Characters of a ``tracestate`` that are passed on; the recommendation asks for 512 at the least."""
 
 _PARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-[\x21-\x7e]{0,200})?", re.ASCII)
-_STATE = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_MEMBER = re.compile(
+    r"([a-z][_0-9a-z*/-]{0,255}|[a-z0-9][_0-9a-z*/-]{0,240}@[a-z][_0-9a-z*/-]{0,13})"
+    r"=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]",
+    re.ASCII,
+)
+"""A member of the list, as the recommendation's grammar has it, with its key."""
+
+_MOST_MEMBERS = 32
 _SAMPLED = 1
 
 
@@ -56,7 +63,14 @@ def read_context(parent: str, states: Iterable[str] = ()) -> TraceContext | None
     version, trace_id, span_id, flags, more = found.groups()
     if version == "ff" or (version == "00" and more) or not int(trace_id, 16) or not int(span_id, 16):
         return None
-    state = ",".join(value.strip() for value in states if value.strip())
-    if len(state) > MAX_STATE or not _STATE.fullmatch(state):
+    state = ",".join(value.strip() for value in states if value.strip()).replace("\t", " ")
+    if len(state) > MAX_STATE or not _is_state(state):
         state = ""
     return TraceContext(trace_id, span_id, bool(int(flags, 16) & _SAMPLED), state, found[0])
+
+
+def _is_state(state: str) -> bool:
+    """Whether it is a list of members, none of them twice; empty ones are allowed."""
+    members = [member for each in state.split(",") if (member := each.strip(" "))]
+    found = [_MEMBER.fullmatch(member) for member in members]
+    return 0 < len(members) <= _MOST_MEMBERS and all(found) and len({one and one[1] for one in found}) == len(found)

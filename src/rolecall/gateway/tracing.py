@@ -15,14 +15,15 @@ Begin = Callable[[str, str, TraceContext | None], TraceContext]
 
 @dataclass(slots=True)
 class Tracing:
-    """``begin`` is None while nobody here takes part in traces."""
+    """``begin`` is None while nobody here takes part in traces; ``lost`` counts requests that could not be told of."""
 
     begin: Begin | None = None
+    lost: Callable[[], int] = int
 
     def context(self, request_id: str, scope: Scope, headers: Mapping[bytes, bytes]) -> TraceContext | None:
         """Return the trace that engines are told of; None for a request without one."""
         came = None
-        if PARENT in headers:
+        if PARENT in headers and sum(name == PARENT for name, _ in scope["headers"]) == 1:  # of two, none is right
             states = [value.decode("latin-1") for name, value in scope["headers"] if name == STATE]
             came = read_context(headers[PARENT].decode("latin-1"), states)
         return came if self.begin is None else self.begin(request_id, scope["path"], came)

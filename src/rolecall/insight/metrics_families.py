@@ -135,6 +135,12 @@ def state_families(gateway: Gateway, now: float) -> Iterator[Family]:
         "rolecall_log_lines_dropped", "counter", "Lines of the request log that were lost.", services.recorder.dropped
     )
     yield _one(
+        "rolecall_traces_dropped",
+        "counter",
+        "Requests whose spans could not be sent to the collector.",
+        services.tracing.lost(),
+    )
+    yield _one(
         "rolecall_requests_in_flight",
         "gauge",
         "Requests that have arrived and are not over.",

@@ -9,16 +9,15 @@ engine's answer after both.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Decision
 from opentelemetry.trace import (
@@ -35,10 +34,10 @@ from opentelemetry.trace import (
 from rolecall import __version__
 from rolecall.core import endpoints
 from rolecall.core.trace_context import TraceContext
-from rolecall.insight.tracing import Begun
+from rolecall.insight.tracing import Begun, Losses
 from rolecall.insight.tracing_content import Content
-
-log = logging.getLogger(__name__)
+from rolecall.insight.tracing_environ import Sending
+from rolecall.insight.tracing_sending import Sender
 
 _NS = 10**6
 """Nanoseconds of a millisecond."""
@@ -51,8 +50,6 @@ _OPERATIONS = {
     endpoints.EMBEDDINGS: "embeddings",
 }
 """What the conventions call an endpoint; others go by the end of their path."""
-
-_NOISY = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
 
 Attributes = dict[str, Any]
 
@@ -73,52 +70,22 @@ class _Ids(IdGenerator):
         return self._random.generate_span_id() if given is None else given
 
 
-class TellingExporter(SpanExporter):
-    """Sends spans; that it cannot be done is told once when it begins, and once when it ends."""
-
-    def __init__(self, inner: SpanExporter) -> None:
-        self._inner = inner
-        self._lost = 0
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Send a batch."""
-        try:
-            result = self._inner.export(spans)
-        except Exception as error:  # noqa: BLE001 - whatever it is, no request is to suffer from it
-            log.debug("traces: %s", error)
-            result = SpanExportResult.FAILURE
-        if result is SpanExportResult.SUCCESS:
-            if self._lost:
-                log.info("traces are sent again; %d spans are lost", self._lost)
-            self._lost = 0
-            return result
-        if not self._lost:
-            log.warning("traces cannot be sent to the collector (OTEL_EXPORTER_OTLP_ENDPOINT); requests go on without")
-        self._lost += len(spans)
-        return result
-
-    def shutdown(self) -> None:
-        """Send nothing more."""
-        self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Nothing is kept here."""
-        return self._inner.force_flush(timeout_millis)
-
-
 class Spans:
-    """Makes spans; ``exporter`` is the one of the environment's ``OTEL_*`` variables unless given."""
+    """Makes spans and sends them; ``exporter`` is the one of the environment's ``OTEL_*`` variables unless given.
 
-    def __init__(self, exporter: SpanExporter | None = None) -> None:
-        for name in _NOISY:  # what they say again and again is told once
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    All but ``is_sampled`` and ``shutdown`` is for one thread.
+    """
+
+    def __init__(self, exporter: SpanExporter | None = None, sending: Sending | None = None) -> None:
+        self.losses = Losses()
         resource = Resource.create({SERVICE_VERSION: __version__})
         if str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):  # OTEL_SERVICE_NAME is silent
             resource = resource.merge(Resource({SERVICE_NAME: "rolecall"}))
         self._sampler = TracerProvider(resource=resource, shutdown_on_exit=False).sampler  # that of the environment
         self._ids = _Ids()
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False, id_generator=self._ids)
-        self._provider.add_span_processor(BatchSpanProcessor(TellingExporter(exporter or OTLPSpanExporter())))
+        self.sender = Sender(exporter or OTLPSpanExporter(), self.losses, sending or Sending())
+        self._provider.add_span_processor(self.sender)
         self._tracer = self._provider.get_tracer("rolecall", __version__)
 
     def is_sampled(self, begun: Begun, endpoint: str) -> bool:
@@ -152,6 +119,7 @@ class Spans:
         if line["model"] is not None:
             self._tell_engine(line, begun, below, (loaded, end), content)
         server.end(end)
+        self.sender.send_if_due()
 
     def _tell_engine(
         self, line: Mapping[str, Any], begun: Begun, below: Context, times: tuple[int, int], content: Content | None
@@ -170,8 +138,8 @@ class Spans:
             span.set_status(Status(StatusCode.ERROR))
         span.end(end)
 
-    def close(self) -> None:
-        """Send what waits, and nothing more."""
+    def shutdown(self) -> None:
+        """Send nothing more."""
         self._provider.shutdown()
 
 
