@@ -22,13 +22,17 @@ install-dev: $(VENV)/.dev-ready ## the same, and what the tests need
 run: install ## start rolecall on port 8100 (ARGS="--port 9000" passes options)
 	@exec $(BIN)/rolecall serve $(ARGS)
 
-test: install-dev ## all tests, the real engine included (ARGS="tests/core -x" runs some, one by one)
+test: install-dev ## the tests, the real engine included, in minutes (ARGS="tests/core -x" runs some, one by one)
 ifdef ARGS
 	@$(BIN)/python -m pytest $(ARGS)
 else
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone"
-	@$(BIN)/python -m pytest -m alone
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not alone and not long" --ignore=tests/browser
 endif
+
+.PHONY: test-long
+test-long: install-dev ## those that take long, and those that run with nothing beside them (some minutes more)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m long
+	@$(BIN)/python -m pytest -m alone
 
 test-fast: install-dev ## only the tests that start no process
 	@$(BIN)/python -m pytest tests/core tests/backends tests/runtime $(ARGS)
@@ -40,7 +44,7 @@ fuzz: install-dev ## ten thousand made-up bodies and ten thousand connections, n
 .PHONY: test-pages
 test-pages: install-dev ## the pages in a real Chromium, which apt installs where it is not there
 	@sh tests/browser/install.sh
-	@ROLECALL_TEST_BROWSER=required $(BIN)/python -m pytest tests/browser $(ARGS)
+	@ROLECALL_TEST_BROWSER=required $(BIN)/python -m pytest -n 2 --dist loadfile tests/browser $(ARGS)
 
 .PHONY: test-monitoring
 test-monitoring: install-dev ## docs/monitoring with a real Prometheus, which apt installs where it is not there

@@ -54,6 +54,7 @@ def test_a_conversation_that_is_too_long(client: openai.OpenAI) -> None:
     assert left_out.startswith("messages=")
 
 
+@pytest.mark.long
 def test_many_pictures_in_a_growing_conversation(client: openai.OpenAI) -> None:
     """Pictures and questions in turns, all sent again each time, far beyond the context, end in no error."""
     conversation: Any = []

@@ -124,6 +124,7 @@ def make_files(entries: list[dict[str, Any]]) -> None:
                 (path.parent / config["mmproj_path"]).touch()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(path.name for path in IMPORTS.iterdir()))
 def test_every_name_answers(name: str, tmp_path: Path, programs: Path, server: int, ollama: FakeOllama) -> None:
     """Imported while rolecall runs: every name, alias and role of the file gets an answer, from its own model."""

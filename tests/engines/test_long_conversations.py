@@ -72,6 +72,7 @@ def ask(server: Rolecall, model: str, messages: list[dict[str, Any]], **headers:
     return answer, server.line_of(answer)
 
 
+@pytest.mark.long
 def test_two_hundred_pictures_in_one_conversation(server: Rolecall) -> None:
     """A conversation grows by a picture with each request, in a context that holds about two: each one is captioned.
 

@@ -38,7 +38,7 @@ from rolecall.runtime.ports import free_port
 from simulator import nvml
 from simulator.nvml import Machine
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")]
 
 KEEP = {"keep_engines_on_exit": True}
 ROUNDS = 6

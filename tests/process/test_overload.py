@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import pytest
 
 from harness import (
     CHAT,
@@ -46,6 +47,7 @@ def ask(server: Rolecall, client: httpx.Client, model: str, count: int, *, strea
     return None if fine else str(events[-1:])
 
 
+@pytest.mark.long
 def test_a_thousand_requests_over_two_models_that_do_not_fit_together(tmp_path: Path) -> None:
     """Sixteen clients get a thousand whole answers, streamed and not, and leave a thousand lines and nothing else."""
     problems: list[str] = []

@@ -18,6 +18,8 @@ from harness import Gpus, Rolecall, fake_entry
 from simulator import nvml
 from vision.pictures import folder
 
+pytestmark = pytest.mark.long
+
 TASK = """
 version = "1"
 title = "{id}"

@@ -50,6 +50,7 @@ def expected_light(path: Path) -> str:
     return "bright" if sum(ImageStat.Stat(image).mean) / 3 / 255 > 0.5 else "dim"
 
 
+@pytest.mark.long
 def test_three_hundred_photographs(tmp_path: Path) -> None:
     """The engine is killed, then rolecall itself by SIGKILL; in the end every picture has the tags that are its own."""
     folder = write_photos(tmp_path / "photos")
