@@ -81,6 +81,14 @@ def test_a_crash_that_is_followed_by_a_start_at_once() -> None:
     assert loads(tally) == {("a", "start"): (2, 3.0)}
 
 
+def test_a_model_that_was_never_started_has_counts() -> None:
+    """They are 0, so that the first failure is seen as growth; what was counted stays."""
+    tally = heard((Tick(), [Start("a")]), Exited("a"))
+    tally.know(["a", "b"])
+    assert dict(tally.failures) == {("a", "start"): 1, ("a", "crash"): 0, ("b", "start"): 0, ("b", "crash"): 0}
+    assert dict(tally.swaps) == {("a",): 0, ("b",): 0}
+
+
 def test_removed_models_are_counted_together_once_there_are_too_many() -> None:
     """Below the limit nothing changes; above it all sums stay."""
     tally = LoadTally()

@@ -71,7 +71,7 @@ def test_nothing_waits_to_be_counted_for_long() -> None:
 def test_lines_with_prompts_are_not_kept() -> None:
     """A line that may hold megabytes is counted when it comes."""
     made = tally()
-    made.hear_at_once(line() | {"prompt": "x" * 1000})
+    made.hear(line() | {"prompt": "x" * 1000})
     assert made._pending == []
     assert counts(made) == {("a", "", CHAT, "2xx"): 1}
 
@@ -84,6 +84,14 @@ def test_what_clients_and_engines_write_is_no_label() -> None:
         made.hear(line(endpoint=f"/v1/x{number}", status=None))
     assert counts(made) == {("a", "", "other", "other"): 500, ("unknown", "", CHAT, "4xx"): 500}
     assert sorted(made.counted().errors) == [(("unknown", CHAT, "other"), 500)]
+
+
+def test_a_model_that_nobody_asked_has_failures_of_0() -> None:
+    """So that the first ones are seen as growth; those that were counted stay."""
+    made = tally()
+    made.hear(line(status=500))
+    found = {key: counted.requests for key, counted in made.counted(["a", "b"]).rows}
+    assert found == {("a", "", CHAT, "5xx"): 1, ("b", "", CHAT, "5xx"): 0}
 
 
 def test_failures_by_their_code() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -202,6 +203,19 @@ def test_swaps_and_memory(nvml_library: Path, tmp_path: Path) -> None:
         assert total == 8000 * 2**20
         assert values(found, "rolecall_vram_free_bytes")[()] + values(found, "rolecall_vram_used_bytes")[()] == total
         assert values(found, "rolecall_model_vram_reserved_bytes", "model", "gpu")["b", "0"] >= 5000 * 2**20
+
+
+def test_what_health_says_is_wrong_is_told(tmp_path: Path) -> None:
+    """Each thing that can be wrong has its row, and broken experiments are among them."""
+    with Rolecall(tmp_path, [fake_entry("m")]) as server:
+        assert values(scrape(server), "rolecall_degraded", "problem") == {}
+        (server.config_dir / "experiments.toml").write_text("[oops")
+        server.terminate(signal.SIGHUP)
+        eventually(lambda: "experiments" in server.get("/health")["problems"])
+        found = scrape(server, lambda each: values(each, "rolecall_degraded"))
+    assert values(found, "rolecall_degraded", "problem") == {("experiments",): 1}
+    rows = {each.labels["problem"] for each in found if each.name == "rolecall_degraded"}
+    assert rows == {"registry", "log", "api_keys", "experiments"}
 
 
 def test_who_is_not_scraped_is_no_larger() -> None:

@@ -141,7 +141,7 @@ class _Api:
 
     async def health(self, request: Request) -> Json:
         s = self._services
-        whole = views.health(s.roster, s.supervisor, s.recorder, self._key_problem(), s.experiments.problem)
+        whole = views.health(s.roster, s.supervisor, s.recorder, s.problems(self._key_problem()))
         return Json(whole if caller_of(request.scope).may("admin") else views.short_health(whole))
 
     async def models(self, request: Request) -> Json:

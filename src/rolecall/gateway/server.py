@@ -72,6 +72,10 @@ class Gateway:
     inference: Inference
     keys: Keys | None = None
 
+    def problems(self) -> dict[str, str | None]:
+        """Return what is wrong, in words, with each thing that can be; None where all is well."""
+        return self.services.problems(self.keys.store.problem if self.keys else None)
+
     def configure(self) -> None:
         """Act on the registry as it was last read, and write the merged one down."""
         roster = self.services.roster

@@ -38,6 +38,15 @@ class Services:
     choices: deque[tuple[str | None, Selection]] = field(default_factory=lambda: deque(maxlen=MOST_CHOICES))
     """What was chosen for the last requests by a role, by their id: the line has the reason alone."""
 
+    def problems(self, key_problem: str | None) -> dict[str, str | None]:
+        """Return what is wrong, in words, with each thing that can be; ``key_problem`` is that of the key file."""
+        return {
+            "registry": self.roster.problem,
+            "log": self.recorder.problem,
+            "api_keys": key_problem,
+            "experiments": self.experiments.problem,
+        }
+
     @property
     def settings(self) -> Settings:
         """The settings in force, some of which a reload changes."""

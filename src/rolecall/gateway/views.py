@@ -129,16 +129,9 @@ def health(
     roster: Roster,
     supervisor: Supervisor,
     recorder: Recorder,
-    key_problem: str | None = None,
-    experiments_problem: str | None = None,
+    problems: Mapping[str, str | None],
 ) -> dict[str, Any]:
-    """Return the state of rolecall itself: ``ok``, or ``degraded`` with the problems in words."""
-    problems = {
-        "registry": roster.problem,
-        "log": recorder.problem,
-        "api_keys": key_problem,
-        "experiments": experiments_problem,
-    }
+    """Return the state of rolecall itself: ``ok``, or ``degraded`` with the ``problems`` in words."""
     named = {name: problem for name, problem in problems.items() if problem}
     ledger = supervisor.scheduler.ledger
     return {

@@ -44,8 +44,7 @@ class LazyMetrics:
         self._loads = LoadTally()
         self._made: Scrapes | None = None
         services = gateway.services
-        hear = self._requests.hear_at_once if services.settings.log_prompts else self._requests.hear
-        services.recorder.listeners.append(hear)
+        services.recorder.listeners.append(self._requests.hear)
         services.supervisor.listeners.append(self._hear)
 
     def _hear(self, event: Event, effects: list[Effect]) -> None:

@@ -13,14 +13,12 @@ from typing import Literal
 from rolecall import __version__
 from rolecall.core.slot import ModelStatus
 from rolecall.core.vram import HOST, Device, Ledger
-from rolecall.gateway import views
 from rolecall.gateway.server import Gateway
 from rolecall.insight.load_tally import LoadTally
 from rolecall.insight.tally import Histogram, Tallied, summed
 from rolecall.runtime.gpu import GpuReport
 
 _MB = 2**20
-_PROBLEMS = ("registry", "log", "api_keys")
 
 Value = int | float | Histogram
 
@@ -118,18 +116,17 @@ def state_families(gateway: Gateway, now: float) -> Iterator[Family]:
     """Yield how things stand at ``now`` (s, monotonic)."""
     services = gateway.services
     supervisor = services.supervisor
-    problem = gateway.keys.store.problem if gateway.keys else None
-    health = views.health(services.roster, supervisor, services.recorder, problem)
+    problems = gateway.problems()
     yield Family(
         "rolecall_info", "gauge", "1; its labels say what runs.", ("version", "profile"),
-        [((__version__, health["profile"]), 1)],
+        [((__version__, services.roster.active.profile.name), 1)],
     )  # fmt: skip
     yield Family(
         "rolecall_degraded",
         "gauge",
-        "1 where something is wrong with the registry, the request log or the file of API keys; /health says what.",
+        "1 where something is wrong with the registry, the log, the API keys or the experiments; /health says what.",
         ("problem",),
-        [((name,), int(name in health["problems"])) for name in _PROBLEMS],
+        [((name,), int(bool(problem))) for name, problem in problems.items()],
     )
     yield _one(
         "rolecall_log_lines_dropped", "counter", "Lines of the request log that were lost.", services.recorder.dropped

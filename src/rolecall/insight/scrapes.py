@@ -16,7 +16,7 @@ from rolecall.insight.engine_metrics import EngineMetrics
 from rolecall.insight.load_tally import LoadTally
 from rolecall.insight.metrics_families import Family, load_families, request_families, state_families
 from rolecall.insight.metrics_page import PageWriter
-from rolecall.insight.tally import MAX_SERIES, RequestTally, Tallied
+from rolecall.insight.tally import MAX_SERIES, UNKNOWN, RequestTally, Tallied
 
 FRESH_S = 0.5
 """How long a page is given again."""
@@ -68,7 +68,8 @@ class Scrapes:
         models = {*(entry.name for entry in services.roster.catalog.entries), *services.supervisor.names}
         self._requests.forget(models, services.roster.catalog.roles)
         self._loads.forget(models, MAX_SERIES)
-        return self._requests.counted()
+        self._loads.know(services.supervisor.names)
+        return self._requests.counted((UNKNOWN, *services.supervisor.names))
 
     def _families(self, now: float) -> Iterator[Family]:
         yield from load_families(self._loads)

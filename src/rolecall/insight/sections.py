@@ -84,8 +84,7 @@ class Sections:
     def server(self) -> dict[str, Any]:
         """Return what is known of the server itself."""
         services, keys = self._gateway.services, self._gateway.keys
-        problem = keys.store.problem if keys else None
-        health = views.health(services.roster, services.supervisor, services.recorder, problem)
+        health = views.health(services.roster, services.supervisor, services.recorder, self._gateway.problems())
         return {
             "version": __version__,
             "profile": health["profile"],
