@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -140,6 +141,12 @@ orphans, some that ignore SIGTERM, one without an environment."""
 BROOD_SIZE = 6
 
 
+def _number(file: Path) -> int:
+    """Return which rotated file of a log it is, 0 for the present one."""
+    number = file.suffix[1:]
+    return int(number) if number.isdecimal() else 0
+
+
 _GIVES_SOCKET = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -148,7 +155,7 @@ os.execvp(sys.argv[3], sys.argv[3:])
 """
 
 
-def with_socket(given: socket.socket, argv: Sequence[str], count: int = 1) -> list[str]:
+def with_socket(given: socket.socket | BufferedWriter, argv: Sequence[str], count: int = 1) -> list[str]:
     """Return a command line by which a process gets a socket as systemd gives it; it goes with ``pass_fds``."""
     return [sys.executable, "-I", "-S", "-c", _GIVES_SOCKET, str(given.fileno()), str(count), *argv]
 
@@ -487,13 +494,14 @@ class Rolecall:
         return self._lines()
 
     def _lines(self) -> list[dict[str, Any]]:
-        files = sorted(self.log_path.parent.glob(self.log_path.name + "*"), reverse=True)
-        return [
-            json.loads(line)
-            for file in files
-            for line in file.read_text().splitlines(keepends=True)
-            if line[-1:] == "\n"
-        ]
+        files = self.log_path.parent.glob(self.log_path.name + "*")
+        found: list[dict[str, Any]] = []
+        # The oldest first, by number: one that is moved on meanwhile may be missed, and is never read twice.
+        for file in sorted(files, key=_number, reverse=True):
+            with contextlib.suppress(FileNotFoundError):
+                lines = file.read_text().splitlines(keepends=True)
+                found += [json.loads(line) for line in lines if line[-1:] == "\n"]
+        return found
 
     def line_of(self, answer: httpx.Response) -> dict[str, Any]:
         """Return the log line of an answer."""

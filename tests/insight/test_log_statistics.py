@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from insight.written_lines import NOON, line
@@ -165,9 +165,13 @@ TEXT = st.text(st.sampled_from("ab[]!*?-^\\.|\n"), max_size=8)
 
 
 @given(TEXT, TEXT)
+@example("[!]", "[!]")
+@example("[!]", "!")
+@example("[[!].[!]", "[.!")
+@example("[!]]", "]")
 def test_wildcards_are_those_of_the_shell(pattern: str, text: str) -> None:
     """A pattern picks what it picks for the list, whatever brackets and marks it has."""
     ranges = re.findall(r"\[!?\]?[^\]]*\]", pattern)
-    if any(re.search(r".-.", each) for each in ranges):
+    if any(re.search(r".-.", each, re.DOTALL) for each in ranges):
         return  # ranges backwards are no patterns
     assert bool(re.fullmatch(glob(pattern), text, re.DOTALL)) == fnmatchcase(text, pattern)

@@ -117,10 +117,10 @@ def glob(pattern: str) -> str:
     expression = ""
     rest = pattern
     while rest:
-        found = re.match(r"\[(!?)(\]?[^\]]+|\])\]", rest)
+        found = re.match(r"\[(?=(!?\]?))\1([^\]]*)\]", rest)  # a ] right at the beginning is one of the characters
         if found is not None:
-            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", found[2])
-            expression += f"[{'^' if found[1] else ''}{inside}]"
+            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", found[1].removeprefix("!") + found[2])
+            expression += f"[{'^' if found[1].startswith('!') else ''}{inside}]"
         else:
             expression += {"*": ".*", "?": "."}.get(rest[0]) or re.escape(rest[0])
         rest = rest[found.end() if found else 1 :]
