@@ -79,6 +79,16 @@ def test_a_broken_task_is_told(tmp_path: Path) -> None:
     assert f"{folder / 'mine.toml'}: role: is missing" in found["tasks"]["finding"]
 
 
+def test_experiments_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    """A server starts without them, so it is a warning; each problem is named."""
+    options = configure(tmp_path)
+    assert findings(*options)[1]["experiments"]["finding"] == "0 experiments"
+    (Path(options[1]) / "experiments.toml").write_text('[x]\nrole = "chat"\nweight = 1\n')
+    code, found = findings(*options)
+    assert (code, found["experiments"]["level"]) == (0, "warn")
+    assert f"{Path(options[1]) / 'experiments.toml'}: x" in found["experiments"]["finding"]
+
+
 def test_a_broken_registry_is_a_failed_check(tmp_path: Path) -> None:
     """Entry and field are named, and all other checks are made."""
     here = configure(tmp_path, entries=[{"name": "one", "backend": "llama_cpp", "pinned": "perhaps"}])

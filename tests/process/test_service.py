@@ -6,9 +6,11 @@ import contextlib
 import json
 import os
 import pty
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.invoke import call, configured, environment
 from harness import CHAT, DEADLINE_S, Rolecall, eventually, fake_entry, prompt, rest_of, text_of, with_socket, words
 
 KEEP = {"keep_engines_on_exit": True}
@@ -151,6 +154,23 @@ def test_sighup_has_a_service_read_its_configuration_again(tmp_path: Path, notic
         assert server.chat("m").status_code == 200
 
 
+def test_a_reload_tells_what_keeps_its_last_good_state(tmp_path: Path, notices: Notices) -> None:
+    """Broken experiments or a broken registry: settings are in force, and the status says what is not."""
+    with Service(tmp_path / "r", [fake_entry("m")], environ={"NOTIFY_SOCKET": str(notices.path)}) as server:
+        (server.config_dir / "experiments.toml").write_text("[x")
+        server.process.send_signal(signal.SIGHUP)
+        told = "\n".join(notices.await_line("READY=1", count=2))
+        assert "STATUS=reloaded in part; no setting has changed; the experiments cannot be read" in told
+        refused = call("reload", "--url", server.base_url)
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert "The experiments cannot be read, so there are none: " in refused.stderr
+        (server.config_dir / "experiments.toml").unlink()
+        (server.config_dir / "model_registry.curated.json").write_text("[")
+        server.process.send_signal(signal.SIGHUP)
+        told = "\n".join(notices.await_line("READY=1", count=3))
+        assert "STATUS=reloaded in part; no setting has changed; the registry is broken" in told
+
+
 def test_sighup_of_a_terminal_that_hangs_up_is_the_end(tmp_path: Path) -> None:
     """Who closes the window does not leave a server behind; the end is as orderly as any other."""
     server = Rolecall(tmp_path / "r", [fake_entry("m")])
@@ -185,6 +205,20 @@ def test_a_given_socket_needs_keys_as_any_other(tmp_path: Path) -> None:
         server.launch()
         assert server.process.wait(DEADLINE_S) == 2
     assert "can be reached by other machines" in server.words()
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [("1", "file descriptor 3 is none: Bad file descriptor"), ("99", "rolecall listens on one (ListenStream=)")],
+)
+def test_what_the_service_gives_wrongly_is_told_once(tmp_path: Path, count: str, said: str) -> None:
+    """Exit code 2, so that systemd does not try again, one line, and no setting that is to blame."""
+    there = shlex.join([sys.executable, "-m", "rolecall", "serve", "--port", "0", *configured(tmp_path, [])])
+    started = ["sh", "-c", f"exec 3<&-; LISTEN_PID=$$ LISTEN_FDS={count} exec {there}"]
+    done = subprocess.run(started, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.endswith(said)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from io import BufferedWriter
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ else:
 """
 
 
-def _with_fd_3(opened: socket.socket, count: int = 1) -> str:
+def _with_fd_3(opened: socket.socket | BufferedWriter, count: int = 1) -> str:
     argv = with_socket(opened, [sys.executable, "-c", GIVEN], count)
     done = subprocess.run(argv, pass_fds=[opened.fileno()], capture_output=True, text=True, check=True)
     return done.stdout.strip()
@@ -162,6 +163,15 @@ def test_other_sockets_are_refused_in_words(tmp_path: Path) -> None:
         assert "is no listening TCP socket" in _with_fd_3(other)
     with socket.socket() as idle:
         assert "is no listening TCP socket" in _with_fd_3(idle)
+    with (tmp_path / "file").open("wb") as file:
+        assert _with_fd_3(file).endswith("file descriptor 3 is none: Socket operation on non-socket")
+
+
+def test_a_socket_that_is_missing_is_told() -> None:
+    """The variables may have come from elsewhere, and nothing is open there."""
+    code = f"import os; os.closerange(3, 9); os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n{GIVEN}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("file descriptor 3 is none: Bad file descriptor")
 
 
 def test_the_error_is_one_of_configuration() -> None:

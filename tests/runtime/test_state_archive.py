@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tarfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -369,3 +370,20 @@ def test_servers_share_a_state_folder_and_a_restore_has_it_alone(tmp_path: Path)
         pass
     with in_use(tmp_path / "none"), alone(tmp_path / "none"):
         assert not is_in_use(tmp_path / "none")
+
+
+def test_a_look_at_the_folder_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
+    """Whether it is in use is found out by having it alone for a moment; who starts then waits for that."""
+    looked, waited = threading.Event(), threading.Event()
+
+    def look() -> None:
+        with alone(tmp_path):
+            looked.set()
+            waited.wait(0.1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looked.wait()
+    with in_use(tmp_path):
+        assert is_in_use(tmp_path)
+    thread.join()

@@ -26,6 +26,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "models": registry_checks.models,
         "roles": registry_checks.roles,
         "tasks": registry_checks.tasks,
+        "experiments": registry_checks.experiments,
         "permissions": registry_checks.permissions,
         "profile": checks.profile,
         "GPU": machine_checks.gpu,

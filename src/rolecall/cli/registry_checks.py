@@ -14,7 +14,9 @@ from rolecall.cli.init_plan import cast
 from rolecall.cli.offline import roster_to_look_at
 from rolecall.core.models import ModelEntry
 from rolecall.core.selection import Rejected
+from rolecall.core.wording import counted
 from rolecall.errors import ConfigurationError
+from rolecall.runtime.experiments import EXPERIMENTS, load_experiments
 from rolecall.runtime.registry import DISCOVERED, missing_program
 from rolecall.settings import SHIPPED
 from rolecall.vision.tasks import tasks_of
@@ -101,6 +103,16 @@ def tasks(subject: Subject) -> Finding:
     if lines := [line for problem in found.problems.values() for line in problem.splitlines()]:
         return Finding("warn", f"{text}\n{few(lines)}", "mend these files; until then their tasks are refused")
     return Finding("ok", text)
+
+
+def experiments(subject: Subject) -> Finding:
+    """Report whether the file of the experiments can be read; a server that starts with a broken one has none."""
+    try:
+        found = load_experiments(subject.settings.config_dir / EXPERIMENTS)
+    except ConfigurationError as error:
+        advice = "mend it; until then there are none, or the last good ones; `rolecall experiments validate` checks it"
+        return Finding("warn", few(str(error).splitlines()), advice)
+    return Finding("ok", counted(len(found.all) if found else 0, "experiment"))
 
 
 def permissions(subject: Subject) -> Finding:

@@ -13,7 +13,7 @@ from rolecall.core.wording import counted
 
 
 def command(*, url: Url = None, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
-    """Have a running rolecall read registry and settings again.
+    """Have a running rolecall read registry, experiments and settings again.
 
     It says which settings are in force now and which wait for a restart. What is wrong is refused with exit code 1, and
     the last good configuration stays in force.

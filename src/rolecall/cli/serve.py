@@ -78,11 +78,8 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
     roster = load_roster(settings)
     traces_wanted(settings, os.environ)  # else it would be refused when half of it runs
     keys = open_keys(settings)
-    try:
-        # Before anything is written: a second start leaves no traces.
-        sock = _socket(settings, overseer, has_keys=bool(keys and keys.ring.keys))
-    except ConfigurationError as error:
-        raise located(settings, error) from None
+    # Before anything is written: a second start leaves no traces.
+    sock = _socket(settings, overseer, has_keys=bool(keys and keys.ring.keys))
     prepare_state_dir(settings)
     _provide_demo_models(roster)
     _run(serve(roster, sock, lambda url: _announce(url, roster), extensions(), overseer))
@@ -90,10 +87,13 @@ def command(  # noqa: PLR0913, PLR0917 - each is an option that people look for 
 
 def _socket(settings: Settings, overseer: Overseer, *, has_keys: bool) -> socket.socket:
     given = overseer.listening_socket()
-    if given is None:
+    if given is not None:
+        check_guarded(given, has_keys=has_keys)
+        return given
+    try:
         return listening_socket(settings.host, settings.port, has_keys=has_keys)
-    check_guarded(given, has_keys=has_keys)
-    return given
+    except ConfigurationError as error:
+        raise located(settings, error) from None
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -115,7 +115,8 @@ class Server(uvicorn.Server):
         duties.overseer.reloading()
         try:
             found = await duties.reload()
-            words = f"reloaded; {found.told()}"
+            problems = duties.services.problems_of_configuration()
+            words = "; ".join([f"reloaded{' in part' if problems else ''}", found.told(), *problems])
             log.info("SIGHUP: %s", words)
         except ConfigurationError as error:
             words = f"not reloaded, the last good settings stay in force: {error}"

@@ -254,9 +254,8 @@ class _Api:
             found = await self._reload()
         except ConfigurationError as error:
             raise BadRequest(f"The settings are wrong, the last good ones stay in force: {error}") from None
-        problem = self._services.roster.problem
-        if problem:
-            raise BadRequest(f"The registry is broken, the last good one stays in force: {problem}")
+        if problems := self._services.problems_of_configuration():
+            raise BadRequest("\n".join(problem[0].upper() + problem[1:] for problem in problems))
         registry = self._services.roster.registry
         settings = {"applied": found.applied, "restart": found.pending}
         return Json({"entries": len(registry.entries), "warnings": list(registry.warnings), "settings": settings})

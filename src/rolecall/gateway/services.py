@@ -51,3 +51,9 @@ class Services:
     def settings(self) -> Settings:
         """The settings in force, some of which a reload changes."""
         return self.roster.settings
+
+    def problems_of_configuration(self) -> list[str]:
+        """Return what is wrong in the files that were read last, so that others than these are in force."""
+        registry = self.roster.problem
+        told = [registry and f"the registry is broken, the last good one stays in force: {registry}"]
+        return [problem for problem in (*told, self.experiments.problem) if problem]

@@ -55,7 +55,11 @@ class Overseer:
             return None
         if self._fds > 1:
             raise ConfigurationError(f"the service gives {self._fds} sockets; rolecall listens on one (ListenStream=)")
-        given = socket.socket(fileno=_FIRST_FD)
+        try:
+            given = socket.socket(fileno=_FIRST_FD)
+        except OSError as error:
+            reason = f"LISTEN_FDS says that the service gives a socket, and file descriptor {_FIRST_FD} is none"
+            raise ConfigurationError(f"{reason}: {error.strerror}") from None
         given.set_inheritable(False)
         is_tcp = given.family in {socket.AF_INET, socket.AF_INET6} and given.type == socket.SOCK_STREAM
         if not is_tcp or not given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
