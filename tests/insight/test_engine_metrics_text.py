@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 from rolecall.insight.engine_metrics_text import MAX_SAMPLES, merged
-from rolecall.insight.metrics_page import PageWriter
+from rolecall.insight.metrics_page import PageWriter, form_of
 
 LLAMA = b"""# HELP llamacpp:prompt_tokens_total Number of prompt tokens processed.
 # TYPE llamacpp:prompt_tokens_total counter
@@ -51,7 +51,7 @@ def values(metrics: list[Metric]) -> dict[tuple[str, ...], float]:
 
 
 def page(metrics: list[Metric], accept: str = "") -> str:
-    return PageWriter().write(accept, (), metrics)[0].decode()
+    return PageWriter().write(form_of(accept), (), metrics)[0].decode()
 
 
 def test_two_engines_of_one_kind_share_their_metrics() -> None:
@@ -76,7 +76,7 @@ def test_vllm_beside_llama_cpp() -> None:
     assert found["vllm:num_requests_running", "engine=0", "model=big", "model_name=qwen"] == 2
     assert found["vllm:time_to_first_token_seconds_bucket", "engine=0", "le=+Inf", "model=big", "model_name=qwen"] == 4
     assert not any("created" in key[0] or key[0].startswith("process_") for key in found)
-    assert rejected == {"big": 2, "small": 0}
+    assert rejected == {"big": 1, "small": 0}
     families = {family.name: family.type for family in parse(page(metrics))}
     assert families["vllm:time_to_first_token_seconds"] == "histogram"
     assert families["vllm:request_success"] == "counter"
@@ -158,13 +158,13 @@ def test_a_text_that_breaks_off_counts_up_to_there() -> None:
 
 def test_no_engine_can_fill_the_page() -> None:
     """So many samples are taken of an engine, and help and labels are cut."""
-    long = "x" * 5000
+    long = "x" * 3000
     lines = [
         f"# HELP x:n {long}",
         "# TYPE x:n gauge",
         *(f'x:n{{k="{n}",l="{long}"}} 1' for n in range(MAX_SAMPLES + 5)),
     ]
-    metrics, rejected = merged({"a": "\n".join(lines).encode()})
+    metrics, rejected = merged({"a": "\n".join(lines).encode()}, within_s=60)
     assert len(metrics[0].samples) == MAX_SAMPLES
     assert rejected == {"a": 5}
     assert len(page(metrics)) < MAX_SAMPLES * 400
@@ -183,3 +183,29 @@ def test_whatever_an_engine_writes_the_page_stays_one(lines: list[bytes]) -> Non
     assert ("llamacpp:requests_processing", frozenset({("model", "a")})) in keys
     strict = page(metrics, "application/openmetrics-text;version=1.0.0")
     list(parse_openmetrics(strict))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("text", "left_out"),
+    [
+        (b'a{b="' + b'\\"' * 1_000_000 + b'"} 1\n', 1),
+        (b"a{" + b",".join(b'l%d="x"' % n for n in range(140_000)) + b"} 1\n", 1),
+        (b"".join(b"# TYPE n%d gauge\nn%d 1\n" % (n, n) for n in range(60_000)), 55_000),
+    ],
+)
+def test_what_no_engine_writes_is_not_even_read(text: bytes, left_out: int) -> None:
+    """Lines that are too long and too many lines are counted and left out; another engine's page is whole."""
+    metrics, rejected = merged({"a": text, "b": LLAMA}, within_s=60)
+    assert rejected == {"a": left_out, "b": 0}
+    assert ("llamacpp:prompt_tokens_total", "model=b") in values(metrics)
+
+
+def test_what_is_not_read_in_time_is_left_out() -> None:
+    """The page goes on without."""
+    assert merged({"a": b"x:n 1\n# HELP x:m y\nx:m 1\n"}, within_s=0) == ([], {"a": 2})
+
+
+def test_times_of_creation_are_not_missed() -> None:
+    """They are left out on purpose, and are not counted."""
+    text = b"# TYPE x:n_total counter\nx:n_total 1\n# TYPE x:n_created gauge\nx:n_created 1.7e9\n"
+    assert merged({"a": text})[1] == {"a": 0}

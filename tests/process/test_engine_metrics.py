@@ -17,9 +17,13 @@ from rolecall.insight.scrapes import FRESH_S
 
 
 def page(server: Rolecall) -> dict[tuple[str, str | None], float]:
-    """Return the values of a page by name and model."""
+    """Return the values of a page by name and model, summed up by all else."""
     families = text_string_to_metric_families(server.http.get("/metrics").text)
-    return {(each.name, each.labels.get("model")): each.value for family in families for each in family.samples}
+    sums: dict[tuple[str, str | None], float] = {}
+    for each in (sample for family in families for sample in family.samples):
+        key = each.name, each.labels.get("model")
+        sums[key] = sums.get(key, 0) + each.value
+    return sums
 
 
 def asked(server: Rolecall, model: str) -> int:

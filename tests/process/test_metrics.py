@@ -154,6 +154,25 @@ def test_the_page_is_as_was_asked_for(busy: Rolecall) -> None:
     assert {"rolecall_requests", "rolecall_decision_seconds", "process_cpu_seconds"} <= names
 
 
+@pytest.mark.parametrize(
+    ("accept", "told"),
+    [
+        ("", "text/plain; version=0.0.4"),
+        ("text/plain;version=abc", "text/plain; version=0.0.4"),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8", "text/plain; version=1.0.0"),
+        ('application/openmetrics-text; version="1.0.0"', "application/openmetrics-text; version=1.0.0"),
+        ("application/openmetrics-text;version=9.9", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text;version=1.0.0;q=0,text/plain", "text/plain; version=0.0.4"),
+        ("application/openmetrics-text;q=x;;=,,*/*;q=0.1", "text/plain; version=0.0.4"),
+    ],
+)
+def test_any_accept_has_an_answer(busy: Rolecall, accept: str, told: str) -> None:
+    """The page says what it is, which is never more than can be written."""
+    answer = busy.http.get("/metrics", headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith(told)
+
+
 def test_many_who_scrape_at_once_are_given_one_page(busy: Rolecall) -> None:
     """Fifty scrapes cost no more than a few: in quick succession they are given the same."""
     with ThreadPoolExecutor(10) as pool:

@@ -12,12 +12,17 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 
 from prometheus_client.core import Metric
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.parser import text_fd_to_metric_families
 from prometheus_client.samples import Sample
 
 MAX_SAMPLES = 5000
 """Of one engine."""
 
+LIMIT_S = 2.0
+"""How long reading all of them may take."""
+
+_MAX_LINES = 20_000
+_MAX_LINE = 4000
 _PAUSE_EVERY = 20
 _PAUSE_S = 0.0002
 _MAX_TEXT = 300
@@ -41,10 +46,10 @@ class _Merger:
         self._names: set[str] = set()
         self._series: set[tuple[str, frozenset[tuple[str, str]]]] = set()
 
-    def take(self, model: str, text: bytes) -> int:
+    def take(self, model: str, lines: _Lines) -> int:
         """Take in what an engine wrote; return how many samples of it were left out."""
         kept = left_out = 0
-        for metric in _families(text):
+        for metric in _families(lines):
             if metric is None:
                 left_out += 1
                 continue
@@ -53,8 +58,9 @@ class _Merger:
             if mine is not None:
                 mine.samples.extend(fresh)
             kept += len(fresh)
-            left_out += len(metric.samples) - len(fresh)
-        return left_out
+            if not metric.name.endswith("_created"):  # those are not wanted
+                left_out += len(metric.samples) - len(fresh)
+        return left_out + lines.left_out
 
     def _accept(self, metric: Metric) -> Metric | None:
         """Return where the samples of a metric go; None if they go nowhere."""
@@ -91,22 +97,48 @@ class _Merger:
                 yield Sample(sample.name, labels, float(sample.value))
 
 
-def merged(texts: Mapping[str, bytes]) -> tuple[list[Metric], dict[str, int]]:
+def merged(texts: Mapping[str, bytes], within_s: float = LIMIT_S) -> tuple[list[Metric], dict[str, int]]:
     """Return the metrics of several engines (text by model) as one list, and how many samples of each were left out.
 
-    A text that cannot be read to its end counts up to the line that is wrong.
+    A text that cannot be read to its end counts up to the line that is wrong. After ``within_s`` no more is read.
     """
-    merger = _Merger()
-    left_out = {model: merger.take(model, text) for model, text in sorted(texts.items())}
+    merger, until = _Merger(), time.monotonic() + within_s
+    left_out = {model: merger.take(model, _Lines(text, until)) for model, text in sorted(texts.items())}
     return [metric for metric in merger.metrics.values() if metric.samples], left_out
 
 
-def _families(text: bytes) -> Iterator[Metric | None]:
-    """Yield what can be read; at the first line that is no metric None, and no more."""
-    try:
-        for number, metric in enumerate(text_string_to_metric_families(text.decode("utf-8", "replace"))):
+class _Lines:
+    """The lines of a text that an engine may have written, with pauses; those that are left out are counted.
+
+    The parser takes time with the square of a line's length.
+    """
+
+    def __init__(self, text: bytes, until: float) -> None:
+        self._lines = text.decode("utf-8", "replace").split("\n")
+        self._until = until
+        self.left_out = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for number, line in enumerate(self._lines):
             if number % _PAUSE_EVERY == 0:
                 time.sleep(_PAUSE_S)  # the event loop gets the interpreter
-            yield metric
+                if number >= _MAX_LINES or time.monotonic() >= self._until:
+                    self.left_out += sum(map(_is_sample, self._lines[number:]))
+                    return
+            if len(line) > _MAX_LINE:
+                self.left_out += _is_sample(line)
+            else:
+                yield line
+
+
+def _is_sample(line: str) -> bool:
+    return bool(line) and not line.startswith("#")
+
+
+def _families(lines: _Lines) -> Iterator[Metric | None]:
+    """Yield what can be read; at the first line that is no metric None, and no more."""
+    try:
+        # mypy: it takes any lines, and says so of a file alone
+        yield from text_fd_to_metric_families(lines)  # type: ignore[arg-type]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         yield None

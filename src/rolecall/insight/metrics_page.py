@@ -7,14 +7,14 @@ longer than a millisecond.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import accumulate, chain
+from typing import Literal
 
+from prometheus_client import exposition as text
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -28,8 +28,31 @@ _PIECE = 100
 
 _PAUSE_S = 0.0002
 _EOF = b"# EOF\n"
-_OPENMETRICS = "application/openmetrics-text"
-_ESCAPING = re.compile(r"\s*;\s*escaping\s*=[^;,]*")
+
+Form = Literal["text", "text1", "openmetrics"]
+
+_FORMS: dict[tuple[str, str], Form] = {
+    ("application/openmetrics-text", ""): "openmetrics",
+    ("application/openmetrics-text", "1.0.0"): "openmetrics",
+    ("text/plain", ""): "text",
+    ("text/plain", "0.0.4"): "text",
+    ("text/plain", "1.0.0"): "text1",
+    ("text/*", ""): "text",
+    ("*/*", ""): "text",
+}
+"""By media type and version; what is not among them cannot be written."""
+
+# All names here are plain, so that no way of escaping changes them; but prometheus_client escapes the colons of
+# ``vllm:…`` unless it is told that nothing needs to be.
+_PLAIN_TEXT = partial(text.generate_latest, escaping=openmetrics.ALLOWUTF8)
+_ENCODERS: dict[Form, tuple[Callable[[Collector], bytes], str]] = {
+    "text": (_PLAIN_TEXT, "text/plain; version=0.0.4; charset=utf-8"),
+    "text1": (_PLAIN_TEXT, "text/plain; version=1.0.0; charset=utf-8"),
+    "openmetrics": (
+        partial(openmetrics.generate_latest, escaping=openmetrics.ALLOWUTF8, version="1.0.0"),
+        "application/openmetrics-text; version=1.0.0; charset=utf-8",
+    ),
+}
 
 
 class _One(Collector):
@@ -50,15 +73,15 @@ class PageWriter:
         own = CollectorRegistry()
         self._process = (ProcessCollector(registry=own), PlatformCollector(registry=own))
 
-    def write(self, accept: str, families: Iterable[Family], more: Iterable[Metric] = ()) -> tuple[bytes, str]:
-        """Return the page and its content type, by what ``Accept`` asks for; ``more`` are metrics of others."""
-        encode, content_type = _encoder(accept)
+    def write(self, form: Form, families: Iterable[Family], more: Iterable[Metric] = ()) -> tuple[bytes, str]:
+        """Return the page in a form, and its content type; ``more`` are metrics of others."""
+        encode, content_type = _ENCODERS[form]
         parts: list[bytes] = []
         for pieces in self._all(families, more):
             for number, piece in enumerate(pieces):
                 parts.append(_encoded(encode, piece, is_first=number == 0))
                 time.sleep(_PAUSE_S)
-        if content_type.startswith(_OPENMETRICS):
+        if form == "openmetrics":
             parts.append(_EOF)
         return b"".join(parts), content_type
 
@@ -68,17 +91,27 @@ class PageWriter:
         yield from map(_sliced, more)
 
 
-def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    """Return what writes a page as ``Accept`` asks for, and its content type.
+def form_of(accept: str) -> Form:
+    """Return the form that ``Accept`` likes best of those that can be written; text where it names none of them.
 
-    All names here are plain, so that no way of escaping changes them; but prometheus_client 0.26 escapes the colons of
-    ``vllm:…`` in OpenMetrics, unless it is told that nothing needs to be.
+    Only three are ever written, so that those who scrape at once share their pages, however they ask.
     """
-    encode, content_type = choose_encoder(_ESCAPING.sub("", accept))
-    if content_type.startswith(_OPENMETRICS):
-        version = content_type.partition("version=")[2].partition(";")[0]
-        encode = partial(openmetrics.generate_latest, escaping=openmetrics.ALLOWUTF8, version=version)
-    return encode, content_type
+    best: float = 0
+    found: Form = "text"
+    for one in accept.split(","):
+        name, *rest = (part.strip().lower() for part in one.split(";"))
+        given = {key.strip(): value.strip().strip('"') for key, _, value in (part.partition("=") for part in rest)}
+        form = _FORMS.get((name, given.get("version", "")))
+        if form is not None and (liked := _weight(given.get("q", "1"))) > best:
+            best, found = liked, form
+    return found
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def pieces_of(family: Family) -> Iterator[Metric]:
@@ -117,7 +150,7 @@ def _sliced(metric: Metric) -> Iterator[Metric]:
 
 def _encoded(encode: Callable[[Collector], bytes], piece: Metric, *, is_first: bool) -> bytes:
     """Return the lines of a piece; those of help and type stand before the first one alone."""
-    text = encode(_One(piece)).removesuffix(_EOF)
-    while not is_first and text.startswith(b"# "):
-        text = text.partition(b"\n")[2]
-    return text
+    written = encode(_One(piece)).removesuffix(_EOF)
+    while not is_first and written.startswith(b"# "):
+        written = written.partition(b"\n")[2]
+    return written

@@ -15,14 +15,11 @@ from rolecall.gateway.server import Gateway
 from rolecall.insight.engine_metrics import EngineMetrics
 from rolecall.insight.load_tally import LoadTally
 from rolecall.insight.metrics_families import Family, load_families, request_families, state_families
-from rolecall.insight.metrics_page import PageWriter
+from rolecall.insight.metrics_page import Form, PageWriter, form_of
 from rolecall.insight.tally import MAX_SERIES, UNKNOWN, RequestTally, Tallied
 
 FRESH_S = 0.5
 """How long a page is given again."""
-
-_MOST_PAGES = 4
-"""Of how many values of ``Accept`` pages are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +37,25 @@ class Scrapes:
         self._requests = requests
         self._loads = loads
         self._engines = EngineMetrics(gateway.services.supervisor.answering)
-        self._pages: dict[str, _Page] = {}
+        self._pages: dict[Form, _Page] = {}
         self._writer = PageWriter()
         self._turn = asyncio.Lock()
 
     async def serve(self, request: Request) -> Response:
         """Return the page."""
-        accept = request.headers.get("accept", "")[:500]
+        form = form_of(",".join(request.headers.getlist("accept")))
         async with self._turn:
-            page = self._pages.get(accept)
+            page = self._pages.get(form)
             if page is None or time.monotonic() - page.at >= FRESH_S:
-                page = await self._write(accept)
+                page = await self._write(form)
         return Response(page.data, headers={"content-type": page.content_type, "cache-control": "no-store"})
 
-    async def _write(self, accept: str) -> _Page:
+    async def _write(self, form: Form) -> _Page:
         more = await self._engines.look()
         at = time.monotonic()
         families = chain(request_families(self._tallied()), list(self._families(at)))  # the former in the thread
-        data, content_type = await asyncio.to_thread(self._writer.write, accept, families, more)
-        if len(self._pages) >= _MOST_PAGES:
-            self._pages.clear()
-        page = self._pages[accept] = _Page(data, content_type, at)
+        data, content_type = await asyncio.to_thread(self._writer.write, form, families, more)
+        page = self._pages[form] = _Page(data, content_type, at)
         return page
 
     def _tallied(self) -> Tallied:
