@@ -98,6 +98,9 @@ def test_a_weight_moves_units_to_or_from_its_own_variant_alone(
         ({"enabled": False}, {}, False),
         ({"prompt": "p"}, {"prompt": "p", "role": None}, True),
         ({"prompt": "p"}, {"prompt": "q"}, False),
+        ({"prompt": "p"}, {"prompt": "p", "endpoint": COMPLETIONS}, True),
+        ({"prompt": "p", "variants": {"a": {}, "b": {"system": "x"}}}, {"prompt": "p", "endpoint": COMPLETIONS}, False),
+        ({"prompt": "p", "variants": {"a": {}, "b": {"system": "x"}}}, {"prompt": "p", "endpoint": RESPONSES}, True),
         ({"prompt": "p", "variants": {"a": {}, "b": {"model": "m"}}}, {"prompt": "p", "role": None}, False),
         ({"prompt": "p", "variants": {"a": {}, "b": {"model": "m"}}}, {"prompt": "p"}, True),
         ({"sticky": "key"}, {"key": "k"}, True),
@@ -166,7 +169,7 @@ def test_a_variant_can_be_asked_for(fields: dict[str, Any]) -> None:
         ("x=a", {}, "e=a, e=b"),
         ("nonsense", {}, "nonsense"),
         ("e=a", {"role": "ocr"}, "on the role caption"),
-        ("e=a", {"endpoint": EMBEDDINGS}, "on the role caption"),
+        ("e=a", {"endpoint": EMBEDDINGS}, "Requests to /v1/embeddings take no part in the experiment e"),
     ],
 )
 def test_a_wrong_wish_is_refused(wish: str, fields: dict[str, Any], complaint: str) -> None:
@@ -239,7 +242,13 @@ def test_what_the_request_kept_is_known() -> None:
             [{"role": "system", "content": "new"}, {"role": "user", "content": "hi"}],
         ),
         (MESSAGES, {"system": "old"}, "system", "new"),
-        (RESPONSES, {}, "instructions", "new"),
+        (RESPONSES, {"input": "hi"}, "instructions", "new"),
+        (
+            RESPONSES,
+            {"input": [{"role": "system", "content": "old"}, {"role": "user", "content": "hi"}, {"type": "x"}, 7]},
+            "input",
+            [{"role": "user", "content": "hi"}, {"type": "x"}, 7],
+        ),
         (COMPLETIONS, {"prompt": "x"}, "prompt", "x"),
     ],
 )
@@ -260,6 +269,12 @@ def test_a_system_text(endpoint: str, body: Mapping[str, Any], field: str, value
         ({"role": "r", "variants": TWO, "control": "c"}, "e: control 'c' is none of the variants a, b"),
         ({"role": "r", "variants": {"a": {"weight": 0}, "b": {"weight": 0}}}, "e: all weights are 0"),
         ({"role": "r", "variants": {"a": {"weight": -1}, "b": {}}}, "e: variants.a.weight: "),
+        ({"role": "r", "variants": {"a": {"weight": True}, "b": {}}}, "e: variants.a.weight: .*valid number"),
+        ({"role": "r", "variants": {"a": {"weight": "0.5"}, "b": {}}}, "e: variants.a.weight: .*valid number"),
+        ({"role": "r", "variants": TWO, "window_h": "1"}, "e: window_h: .*valid number"),
+        ({"role": "r", "variants": TWO, "enabled": "yes"}, "e: enabled: .*valid boolean"),
+        ({"role": "r", "variants": TWO, "start": 20261101}, "e: start: takes a day or a time, such as 2026-11-01"),
+        ({"role": "r", "variants": TWO, "end": "tomorrow"}, "e: end: takes a day or a time"),
         ({"role": "r", "variants": {"a": {"wieght": 1}, "b": {}}}, "e: variants.a.wieght: there is no such field"),
         ({"role": "r", "variants": {"a b": {}, "b": {}}}, "e: variants.a b: "),
         ({"role": "r", "variants": {"a": {"set": {"stream": True}}, "b": {}}}, "stream is no parameter"),
@@ -298,5 +313,6 @@ def test_what_a_file_leaves_out(fields: dict[str, Any], *, is_lower_better: bool
 
 def test_days_and_times_without_a_zone_are_utcs() -> None:
     """As TOML can write them: a day is its first moment."""
-    moments = (date(2027, 1, 15), datetime(2027, 1, 15, 8))  # noqa: DTZ001
-    assert [made(start=moment).span for moment in moments] == [(1_799_971_200.0, None), (1_800_000_000.0, None)]
+    moments = (date(2027, 1, 15), datetime(2027, 1, 15, 8), "2027-01-15T08:00:00Z")  # noqa: DTZ001
+    begin = [(1_799_971_200.0, None), (1_800_000_000.0, None), (1_800_000_000.0, None)]
+    assert [made(start=moment).span for moment in moments] == begin

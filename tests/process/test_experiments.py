@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -24,6 +25,8 @@ ENTRIES = (
     fake_entry("small", roles=["other"]),
     fake_entry("eyes", "--mmproj", "p", capabilities=["text", "vision"], role_priority={"vision_general": 80}),
     fake_entry("lens", "--mmproj", "p", capabilities=["text", "vision"]),
+    fake_entry("broken", backend_config={"command": ["/bin/false"]}),
+    fake_entry("vectors", capabilities=["embedding"], roles=["index"]),
     fake_entry("gone", backend_config={"command": ["/nowhere/engine"]}),
 )
 FILE = """
@@ -57,6 +60,14 @@ sticky = "session"
 [pictures.variants.lens]
 model = "lens"
 set = { max_tokens = 2 }
+
+[failing]
+prompt = "p5"
+[failing.variants.control]
+[failing.variants.broken]
+model = "broken"
+prompt_version = "2"
+set = { max_tokens = 4 }
 
 [keyless]
 prompt = "p3"
@@ -166,6 +177,15 @@ def test_a_model_that_is_not_there(server: Rolecall) -> None:
     assert part(server, answer) == ("missing", "gone", "forced; fallback model_not_found", "good")
 
 
+def test_a_version_that_was_not_sent_is_not_logged(server: Rolecall) -> None:
+    """Where the control serves, the request's own version stands in the line, also if the model fails to start."""
+    answer = ask(server, wish="failing=broken", metadata={"prompt_id": "p5", "prompt_version": "1"})
+    assert answer.status_code == 200
+    assert part(server, answer)[:2] == ("failing", "broken")
+    assert "fallback" in part(server, answer)[2]
+    assert server.line_of(answer)["prompt_version"] == "1"
+
+
 def test_questions_about_pictures(server: Rolecall) -> None:
     """A picture with a prompt goes to the variant's model with its parameters, by session or as its header says."""
     form: dict[str, Any] = {"file": ("p.jpg", photograph(1, size=(64, 48))), "prompt": (None, "hi")}
@@ -271,7 +291,7 @@ def test_experiments_are_listed_and_checked(server: Rolecall) -> None:
     assert [(each["name"], each["state"]) for each in listed][:2] == [("models", "running"), ("cooler", "running")]
     assert "caption" in rolecall(server, "experiments", "list").stdout
     checked = json.loads(rolecall(server, "experiments", "validate", "--json").stdout)
-    assert (checked["experiments"], checked["problems"]) == (5, [])
+    assert (checked["experiments"], checked["problems"]) == (6, [])
     said = "\n".join(checked["warnings"])
     assert "missing: gone cannot serve here: backend_config.command holds no" in said
     assert "keyless: is sticky by key, and there are no API keys" in said
@@ -287,6 +307,33 @@ def test_a_wrong_file_fails_the_check(tmp_path: Path) -> None:
     assert json.loads(rolecall(made, "experiments", "validate", "--json", code=2).stdout)["problems"]
     write(made, "")
     assert "no experiments in" in rolecall(made, "experiments", "list").stderr
+
+
+def test_what_never_gets_a_request_is_told(tmp_path: Path) -> None:
+    """An experiment behind another one on the same, at the same time, and one on a role that answers nobody."""
+    two = "[{0}.variants.a]\n[{0}.variants.b]\n"
+    heads = {
+        "first": 'role = "caption"\nend = 2026-12-01',
+        "behind": 'role = "caption"\nstart = 2026-11-01',
+        "later": 'role = "caption"\nstart = 2026-12-01\nenabled = false',
+        "index": 'role = "index"',
+    }
+    made = running(tmp_path, "".join(f"[{name}]\n{head}\n{two.format(name)}" for name, head in heads.items()))
+    assert json.loads(rolecall(made, "experiments", "validate", "--json").stdout)["warnings"] == [
+        "behind: gets no request that first takes, which stands before it",
+        "index: role:index is for embeddings or rerank, which take no part",
+    ]
+
+
+def test_a_pipe_is_no_file_of_experiments(tmp_path: Path) -> None:
+    """Nothing waits for its writer; it is told."""
+    made = running(tmp_path)
+    path = made.config_dir / "experiments.toml"
+    path.unlink()
+    os.mkfifo(path)
+    assert "is no regular file" in rolecall(made, "experiments", "validate", code=2).stderr
+    with made as server:
+        assert "is no regular file" in server.get("/health")["problems"]["experiments"]
 
 
 def post(server: Rolecall, body: Any, key: str | None = None) -> httpx.Response:

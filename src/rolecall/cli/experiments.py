@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,12 +19,13 @@ from rolecall.errors import ConfigurationError, ModelNotFound
 from rolecall.insight.experiment_lines import open_material
 from rolecall.insight.experiment_report import Comparison, Report, report_on, words
 from rolecall.runtime.experiments import EXPERIMENTS, load_experiments
-from rolecall.runtime.roster import load_roster
+from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="List and check the experiments.")
 
 LogFile = Annotated[Path | None, typer.Option("--file", help="The log to read.", metavar="PATH")]
+_WITHOUT_PART = frozenset({"embedding", "rerank"})
 _LIST = (
     Column("experiment"),
     Column("state", style=lambda text: "green" if text == "running" else "dim"),
@@ -119,19 +121,36 @@ def validate(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
 
 def _warnings(found: tuple[Experiment, ...], settings: Settings) -> Iterator[str]:
     roster = load_roster(settings)
-    for each in found:
-        names = {variant.model for variant in each.variants.values()} | {each.role and f"role:{each.role}"}
-        for name in sorted(filter(None, names)):
-            try:
-                target = roster.resolve(name)
-            except ModelNotFound as error:
-                yield f"{each.name}: {error.message}"
-                continue
-            reasons = [roster.catalog.unavailable.get(entry.name) for entry in target.entries]
-            if all(reasons):
-                yield f"{each.name}: {name} cannot serve here: {reasons[0]}"
+    for number, each in enumerate(found):
+        yield from (f"{each.name}: {warning}" for warning in _unable(each, roster))
         if each.sticky == "key" and settings.api_keys_file is None:
             yield f"{each.name}: is sticky by key, and there are no API keys: nobody takes part"
+        for earlier in found[:number]:
+            if earlier.concerns == each.concerns and _overlap(earlier, each):
+                yield f"{each.name}: gets no request that {earlier.name} takes, which stands before it"
+
+
+def _unable(experiment: Experiment, roster: Roster) -> Iterator[str]:
+    """Yield what cannot serve: models that are missing, and those of a role that answers nobody who takes part."""
+    role = experiment.role and f"role:{experiment.role}"
+    names = {variant.model for variant in experiment.variants.values()} | {role}
+    for name in sorted(filter(None, names)):
+        try:
+            entries = roster.resolve(name).entries
+        except ModelNotFound as error:
+            yield error.message
+            continue
+        reasons = [roster.catalog.unavailable.get(entry.name) for entry in entries]
+        if all(reasons):
+            yield f"{name} cannot serve here: {reasons[0]}"
+        elif all(entry.all_capabilities <= _WITHOUT_PART for entry in entries):
+            yield f"{name} is for embeddings or rerank, which take no part"
+
+
+def _overlap(one: Experiment, other: Experiment) -> bool:
+    (start, end), (begin, over) = one.span, other.span
+    is_apart = (end or math.inf) <= (begin or 0) or (over or math.inf) <= (start or 0)
+    return one.enabled and other.enabled and not is_apart
 
 
 def report_experiment(

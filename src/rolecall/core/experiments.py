@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, time, timezone
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from rolecall.core.catalog import role_name
@@ -25,6 +26,8 @@ OFF = "off"
 
 ENDPOINTS = frozenset({CHAT, COMPLETIONS, MESSAGES, RESPONSES, SPEECH, TRANSCRIPTIONS, TRANSLATIONS})
 """Where requests take part: vectors of two models do not belong together, and counting tokens is no answer."""
+_INSTRUCTED = frozenset({CHAT, MESSAGES, RESPONSES})
+"""Where there is a system message."""
 
 Metric = Literal["success", "ttft_ms", "duration_ms", "tokens_per_second", "completion_tokens", "feedback"]
 _LOWER = frozenset({"ttft_ms", "duration_ms"})
@@ -49,12 +52,29 @@ _SYSTEM_FIELDS = {MESSAGES: "system", RESPONSES: "instructions"}
 _SYSTEM_ROLES = ("system", "developer")
 
 
+def _moment(value: Any) -> datetime:
+    """Return a day or time of TOML, or the same as a text, with its zone; without one it is UTC's."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))  # Python 3.10 does not read the Z
+        except ValueError:
+            value = None
+    if not isinstance(value, date):  # a datetime is one
+        raise ValueError("takes a day or a time, such as 2026-11-01 or 2026-11-01T08:00:00Z")  # noqa: TRY004 - pydantic's validators raise it
+    moment = value if isinstance(value, datetime) else datetime.combine(value, time())
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+Moment = Annotated[datetime, BeforeValidator(_moment)]
+Share = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+
+
 class Variant(BaseModel):
     """What a share of the requests gets. One that says nothing changes nothing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1
+    weight: Share = 1
     """Its share, against the other weights; 0 gives it to nobody new."""
     model: Annotated[str, Field(min_length=1)] | None = None
     """Name, alias or ``role:NAME``."""
@@ -106,12 +126,12 @@ class Experiment(BaseModel):
     role: Annotated[str, Field(min_length=1)] | None = None
     prompt: Annotated[str, Field(min_length=1)] | None = None
     sticky: Literal["key", "session"] | None = None
-    window_h: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 24
+    window_h: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 24
     """How long after its first request a key or session is looked at (hours)."""
     salt: str = ""
-    enabled: bool = True
-    start: datetime | date | None = None
-    end: datetime | date | None = None
+    enabled: Annotated[bool, Field(strict=True)] = True
+    start: Moment | None = None
+    end: Moment | None = None
     metric: Metric = "success"
     better: Literal["higher", "lower"] | None = None
     control: str | None = None
@@ -125,7 +145,7 @@ class Experiment(BaseModel):
             raise ValueError(f"control {self.control!r} is none of the variants {', '.join(self.variants)}")
         if not any(variant.weight for variant in self.variants.values()):
             raise ValueError("all weights are 0; enabled = false says that nobody takes part")
-        if self.role is not None and any(variant.system is not None for variant in self.variants.values()):
+        if self.role is not None and self.instructs:
             raise ValueError("system belongs to an experiment on a prompt: a role answers many")
         start, end = self.span
         if start is not None and end is not None and start >= end:
@@ -134,8 +154,8 @@ class Experiment(BaseModel):
 
     @property
     def span(self) -> tuple[float | None, float | None]:
-        """When it begins, and from when on it is over, in seconds since the epoch; a day without a zone is UTC's."""
-        return _seconds(self.start), _seconds(self.end)
+        """When it begins, and from when on it is over (s since the epoch)."""
+        return self.start.timestamp() if self.start else None, self.end.timestamp() if self.end else None
 
     @property
     def control_name(self) -> str:
@@ -157,6 +177,15 @@ class Experiment(BaseModel):
         """Whether a variant names a model."""
         return any(variant.model is not None for variant in self.variants.values())
 
+    @property
+    def instructs(self) -> bool:
+        """Whether a variant has a system text."""
+        return any(variant.system is not None for variant in self.variants.values())
+
+    def is_at(self, endpoint: str) -> bool:
+        """Whether requests of an endpoint take part: with a system text those alone that have a system message."""
+        return endpoint in (_INSTRUCTED if self.instructs else ENDPOINTS)
+
     def is_running(self, now: float) -> bool:
         """Whether requests take part at ``now`` (s since the epoch)."""
         start, end = self.span
@@ -175,14 +204,6 @@ class Experiment(BaseModel):
     def _drawn(self, variant: str, unit: str) -> float:
         number = int.from_bytes(_hash(self.name, self.salt, variant, unit), "big")
         return -math.log((number + 1) / (2**64 + 1))
-
-
-def _seconds(moment: datetime | date | None) -> float | None:
-    if moment is None:
-        return None
-    if not isinstance(moment, datetime):
-        moment = datetime.combine(moment, time())
-    return (moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +261,8 @@ class Experiments:
         """
         if wish is not None:
             return None if wish.strip().lower() == OFF else self._forced(asked, wish.strip())
-        if asked.endpoint not in ENDPOINTS:
-            return None
         for experiment in self.all:
-            if _takes(experiment, asked) and experiment.is_running(now):
+            if experiment.is_at(asked.endpoint) and _takes(experiment, asked) and experiment.is_running(now):
                 unit = _unit(experiment, asked)
                 if unit is not None:
                     return Assignment(experiment, experiment.assign(unit), _hidden(experiment, unit))
@@ -255,7 +274,9 @@ class Experiments:
         if experiment is None or variant not in experiment.variants:
             known = ", ".join(f"{e.name}={v}" for e in self.all for v in e.variants)
             raise BadRequest(f"The header {HEADER} takes off or one of {known}, not {wish[:200]!r}.", param=HEADER)
-        if asked.endpoint not in ENDPOINTS or not _takes(experiment, asked):
+        if not experiment.is_at(asked.endpoint):
+            raise BadRequest(f"Requests to {asked.endpoint} take no part in the experiment {name}.", param=HEADER)
+        if not _takes(experiment, asked):
             named = "; where a variant has a model, the request must ask for a role" * experiment.chooses_models
             raise BadRequest(
                 f"The experiment {name} is on the {experiment.concerns}, which this request is not{named}.",
@@ -310,9 +331,14 @@ def _put(body: dict[str, Any], name: str, value: Any) -> None:
 def _instruct(body: dict[str, Any], endpoint: str, text: str) -> None:
     if endpoint in _SYSTEM_FIELDS:
         body[_SYSTEM_FIELDS[endpoint]] = text
-    elif endpoint == CHAT:
-        messages = [message for message in body["messages"] if message.get("role") not in _SYSTEM_ROLES]
-        body["messages"] = [{"role": "system", "content": text}, *messages]
+    if endpoint == CHAT:
+        body["messages"] = [{"role": "system", "content": text}, *_without_system(body["messages"])]
+    elif endpoint == RESPONSES and isinstance(body.get("input"), list):
+        body["input"] = _without_system(body["input"])
+
+
+def _without_system(messages: list[Any]) -> list[Any]:
+    return [each for each in messages if not isinstance(each, dict) or each.get("role") not in _SYSTEM_ROLES]
 
 
 def read_experiments(data: Mapping[str, Any]) -> Experiments:

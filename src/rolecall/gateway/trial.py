@@ -38,6 +38,7 @@ class Trial:
         self._services = services
         self._caller = caller
         self._line = account.line
+        self._own_version = account.line.prompt_version
         self._assignment = assignment
         self._line.experiment, self._line.variant = assignment.experiment.name, assignment.name
         if assignment.unit is not None:
@@ -97,8 +98,7 @@ class Trial:
     def _treat(self, incoming: Incoming, variant: Variant) -> None:
         if (words := incoming.treat(variant)) and variant is self._assignment.variant:
             self._note(f"{KEPT} {' '.join(words)}")
-        if variant.prompt_version is not None:
-            self._line.prompt_version = variant.prompt_version
+        self._line.prompt_version = variant.prompt_version or self._own_version
 
     def _fall_back(self, error: RolecallError) -> None:
         if FALLBACK not in (self._line.variant_note or ""):

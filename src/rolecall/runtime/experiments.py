@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +33,9 @@ def load_experiments(path: Path) -> Experiments | None:
     Raises ``ConfigurationError`` that names the file, and for each problem the experiment and the field.
     """
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open_at_once) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigurationError(f"{path}: is no regular file")
             text = file.read(_MOST_BYTES + 1)
         if len(text) > _MOST_BYTES:
             raise ConfigurationError(f"{path}: is too large to be a file of experiments")
@@ -50,6 +54,11 @@ def load_experiments(path: Path) -> Experiments | None:
         return read_experiments(data)
     except ConfigurationError as error:
         raise ConfigurationError("\n".join(f"{path}: {line}" for line in str(error).splitlines())) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file; a named pipe would wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class ExperimentsFile:
