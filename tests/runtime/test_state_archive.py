@@ -297,7 +297,7 @@ def put_back(unpacked: Path, folder: Path) -> None:
     """Put what was unpacked into ``c`` and ``s`` of a folder."""
     targets = {"config": folder / "c", "state": folder / "s", "keys": folder / "c"}
     with making_folders() as make:
-        put_all(list(places(unpacked, targets)), folder / "s" / DATASETS, make)
+        put_all(places(unpacked, targets), folder / "s" / DATASETS, make)
 
 
 def all_files(folder: Path, *tops: str) -> dict[str, str]:
@@ -322,6 +322,13 @@ def test_files_are_put_in_their_places(tmp_path: Path) -> None:
         "s/stays": "stays",
     }
     assert stat.S_IMODE((tmp_path / "c" / "k.json").stat().st_mode) == 0o600
+
+
+def test_keys_from_elsewhere_go_before_a_file_of_their_name(tmp_path: Path) -> None:
+    """Both come into the config folder, and those that were in force are taken."""
+    folder = lay_out(tmp_path / "u", "config/k.json", "keys/k.json")
+    put_back(folder, tmp_path)
+    assert all_files(tmp_path, "c") == {"c/k.json": "keys/k.json"}
 
 
 def test_what_cannot_be_put_changes_nothing(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,8 +94,8 @@ def _restored(file: Path, settings: Settings, *, force: bool) -> tuple[Manifest,
         with alone(state), tempfile.TemporaryDirectory(prefix=".restore-", dir=state) as unpacked:
             with _progress("reading", size) as tell:
                 found = unpack(file, Path(unpacked), tell)
-            files = list(places(Path(unpacked), {"config": config, "state": state, "keys": config}))
-            _check_free([target for _, target in files], force=force)
+            files = places(Path(unpacked), {"config": config, "state": state, "keys": config})
+            _check_free(files, force=force)
             put_all(files, state / DATASETS, make)
     return found
 
@@ -121,7 +121,7 @@ def _origin(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _check_free(targets: list[Path], *, force: bool) -> None:
+def _check_free(targets: Iterable[Path], *, force: bool) -> None:
     there = [str(target) for target in targets if target.exists()]
     if there and not force:
         raise CommandError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -19,12 +19,17 @@ Make = Callable[[Path, int], None]
 _MODE = 0o777
 
 
-def places(unpacked: Path, targets: Mapping[str, Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield each unpacked file with the place it belongs to; ``targets`` has a folder for each top folder."""
-    for top in TOPS:
-        for path in sorted((unpacked / top).rglob("*")):
-            if path.is_file():
-                yield path, targets[top] / path.relative_to(unpacked / top)
+def places(unpacked: Path, targets: Mapping[str, Path]) -> dict[Path, Path]:
+    """Return the unpacked file for each place; ``targets`` has a folder for each top folder.
+
+    Of two files with one place the one of the later top folder is taken: keys that were in force go before others.
+    """
+    return {
+        targets[top] / path.relative_to(unpacked / top): path
+        for top in TOPS
+        for path in sorted((unpacked / top).rglob("*"))
+        if path.is_file()
+    }
 
 
 @contextmanager
@@ -50,8 +55,8 @@ def making_folders() -> Iterator[Make]:
         raise
 
 
-def put_all(files: Iterable[tuple[Path, Path]], database: Path, make: Make) -> None:
-    """Move files to their places, over what is there; run by root, they get the owner of the folder they come into.
+def put_all(files: Mapping[Path, Path], database: Path, make: Make) -> None:
+    """Move each file to its place, over what is there; run by root, it gets the owner of the folder it comes into.
 
     Each is written beside its place first. So what needs room or rights fails before anything has changed, with an
     ``OSError`` that names the place. If a file takes the place of ``database``, DuckDB's log beside it goes as well: it
@@ -59,7 +64,7 @@ def put_all(files: Iterable[tuple[Path, Path]], database: Path, make: Make) -> N
     """
     beside: list[tuple[Path, Path]] = []
     try:
-        for source, target in files:
+        for target, source in files.items():
             make(target.parent, _MODE)
             partial = _partial(target)
             beside.append((partial, target))
