@@ -14,7 +14,7 @@ import pytest
 
 from rolecall.core.experiments import Experiment
 from rolecall.gateway.recorder import timestamp
-from rolecall.insight.experiment_lines import open_material
+from rolecall.insight.experiment_lines import Material, open_material
 from rolecall.insight.experiment_report import Report, report_on, words
 from rolecall.insight.feedback import Feedback, Judgement, feedback_path
 
@@ -35,7 +35,7 @@ def line(variant: str, at: float = NOW - 48 * HOUR, **fields: Any) -> dict[str, 
 
 def report(lines: Iterable[dict[str, Any]], feedback: dict[str, Judgement] | None = None, **fields: Any) -> Report:
     """Return the report on an experiment like ``made``."""
-    return report_on(made(**fields), lines, feedback or {}, NOW)
+    return report_on(made(**fields), Material(iter(lines), feedback or {}), NOW)
 
 
 def judged(scores: Iterable[tuple[str, float]], at: float = NOW - 40 * HOUR) -> dict[str, Judgement]:
@@ -120,7 +120,7 @@ def test_a_key_counts_once() -> None:
     found = report(lines, metric="duration_ms", sticky="key")
     assert [(arm.requests, arm.units, arm.compared) for arm in found.arms] == [(1000, 1, 1), (2, 2, 1)]
     assert found.remarks == ["1 keys or sessions began less than 24 h ago, and count later"]
-    over = report(lines, metric="duration_ms", sticky="key", end=NOW - 60)
+    over = report(lines, metric="duration_ms", sticky="key", end=timestamp(NOW - 60))
     assert [arm.compared for arm in over.arms] == [1, 2]
 
 
@@ -259,7 +259,7 @@ def test_feedback_that_was_rotated_away_is_told(tmp_path: Path) -> None:
 def test_nothing_is_established_where_lines_may_be_missing() -> None:
     """Each look at a window that moves is a test of its own: there is a difference, and no interval and verdict."""
     lines = alternating(800, duration_ms=lambda rng, is_b: rng.lognormvariate(0.3 if is_b else 0, 0.5) * 100)
-    found = report_on(made(metric="duration_ms"), lines, {}, NOW, ["lines may be missing"])
+    found = report_on(made(metric="duration_ms"), Material(iter(lines), {}, ["lines may be missing"]), NOW)
     (comparison,) = found.comparisons
     assert (comparison.verdict, comparison.p_value, comparison.low) == ("incomplete log", None, None)
     assert comparison.difference == pytest.approx(0.35, abs=0.1)

@@ -176,8 +176,7 @@ def report_experiment(
             material = open_material(log_path, experiment, stack)
         except FileNotFoundError:
             raise CommandError(missing(log_path)) from None
-        found = (material.lines, material.judgements, time.time(), material.gaps, material.notes)
-        report = report_on(experiment, *found)
+        report = report_on(experiment, material, time.time())
     if as_json:
         print_json(report.as_dict())
     elif markdown:

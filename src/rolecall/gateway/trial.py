@@ -82,7 +82,7 @@ class Trial:
                 return
             try:
                 yield self._found(variant.model, target), variant
-            except (*CANNOT_SERVE,) as error:
+            except CANNOT_SERVE as error:
                 self._fall_back(error)
 
     def _found(self, name: str, target: Target) -> Target:

@@ -25,8 +25,8 @@ class Material:
 
     lines: Iterator[Fields]
     judgements: Mapping[str, Judgement]
-    gaps: Sequence[str]
-    notes: Sequence[str]
+    gaps: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def open_material(log_path: Path, experiment: Experiment, stack: ExitStack) -> Material:

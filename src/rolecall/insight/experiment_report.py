@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rolecall.core.experiments import Experiment
 from rolecall.core.sequential import ALPHA, FIRST_PAIRS, Evidence, split_evidence
+from rolecall.insight.experiment_lines import Material
 from rolecall.insight.experiment_reading import AS_LOGARITHMS, Arm, Reading
-from rolecall.insight.feedback import Judgement
-from rolecall.insight.log_reader import Fields
 
 Verdict = Literal["better", "worse", "not enough data", "no difference seen", "incomplete log"]
 
@@ -77,21 +76,14 @@ class Report:
         }
 
 
-def report_on(  # noqa: PLR0913, PLR0917 - what it is made of
-    experiment: Experiment,
-    lines: Iterable[Fields],
-    judgements: Mapping[str, Judgement],
-    now: float,
-    gaps: Sequence[str] = (),
-    notes: Sequence[str] = (),
-) -> Report:
-    """Return the report on an experiment at ``now`` (s since the epoch) from the lines that name it, as written.
+def report_on(experiment: Experiment, material: Material, now: float) -> Report:
+    """Return the report on an experiment at ``now`` (s since the epoch).
 
-    ``gaps`` say why lines may be missing. Then nothing is established: which lines are left changes from look to look,
-    and what is read anew each time would be a test that is begun anew each time.
+    Where lines may be missing nothing is established: which of them are left changes from look to look, and what is
+    read anew each time would be a test that is begun anew each time.
     """
-    reading = Reading(experiment, judgements, now)
-    for line in lines:
+    reading, gaps = Reading(experiment, material.judgements, now), material.gaps
+    for line in material.lines:
         reading.add(line)
     reading.end()
     alpha = ALPHA / max(1, len(reading.tests))  # Bonferroni: one of several comparisons may be wrong by chance
@@ -99,7 +91,7 @@ def report_on(  # noqa: PLR0913, PLR0917 - what it is made of
         _described(name, evidence, experiment) if gaps else _tested(name, evidence, reading, alpha)
         for name, (_, evidence) in reading.tests.items()
     ]
-    remarks = [*gaps, *notes, *_remarks(experiment, reading)]
+    remarks = [*gaps, *material.notes, *_remarks(experiment, reading)]
     return Report(experiment, list(reading.arms.values()), comparisons, alpha, reading.forced, not gaps, remarks)
 
 

@@ -20,14 +20,14 @@ PATH = "/v1/feedback"
 @contextlib.asynccontextmanager
 async def feedback(gateway: Gateway) -> AsyncIterator[Addition]:
     """Add the route to a gateway."""
-    counter = Counter(gateway)
+    desk = LazyDesk(gateway)
     try:
-        yield Addition([ScopedRoute(PATH, counter.post, methods=["POST"], need="inference")])
+        yield Addition([ScopedRoute(PATH, desk.post, methods=["POST"], need="inference")])
     finally:
-        counter.close()
+        desk.close()
 
 
-class Counter:
+class LazyDesk:
     """Makes the desk when the first feedback comes."""
 
     def __init__(self, gateway: Gateway) -> None:
