@@ -13,7 +13,7 @@ import pytest
 from rolecall.errors import BadRequest
 from rolecall.gateway.recorder import timestamp
 from rolecall.insight.feedback import Feedback, feedback_path, judgement_of, judgements, read_feedback
-from rolecall.insight.feedback_desk import find_line
+from rolecall.insight.line_search import find_line
 from rolecall.insight.log_database import foreign_query
 from rolecall.insight.log_files import open_log
 
@@ -95,7 +95,7 @@ def test_a_request_is_found_wherever_it_is(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([row(2, 3 * 2**20), quoted, row(3, 10), row(4, 10)[:-3]]))
     with ExitStack() as stack:
         parts = open_log(path, stack).files
-        found = [find_line(parts, id_, lambda _: True) for id_ in ids]
+        found = [find_line(parts, id_) for id_ in ids]
         assert not any(find_line(parts, id_, lambda _: False) for id_ in ids)
     numbers = [line and line.get("n") for line in found]
     assert numbers == [0, 1, 2, 3, None, None, None, None, 8]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from builders import entry
 from rolecall.core.selection import Candidate, Demand, Rules, select
 from rolecall.errors import BadRequest, PageGone
-from rolecall.insight.history import Question, decision, find_line, read_page
+from rolecall.insight.history import Question, decision, read_line, read_page
 from rolecall.insight.log_reader import Wanted, parse_status
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=timezone.utc)
@@ -119,7 +119,7 @@ def test_a_log_that_is_not_there(tmp_path: Path) -> None:
     """It has no lines."""
     page = read_page(tmp_path / "log.jsonl", Question(Wanted()))
     assert (page.lines, page.next, page.searched_to) == ([], None, None)
-    assert find_line(tmp_path / "log.jsonl", "req_1") is None
+    assert read_line(tmp_path / "log.jsonl", "req_1") is None
 
 
 def test_one_line_is_found_by_its_whole_id(tmp_path: Path) -> None:
@@ -127,9 +127,9 @@ def test_one_line_is_found_by_its_whole_id(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     write(path.with_name("log.jsonl.1"), line(1), line(2))
     write(path, line(10), line(20, error="see req_2"))
-    assert find_line(path, "req_2") == line(2)
-    assert find_line(path, "req_1") == line(1)
-    assert find_line(path, "req_") is None
+    assert read_line(path, "req_2") == line(2)
+    assert read_line(path, "req_1") == line(1)
+    assert read_line(path, "req_") is None
 
 
 def test_a_decision_in_words_and_in_full() -> None:

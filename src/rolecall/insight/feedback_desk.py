@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 
 from starlette.requests import Request
@@ -19,8 +19,9 @@ from rolecall.gateway.rotating_file import RotatingFile, reason
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.insight.feedback import Feedback, feedback_path, read_feedback
+from rolecall.insight.line_search import find_line
 from rolecall.insight.log_files import open_log
-from rolecall.insight.log_reader import Fields, Part, lines_backwards, oldest_first, open_parts, parse_entry
+from rolecall.insight.log_reader import Fields, Part, open_parts
 
 _MOST_BODY_BYTES = 2**15
 """A comment of the longest kind has 24,000 where each character is written as two escapes of six."""
@@ -28,9 +29,6 @@ _MOST_WAITING = 16
 """Searches that may wait for the one that goes on; each reads the log, at the worst all of it."""
 _REMEMBERED = 1000
 _ID = re.compile("req_[0-9a-f]{32}")
-_BLOCK = 2**20
-_MOST_PACKED_BYTES = 2**28
-"""How much of compressed files is looked through: some seconds. What is older is not known any more."""
 _WRITTEN_WITHIN_S = 0.15
 """A line is in the file so long after its answer's last byte."""
 
@@ -121,49 +119,3 @@ class Desk:
                 with suppress(FileNotFoundError):
                     parts = open_log(self._path, stack).files
             return find_line(parts, request_id, lambda line: caller.may("admin") or line.get("key") == caller.name)
-
-
-def find_line(parts: Iterable[Part], request_id: str, is_wanted: Callable[[Fields], bool]) -> Fields | None:
-    """Return the newest line of a request that is wanted, None if there is none."""
-    needle = b'"request_id":"' + request_id.encode() + b'"'
-    left = _MOST_PACKED_BYTES
-    for part in parts:
-        if part.compression == "none":
-            lines = _lines_with(needle, part)
-        elif (left := left - part.end) >= 0:
-            lines = (raw for raw in oldest_first([part]) if needle in raw)
-        else:
-            return None
-        for raw in lines:
-            entry = parse_entry(raw)
-            if entry is not None and entry.fields["request_id"] == request_id and is_wanted(entry.fields):
-                return entry.fields
-    return None
-
-
-def _lines_with(needle: bytes, part: Part) -> Iterator[bytes]:
-    """Yield the whole lines that hold some bytes, last first.
-
-    It looks for them a block at a time: a hundred megabytes take a tenth of a second, and other threads get their turn.
-    """
-    end = part.end
-    while end > 0:
-        start = max(0, end - _BLOCK)
-        part.file.seek(start)
-        block = part.file.read(end - start + len(needle))
-        found = block.rfind(needle)
-        while found >= 0:
-            yield from _line_at(part, start + found)
-            found = block.rfind(needle, 0, found)  # that was in an object within a prompt
-        end = start
-
-
-def _line_at(part: Part, position: int) -> Iterator[bytes]:
-    """Yield the line around a position if it is a whole one."""
-    part.file.seek(position)
-    end = position
-    while block := part.file.read(_BLOCK):
-        if (newline := block.find(b"\n")) >= 0:
-            yield next(lines_backwards(part.file, end + newline))
-            return
-        end += len(block)

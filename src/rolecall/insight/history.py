@@ -1,4 +1,4 @@
-"""Pages of the request log, newest first, and single lines of it; a bounded part of it is read for each.
+"""Pages of the request log, newest first, for each of which a bounded part of it is read; and single lines.
 
 To be called in a thread. It lets go of the interpreter between pieces of a millisecond, as the event loop serves
 requests meanwhile.
@@ -18,6 +18,8 @@ from typing import Any
 
 from rolecall.core.selection import Selection
 from rolecall.errors import BadRequest, PageGone
+from rolecall.insight.line_search import find_line
+from rolecall.insight.log_files import open_log
 from rolecall.insight.log_reader import Fields, Part, Wanted, open_parts, parse_entry, parse_time
 
 MOST_BYTES = 16 * 2**20
@@ -93,16 +95,13 @@ def _is_before(fields: Fields | None, since: datetime | None) -> bool:
     return begun + lasted + _SLACK < since
 
 
-def find_line(path: Path, request_id: str) -> Fields | None:
-    """Return the newest line of a request; None if there is none."""
-    needle = request_id.encode()
+def read_line(path: Path, request_id: str) -> Fields | None:
+    """Return the newest line of a request, from compressed files too; None if there is none."""
     with ExitStack() as stack:
-        for part in open_parts(path, stack):
-            for _, raw in _backwards(part):
-                entry = parse_entry(raw) if needle in raw else None
-                if entry is not None and entry.fields["request_id"] == request_id:
-                    return entry.fields
-    return None
+        try:
+            return find_line(open_log(path, stack).files, request_id)
+        except FileNotFoundError:
+            return None
 
 
 def _from(parts: Sequence[Part], before: str | None) -> list[Part]:

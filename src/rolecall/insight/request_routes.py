@@ -98,9 +98,9 @@ class RequestRoutes:
         return str(live_row(live, awaited, states, time.monotonic())["state"])
 
     async def _over(self, request_id: str) -> Fields | None:
-        from rolecall.insight.history import find_line  # noqa: PLC0415
+        from rolecall.insight.history import read_line  # noqa: PLC0415
 
-        found = await self._aside(lambda: find_line(self._gateway.services.recorder.path, request_id))
+        found = await self._aside(lambda: read_line(self._gateway.services.recorder.path, request_id))
         return self._feed.recent(request_id) if found is None else found
 
     def _choice(self, request_id: str) -> Selection | None:
