@@ -140,6 +140,8 @@ def test_every_failure_has_its_line(server: Rolecall, end: str) -> None:
     answer = server.http.post(CHAT, content=content, headers={"content-type": "application/json"})
     assert answer.status_code == status
     line = server.line_of(answer)
+    asked = body.get("model") if isinstance(body, dict) else None
+    assert line.pop("wanted_model", asked) == asked
     assert list(line) == KEYS
     assert line["status"] == status
     assert line["error"].startswith(error)

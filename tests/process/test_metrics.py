@@ -51,6 +51,11 @@ def scrape(server: Rolecall, until: Any = None) -> list[Sample]:
     return eventually(look)
 
 
+def model_of(line: dict[str, Any]) -> str:
+    """Return the model that a request got, or else was for."""
+    return str(line["model"] or line.get("wanted_model", "unknown"))
+
+
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
     """Run a rolecall that has served, refused and failed all kinds of requests."""
@@ -84,7 +89,7 @@ def test_counters_are_those_of_the_log(busy: Rolecall) -> None:
     found = scrape(busy, lambda each: sum(values(each, "rolecall_requests_total").values()) == len(lines))
 
     def labels(line: dict[str, Any]) -> tuple[str, ...]:
-        return line["model"] or "unknown", line["role"] or "", line["endpoint"], f"{line['status'] // 100}xx"
+        return model_of(line), line["role"] or "", line["endpoint"], f"{line['status'] // 100}xx"
 
     of_request = ("model", "role", "endpoint", "status")
     assert values(found, "rolecall_requests_total", *of_request) == Counter(map(labels, lines))
@@ -98,10 +103,9 @@ def test_counters_are_those_of_the_log(busy: Rolecall) -> None:
         for line in lines:
             sums[labels(line)[:3]] += line[field] or 0
         assert values(found, f"rolecall_{name}_total", *of_request[:3]) == {k: v for k, v in sums.items() if v}
-    codes = Counter(
-        (line["model"] or "unknown", line["error"].partition(":")[0]) for line in lines if line["error"] is not None
-    )
+    codes = Counter((model_of(line), line["error"].partition(":")[0]) for line in lines if line["error"] is not None)
     assert len(codes) >= 4
+    assert codes["broken", "model_start_failed"] >= 1
     assert values(found, "rolecall_request_errors_total", "model", "code") == codes
     for name, field, parts in (
         ("request_duration_seconds", "duration_ms", 4),

@@ -260,6 +260,16 @@ def test_a_collector_that_is_slow_loses_whole_requests_and_it_is_told(tmp_path: 
     assert kinds["server"] + lost == 100
 
 
+def test_a_wait_in_vain_is_a_span(tmp_path: Path, receiver: Receiver) -> None:
+    """A request whose model does not start is told with the model's name."""
+    entries = [fake_entry("bad", "--fail-start", "no")]
+    with Rolecall(tmp_path, entries, settings={"otel_enabled": True}, environ=environ(receiver)) as server:
+        line = server.line_of(ask(server, "bad"))
+        assert (line["model"], line["wanted_model"]) == (None, "bad")
+        found = spans_of(receiver, line["trace_id"], 2)
+    assert {span.name for span in found} == {f"POST {CHAT}", "wait bad"}
+
+
 def test_what_clients_send_is_not_on_the_terminal(traced: Rolecall) -> None:
     """A state that the recommendation forbids is dropped without a word."""
     for state in ("A=canary-state", "=,canary-state", ",".join(f"k{n}=canary-state" for n in range(40))):

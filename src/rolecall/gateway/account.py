@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.types import Scope
@@ -32,6 +32,7 @@ class Account:
         self.answer = Answer(keeps_text=keeps_prompts)
         self.lease: Lease | None = None
         self.is_owed = False
+        self.wanted_model: str | None = None
         self.trace: TraceContext | None = None
         self.headers: Mapping[bytes, bytes] = dict(scope["headers"])
         self.line = RequestLine.begun(
@@ -55,6 +56,10 @@ class Account:
     def note_trace(self, trace: TraceContext) -> None:
         """Take in which trace the request belongs to; its engine is told so."""
         self.trace, self.line.trace_id = trace, trace.trace_id
+
+    def note_target(self, names: Sequence[str]) -> None:
+        """Take in which models may serve it."""
+        self.wanted_model = names[0] if len(names) == 1 else None
 
     def note_sent(self) -> None:
         """Take in that an engine has the request: from now on its prompt is owed."""
@@ -105,6 +110,8 @@ class Account:
         """Return the line, now that the request is over."""
         line, answer, now = self.line, self.answer, time.monotonic()
         line.profile, line.bytes_out = profile, bytes_out
+        if line.model is None and self.wanted_model is not None:
+            line.wanted_model = self.wanted_model
         line.prompt_tokens, line.completion_tokens = answer.prompt_tokens, answer.completion_tokens
         line.reasoning_tokens, line.finish_reason = answer.reasoning_tokens, answer.finish_reason
         if answer.error and not line.error:

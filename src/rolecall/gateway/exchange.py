@@ -249,6 +249,7 @@ class Exchange:
     async def _respond(self, incoming: Incoming) -> None:
         services, facts = self._services, incoming.facts
         target = self._caller.find(services.roster.resolve, facts.model)
+        self._account.note_target([entry.name for entry in target.entries[:2]])
         self._line.role = target.role  # a fallback that is a role has its own
         if (experiments := services.experiments.defined) is not None:
             self._trial = enter(experiments, services, self._caller, self._account, target, facts.endpoint)

@@ -114,6 +114,8 @@ class RequestLine:
     """Groups of phrases found at the beginning of the answer; absent where nothing was looked at."""
     trace_id: str | None = field(default=None, init=False)
     """The trace that the request belongs to, 32 hexadecimal digits; the key is absent where there is none."""
+    wanted_model: str | None = field(default=None, init=False)
+    """The one model that the request was for and did not get; the key is absent where it got one."""
     experiment: str | None = field(default=None, init=False)
     """The experiment that the request took part in; this key and the next three are absent where there was none."""
     variant: str | None = field(default=None, init=False)

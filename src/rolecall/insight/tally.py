@@ -18,7 +18,7 @@ BATCH = 128
 """Lines that are folded in one go: a quarter of a millisecond."""
 
 UNKNOWN = "unknown"
-"""The model of a request that none was chosen for."""
+"""The model of a request that was for none, or for several."""
 
 OTHER = "other"
 """What is not known, or was removed from the registry a while ago."""
@@ -144,7 +144,7 @@ class RequestTally:
         """Count what waits."""
         pending, self._pending = self._pending, []
         for line in pending:
-            key = line["model"], line["role"], line["endpoint"], line["status"]
+            key = _model(line), line["role"], line["endpoint"], line["status"]
             counted = self._by_line.get(key)
             if counted is None:
                 counted = self._by_line[key] = self._series(self._key(*key))
@@ -161,7 +161,7 @@ class RequestTally:
 
     def _count_error(self, line: Mapping[str, Any]) -> None:
         code = line["error"].partition(":")[0]
-        model, _, endpoint, _ = self._key(line["model"], None, line["endpoint"], None)
+        model, _, endpoint, _ = self._key(_model(line), None, line["endpoint"], None)
         key = model, endpoint, code if code in self._codes else OTHER
         self._errors[key] = self._errors.get(key, 0) + 1
 
@@ -189,6 +189,11 @@ class RequestTally:
         for model in models:  # a counter has to be seen at 0 before it can be seen to grow
             rows.setdefault((model, "", endpoints.CHAT, FAILED), Counted())
         return Tallied(list(rows.items()), list(self._errors.items()))
+
+
+def _model(line: Mapping[str, Any]) -> str | None:
+    """Return the model that served a request, or else the one that it was for."""
+    return line["model"] or line.get("wanted_model")
 
 
 @dataclass(frozen=True, slots=True)

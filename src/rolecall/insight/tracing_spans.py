@@ -116,6 +116,8 @@ class Spans:
             self._tracer.start_span("queue", below, start_time=start).end(queued)
         if loaded > queued:
             self._tracer.start_span(f"load {line['model']}", below, start_time=queued).end(loaded)
+        if line["model"] is None and "wanted_model" in line and _gave_up(line) and end - start >= _NS:
+            self._tracer.start_span(f"wait {line['wanted_model']}", below, start_time=start).end(end)
         if line["model"] is not None:
             self._tell_engine(line, begun, below, (loaded, end), content)
         server.end(end)
@@ -153,6 +155,11 @@ def _context(came: TraceContext | None) -> Context:
         int(came.trace_id, 16), int(came.span_id, 16), is_remote=True, trace_flags=flags, trace_state=state
     )
     return set_span_in_context(NonRecordingSpan(parent), Context())
+
+
+def _gave_up(line: Mapping[str, Any]) -> bool:
+    """Whether a request ended while it waited: its client left, or there was no model for it."""
+    return (line["status"] or 500) >= 499
 
 
 def _operation(line: Mapping[str, Any]) -> str:
