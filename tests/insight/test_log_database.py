@@ -396,3 +396,28 @@ def test_files_are_closed_at_the_end(path: Path) -> None:
     assert ids(path) == [0, 1]
     names = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
     assert not any(name.startswith(str(path)) or "rolecall-log" in name for name in names)
+
+
+def test_texts_that_a_query_makes_are_bounded_too(path: Path) -> None:
+    """A text of gigabytes, which the database's own limit lets pass, ends the query, and nothing else later."""
+    path.write_bytes(lines(1))
+    with (
+        pytest.raises(QueryError, match=r"(?i)memory|alloc"),
+        foreign_query(path, "SELECT repeat('x', 3900000000)", 256),
+    ):
+        pass
+    assert len(rows(path)) == 1
+
+
+def test_a_with_that_writes_is_refused(path: Path) -> None:
+    """A statement whose WITH deletes is no statement that reads."""
+    path.write_bytes(lines(1))
+    with pytest.raises(QueryError, match="that reads"):
+        rows(path, "WITH a AS (DELETE FROM _lines RETURNING 1) SELECT count(*) FROM a")
+
+
+@pytest.mark.parametrize("sql", ["SELECT r FROM requests AS r", 'SELECT "R" AS r FROM requests r'])
+def test_a_row_named_by_an_alias_has_all_columns(sql: str, path: Path) -> None:
+    """The view's alias where a column may stand is a row with every column, as the view's name is."""
+    path.write_bytes(lines(1))
+    assert set(rows(path, sql)[0]["r"]) == set(column_types())

@@ -6,7 +6,7 @@ import io
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -68,6 +68,8 @@ def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None, *, 
     if width is None and any(row.note for row in rows):
         columns = (*columns, Column(notes))
         rows = [Row((*row.cells, _one_line(row.note) or NOTHING)) for row in rows]
+    columns = [replace(column, title=_in_one_line(column.title)) for column in columns]
+    rows = [Row([*map(_in_one_line, row.cells)], row.note) for row in rows]  # before widths: what is replaced has one
     widths = [max(map(cell_len, (column.title, *(row.cells[at] for row in rows)))) for at, column in enumerate(columns)]
     beside = _beside(columns, widths, width)
     if width is not None:
@@ -103,7 +105,6 @@ def _line(cells: Iterable[tuple[Column, str, int, str]]) -> Text:
 
 
 def _fitted(text: str, width: int, *, right: bool) -> str:
-    text = printable(text)
     if cell_len(text) > width:
         return set_cell_size(text, width - 1) + "…"
     padding = " " * (width - cell_len(text))
@@ -141,6 +142,10 @@ def folded(text: str, width: int | None, indent: int) -> list[str]:
 
 def _one_line(text: str) -> str:
     return " | ".join(line.strip() for line in printable(text).splitlines())
+
+
+def _in_one_line(text: str) -> str:
+    return printable(text).replace("\n", " ")
 
 
 def printable(text: str) -> str:

@@ -22,6 +22,7 @@ from rolecall.insight.feedback_table import load_feedback, make_feedback
 from rolecall.insight.log_columns import column_types, has_wrong_value, is_record, quoted, read_types, text, typed
 from rolecall.insight.log_files import open_log
 from rolecall.insight.log_reader import Compression, Part
+from rolecall.insight.memory_bound import bounded_memory
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -39,6 +40,8 @@ _MAX_THREADS = 8
 _ALWAYS = frozenset({"ts", "request_id"})
 _BATCH_ROWS = 1000
 _WORDS = re.compile(r"\w+")
+_WRITES = re.compile(r'"type":"(?:DELETE|INSERT|UPDATE|MERGE\w*)_QUERY_NODE"')
+_ALIAS = re.compile(r'"type":"BASE_TABLE","alias":"([^"]+)"')
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
@@ -141,10 +144,11 @@ def foreign_query(path: Path, sql: str, memory_mb: int = 1024) -> Iterator[tuple
 
     Raises ``QueryError`` before the log is read if the statement is wrong, else as ``opened_database`` does.
     """
-    with _errors(), _connection(memory_mb) as connection:
-        columns = columns_of(connection, sql)
-    with opened_database(path, columns, memory_mb=memory_mb, feedback=True) as database:
-        yield database, database.ask(sql)
+    with bounded_memory(memory_mb):
+        with _errors(), _connection(memory_mb) as connection:
+            columns = columns_of(connection, sql)
+        with opened_database(path, columns, memory_mb=memory_mb, feedback=True) as database:
+            yield database, database.ask(sql)
 
 
 def columns_of(connection: DuckDBPyConnection, sql: str) -> set[str] | None:
@@ -158,6 +162,8 @@ def columns_of(connection: DuckDBPyConnection, sql: str) -> set[str] | None:
     _close(connection)
     connection.execute(f"EXPLAIN {sql}")
     (tree,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)->'statements'", [sql]).fetchone() or ("",)
+    if _WRITES.search(tree):
+        raise QueryError("a statement that reads is wanted: its WITH deletes, inserts or updates")
     words = {word.lower() for word in _WORDS.findall(tree)}
     if not words.isdisjoint({"star", "query", "query_table"}) or _names_the_row(tree):
         return None
@@ -166,7 +172,8 @@ def columns_of(connection: DuckDBPyConnection, sql: str) -> set[str] | None:
 
 def _names_the_row(tree: str) -> bool:
     """Whether a statement's tree has the view where a column may stand: that is a row with all columns."""
-    return re.search(rf'"column_names":\[[^\]]*"{VIEW}"', tree, re.IGNORECASE) is not None
+    names = "|".join(map(re.escape, {VIEW, *_ALIAS.findall(tree)}))
+    return re.search(rf'"column_names":\[(?:"(?:{names})"\]|[^\]]*"{VIEW}")', tree, re.IGNORECASE) is not None
 
 
 @contextmanager
@@ -273,6 +280,8 @@ def _errors() -> Iterator[None]:
         raise KeyboardInterrupt from None
     except duckdb.Error as error:
         raise QueryError(str(error).replace("LINE 1: EXPLAIN ", "LINE 1: ")) from None
+    except MemoryError:
+        raise QueryError("the memory is not enough; --memory allows more") from None
     except RuntimeError as error:
         if "interrupted" not in str(error).lower():
             raise
