@@ -118,3 +118,12 @@ def test_what_is_wrong_in_the_file_is_named(data: dict[str, Any], named: str) ->
     """Each problem says where it is."""
     with pytest.raises(ConfigurationError, match=named):
         read_markers(data)
+
+
+def test_of_several_choices_the_first_is_looked_at() -> None:
+    """Pieces of several choices come mixed in a stream; the first choice's are not torn apart by the others'."""
+    answer = Answer(opening=Opening(40))
+    for index, piece in [(0, "I can"), (1, "Sure"), (0, "not"), (1, "ly")]:
+        answer.read({"choices": [{"index": index, "delta": {"content": piece}, "finish_reason": None}]})
+    assert answer.opening is not None
+    assert "".join(answer.opening.parts) == "I cannot"

@@ -110,10 +110,10 @@ class Answer:
             if piece:
                 self._bytes += _bytes_of(piece)
 
-    def _say(self, text: Any) -> None:
+    def _say(self, text: Any, *, opens: bool = True) -> None:
         self.has_output = self.has_output or bool(text)
         if isinstance(text, str):
-            if self.opening is not None:
+            if opens and self.opening is not None:
                 self.opening.take(text)
             if self.keeps_text:
                 self.text.append(text)
@@ -127,7 +127,7 @@ class Answer:
         calls, refusal = said.get("tool_calls"), said.get("refusal")
         if text or thought or calls or refusal or said.get("audio"):
             self._write(text, thought, calls, refusal)
-            self._say(text)
+            self._say(text, opens=not choice.get("index"))  # pieces of several choices come mixed in a stream
 
     def _read_event(self, kind: str, event: dict[str, Any]) -> None:
         if kind in _RESPONSE_ENDS:
