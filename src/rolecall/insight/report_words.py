@@ -13,7 +13,8 @@ def period(report: Report) -> str:
         return "No request with a prompt id."
     requests = sum(each.values["requests"] for each in report.figures)
     first, last = (f"{time.astimezone():%Y-%m-%d %H:%M}" for time in (report.first, report.last))
-    return f"{requests:,} requests with a prompt id, from {first} to {last}."
+    noun = "request" if requests == 1 else "requests"
+    return f"{requests:,} {noun} with a prompt id, from {first} to {last}."
 
 
 def remarks(report: Report) -> Iterator[str]:
