@@ -14,7 +14,8 @@ from harness import Rolecall, fake_entry, rest_of
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
-    with Rolecall(tmp_path_factory.mktemp("by_hand"), [fake_entry("one", model_aliases=["uno"])]) as running:
+    entries = [fake_entry("one", model_aliases=["uno"]), fake_entry("broken", "--fail-start=1")]
+    with Rolecall(tmp_path_factory.mktemp("by_hand"), entries) as running:
         yield running
 
 
@@ -27,6 +28,16 @@ def test_a_model_is_pinned_and_unpinned(server: Rolecall) -> None:
     assert json.loads(call("pin", "one", "--json", *here).stdout)["pinned"] is True
     assert call("unpin", "one", *here).stdout == "one is not pinned, and stopped\n"
     assert not server.row("one")["pinned"]
+
+
+def test_a_failed_model_is_pinned_and_unpinned(server: Rolecall) -> None:
+    """That its engine failed earlier is no error of what was asked now."""
+    here = ("--url", server.base_url)
+    assert server.http.post("/v1/models/broken/load").is_error
+    assert server.row("broken")["error"]
+    pinned = call("pin", "broken", *here)
+    assert (pinned.exit_code, pinned.stdout) == (0, "broken is pinned, and failed\n")
+    assert call("unpin", "broken", *here).stdout == "broken is not pinned, and failed\n"
 
 
 def test_a_request_is_stopped(server: Rolecall) -> None:

@@ -121,8 +121,8 @@ class Client:
             content = None
         if not isinstance(content, dict):
             raise NoRolecall(self._foreign())
-        error = content.get("error")
-        if response.is_error or error:
+        if response.is_error:  # else it is a field of the answer: a model's row has its engine's last error
+            error = content.get("error")
             message = error.get("message") if isinstance(error, dict) else None
             raise CommandError(str(message or f"{response.url} answered {response.status_code}"))
         return content
