@@ -14,10 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from harness import Rolecall, eventually, fake_entry
+from harness import Gpus, Rolecall, eventually, fake_entry
 from insight.screen import Screen, read_events
 from rolecall.core.keys import ApiKey, hashed
 from rolecall.insight.feed import MOST_WATCHERS
+from simulator import nvml
 
 EVENTS = "/v1/events"
 
@@ -213,3 +214,14 @@ def test_a_key_is_needed_and_its_end_ends_the_stream(tmp_path: Path, watch: Call
         assert page.ended is None
         keyed(tmp_path, user)
         eventually(lambda: page.ended == "properly", within_s=5)
+
+
+def test_models_may_take_no_more_of_a_card_than_the_budget(nvml_library: Path, tmp_path: Path) -> None:
+    """What the settings leave to models is the limit of a card, where that is less than the card has."""
+    gpus = Gpus(nvml_library, tmp_path, nvml.ONE_16GB)
+    with gpus.rolecall(settings={"max_vram_mb": 7000}) as server:
+        with server.http.stream("GET", EVENTS) as answer:
+            snapshot = next(read_events(answer.iter_lines()))
+        (card,) = snapshot["gpus"]
+        assert (card["usable_mb"], snapshot["server"]["budget_mb"]) == (7000, 7000)
+        assert card["total_mb"] > 7000

@@ -114,7 +114,7 @@ class Sections:
                     "uuid": "host" if is_host else device.id,
                     "name": "RAM" if is_host else names.get(device.id),
                     "total_mb": device.total_mb,
-                    "usable_mb": device.capacity_mb,
+                    "usable_mb": min(device.capacity_mb, ledger.budget_mb),
                     "reserved_mb": reserved_mb,
                     "foreign_mb": foreign_mb,
                     "free_mb": max(0, device.total_mb - reserved_mb - foreign_mb),
