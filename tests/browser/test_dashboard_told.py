@@ -233,6 +233,17 @@ def test_a_stream_that_ends(page: Page, told: Told, address: str) -> None:
     assert told.connections == 2
 
 
+def test_a_server_that_has_too_many_watchers(page: Page, told: Told, address: str) -> None:
+    """The page says what the server says, tries again, and is there once others have left."""
+    told.refusal = (429, "32 clients watch already; close a page.")
+    page.open(f"{address}/ui")
+    page.until("#gone", "32 clients watch already")
+    assert "scope" not in page.text("body")
+    told.refusal = None
+    page.wait(lambda: page.text("#link") == "live")
+    assert not page.is_shown("#gone .note")
+
+
 def test_who_goes_away_holds_no_stream(page: Page, told: Told, address: str) -> None:
     """A page that the browser keeps for the way back lets go: else a few visits would take all its connections."""
     for _ in range(8):
@@ -303,6 +314,43 @@ def test_filters_are_in_the_address(page: Page, told: Told, address: str) -> Non
     assert page.find("#history tbody tr").get_attribute("data-request") == "req_-003"
     page.click("#clear")
     page.wait(lambda: told.asked[-1] == "limit=50")
+
+
+def test_a_busy_server_is_not_asked_again_and_again(page: Page, told: Told, address: str) -> None:
+    """What was skipped is read anew some seconds later, once at a time, and only while the requests are looked at."""
+    open_view(page, f"{address}/ui/requests")
+    page.wait(lambda: len(page.all("#history tbody tr")) == 40)
+    told.first["history"] = [*told.first["history"], line(-1, "skipped-one")]
+    for number in range(20):
+        told.tell({"type": "finished", "skipped": 9, "data": [line(-100 - number, "busy")]})
+    page.click("nav a[href='/ui']")
+    page.until("#recent", "busy")
+    page.wait(lambda: page.run("return performance.now();") > 7000)
+    assert told.asked == ["limit=50"]
+    page.driver.back()
+    page.until("#history", "skipped-one")
+    assert told.asked == ["limit=50"] * 2
+    told.first["history"] = [*told.first["history"], line(-2, "skipped-two")]
+    for number in range(20):
+        told.tell({"type": "finished", "skipped": 9, "data": [line(-200 - number, "busy")]})
+    page.until("#history", "skipped-two")
+    assert told.asked == ["limit=50"] * 3
+    assert told.most_reading == 1
+
+
+def test_a_list_left_with_its_filter(page: Page, told: Told, address: str) -> None:
+    """What ends while another view is shown is put into the list only if the list's own filter takes it."""
+    open_view(page, f"{address}/ui/requests?status=error")
+    page.wait(lambda: len(page.all("#history tbody tr")) == 40)
+    page.click("nav a[href='/ui']")
+    page.wait(lambda: page.is_shown("#recent"))
+    new = [line(-1, "florence-2"), line(-2, "gemma-3-12b", status=500, error="internal: no")]
+    told.tell({"type": "finished", "skipped": 0, "data": new})
+    page.until("#recent tbody tr", "gemma-3-12b")
+    page.driver.back()
+    page.wait(lambda: len(page.all("#history tbody tr")) == 41)
+    assert page.find("#history tbody tr").get_attribute("data-request") == "req_-002"
+    assert told.asked == ["status=error&limit=50"]
 
 
 # -- for everybody

@@ -191,7 +191,10 @@ class Told:
         self.first = dict(first)
         self.posts: list[str] = []
         self.asked: list[str] = []
+        self.reading = 0
+        self.most_reading = 0
         self.connections = 0
+        self.refusal: tuple[int, str] | None = None
         self.output: list[str] = ["main: loading model", "main: server is listening"]
         self.decision: dict[str, Any] | None = None
         self.answer = ""
@@ -231,6 +234,9 @@ class Told:
 
     async def _events(self, _request: Request) -> Response:
         self.connections += 1
+        if self.refusal is not None:
+            status, words = self.refusal
+            return JSONResponse({"error": {"message": words}}, status)
         self._loop = asyncio.get_running_loop()
         queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._queues.add(queue)
@@ -247,6 +253,10 @@ class Told:
 
     async def _requests(self, request: Request) -> Response:
         self.asked.append(str(request.url.query))
+        self.reading += 1
+        self.most_reading = max(self.most_reading, self.reading)
+        await asyncio.sleep(0.05)
+        self.reading -= 1
         data = self.first["history"][::-1]
         return JSONResponse({"object": "list", "data": data, "next": None, "searched_to": ago(999), "skipped": 0})
 

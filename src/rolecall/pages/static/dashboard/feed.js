@@ -5,6 +5,7 @@ import { Refusal, events } from "../shared.js";
 const PATH = "/v1/events";
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 15_000;
+const FINAL = [401, 403]; // another key is needed: waiting does not help
 const SILENCE_MS = 40_000; // the server says something every 15 s
 // For so long a tab that nobody sees stays connected: a browser has six connections to a server, over all its tabs.
 const HIDDEN_MS = 15_000;
@@ -60,6 +61,7 @@ export class Feed {
     let wait = FIRST_WAIT_MS;
     this.told({ state: "connecting" });
     while (!this.isEnded) {
+      let said; // what the server has against it, as that too many watch already
       try {
         for await (const event of this.listen()) {
           wait = FIRST_WAIT_MS;
@@ -68,7 +70,7 @@ export class Feed {
           first();
         }
       } catch (error) {
-        if (error instanceof Refusal && error.status >= 400 && error.status < 500) {
+        if (error instanceof Refusal && FINAL.includes(error.status)) {
           this.told({ state: "refused", error });
           throw error;
         }
@@ -76,6 +78,7 @@ export class Feed {
           first();
           throw error;
         }
+        said = error.status ? error : undefined;
       }
       clearTimeout(this.silence);
       first();
@@ -84,7 +87,7 @@ export class Feed {
       }
       const isHidden = document.hidden;
       const pause = isHidden ? 2 ** 31 - 1 : wait * (0.8 + 0.4 * Math.random());
-      this.told({ state: isHidden ? "paused" : "lost", again: Date.now() + pause });
+      this.told({ state: isHidden ? "paused" : "lost", again: Date.now() + pause, error: said });
       await this.pause(pause);
       wait = Math.min(LONGEST_WAIT_MS, wait * 2);
     }

@@ -6,6 +6,7 @@ import { html, nothing, render } from "./lit.js";
 const FIRST_LINES = 500;
 const MOST_LINES = 5000;
 const AGAIN_MS = 2000;
+const HIDDEN_MS = 15_000; // as for the feed: a browser has six connections to a server, over all its tabs
 const NEAR_PX = 24;
 
 export class Output {
@@ -17,6 +18,7 @@ export class Output {
     this.problem = null;
     this.leaving = new AbortController();
     this.dialog.addEventListener("close", () => this.left());
+    document.addEventListener("visibilitychange", () => this.looked());
     addEventListener("pagehide", () => this.dialog.close());
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) {
@@ -26,16 +28,31 @@ export class Output {
   }
 
   open(model, opener) {
-    Object.assign(this, { model, opener, isFollowing: true, problem: null, state: "connecting…", lines: 0 });
+    Object.assign(this, { model, opener, isFollowing: true, problem: null, state: "connecting…" });
     this.draw();
     this.text = this.dialog.querySelector("pre");
-    this.text.replaceChildren();
     this.dialog.showModal();
+    this.begin();
+  }
+
+  begin() {
+    this.problem = null;
     this.leaving = new AbortController();
-    this.follow(model, this.leaving.signal);
+    this.follow(this.model, this.leaving.signal);
+  }
+
+  /** A tab that nobody looks at lets go, and takes it up again when it is seen. */
+  looked() {
+    clearTimeout(this.hiding);
+    if (this.dialog.open && document.hidden) {
+      this.hiding = setTimeout(() => this.leaving.abort(), HIDDEN_MS);
+    } else if (this.dialog.open && this.leaving.signal.aborted) {
+      this.begin();
+    }
   }
 
   left() {
+    clearTimeout(this.hiding);
     this.leaving.abort();
     this.opener?.focus();
   }
@@ -45,6 +62,7 @@ export class Output {
     while (!signal.aborted) {
       try {
         this.text.replaceChildren();
+        this.lines = 0;
         for await (const event of events(path, { signal })) {
           this.take(event);
         }

@@ -8,6 +8,7 @@ import { figure, outcome, requestLink, statusBadge, who } from "./lines.js";
 const PAGE = 50;
 const MOST = 2000;
 const WRITING_MS = 300;
+const APART_MS = 5000; // reading the log costs the server more than all else that a page asks
 const NAMES = ["model", "role", "status", "since", "key"];
 const SINCE = [
   ["", "any time"],
@@ -31,8 +32,15 @@ export class Requests {
     this.lines = [];
     this.next = null;
     this.asked = null; // the filters that the lines are of
-    this.isAsking = false;
+    this.isStale = false; // whether lines are missing that the server has not told one by one
+    this.reading = null;
+    this.met = [];
+    this.readAt = 0;
     this.note = "";
+  }
+
+  get isAsking() {
+    return this.reading !== null;
   }
 
   get title() {
@@ -47,46 +55,65 @@ export class Requests {
   /** Show what the address says. */
   async show() {
     const wanted = JSON.stringify(this.wanted());
-    if (this.asked !== wanted) {
+    if (this.asked !== wanted || this.isStale) {
       this.asked = wanted;
+      this.isStale = false;
       await this.load(false);
     }
   }
 
-  /** Read all anew, as after a connection that was lost. */
-  async refresh() {
-    this.asked = null;
-    await this.show();
+  /** Lines are missing: read the list anew, but not again and again, and only while somebody looks at it. */
+  renew() {
+    this.isStale = this.asked !== null;
+    if (!this.isStale || this.isAsking || this.renewing || this.app.view !== this) {
+      return; // the reading that is under way, or `show`, sees to it
+    }
+    const due = Math.max(0, this.readAt + APART_MS - Date.now());
+    this.renewing = setTimeout(() => {
+      this.renewing = null;
+      if (this.isStale && !this.isAsking && this.app.view === this) {
+        this.app.guarded(() => this.show());
+      }
+    }, due);
   }
 
   async load(isMore) {
     const asked = this.asked;
-    const query = new URLSearchParams(Object.entries(this.wanted()).filter(([, value]) => value));
+    this.reading?.abort();
+    const reading = (this.reading = new AbortController());
+    this.met = []; // what ends meanwhile, which the answer may not have
+    const query = new URLSearchParams(Object.entries(JSON.parse(asked)).filter(([, value]) => value));
     query.set("limit", String(PAGE));
     if (isMore && this.next) {
       query.set("before", this.next);
     }
-    this.isAsking = true;
     this.app.draw();
     try {
-      const answer = await ask(`/v1/requests?${query}`);
-      if (asked === this.asked) {
+      const answer = await ask(`/v1/requests?${query}`, { signal: reading.signal });
+      if (this.reading === reading) {
         this.take(answer, isMore);
       }
     } catch (error) {
-      if (!isMore && asked === this.asked) {
+      if (!isMore && this.reading === reading) {
         [this.lines, this.next] = [[], null];
       }
       throw error;
     } finally {
-      this.isAsking = false;
+      if (this.reading === reading) {
+        this.reading = null;
+        this.readAt = Date.now();
+        if (this.isStale) {
+          this.renew();
+        }
+      }
       this.app.draw();
     }
   }
 
   take(answer, isMore) {
-    const known = new Set(isMore ? this.lines.map((line) => line.request_id) : []);
-    this.lines = isMore ? [...this.lines, ...answer.data.filter((line) => !known.has(line.request_id))] : answer.data;
+    const first = isMore ? this.lines : this.met;
+    const known = new Set(first.map((line) => line.request_id));
+    this.lines = [...first, ...answer.data.filter((line) => !known.has(line.request_id))];
     this.next = answer.next;
     this.searched = answer.searched_to;
     this.note = answer.skipped ? `${count(answer.skipped)} lines of the log cannot be read.` : "";
@@ -98,13 +125,16 @@ export class Requests {
       return;
     }
     if (event.skipped) {
-      this.app.guarded(() => this.refresh());
+      this.renew();
       return;
     }
-    const wanted = this.wanted();
-    const known = new Set(this.lines.slice(0, MOST).map((line) => line.request_id));
+    const wanted = JSON.parse(this.asked); // not what the address says: another view may be on it
+    const known = new Set([...this.lines, ...(this.isAsking ? this.met : [])].map((line) => line.request_id));
     const found = event.data.filter((line) => matches(line, wanted) && !known.has(line.request_id)).toReversed();
     this.lines = [...found, ...this.lines].slice(0, MOST);
+    if (this.isAsking) {
+      this.met = [...found, ...this.met].slice(0, MOST);
+    }
   }
 
   filter(name, value) {

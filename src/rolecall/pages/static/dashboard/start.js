@@ -94,8 +94,8 @@ export class App {
       this.requests.ended(event);
     } else if (event.type === "timeline") {
       this.tell(event.data);
-    } else if (event.type === "snapshot" && this.requests.asked !== null) {
-      this.guarded(() => this.requests.refresh());
+    } else if (event.type === "snapshot") {
+      this.requests.renew();
     }
     this.draw();
   }
@@ -210,10 +210,13 @@ export class App {
       return nothing;
     }
     const seconds = Math.max(0, Math.round((link.again - Date.now()) / 1000));
+    const before = this.store.isKnown ? html`; this is how it was at <span>${clock(this.store.lostAt)}</span>` : nothing;
     return html`
       <div class="note bad row">
-        <p class="grow">The server cannot be reached${this.store.isKnown ? html`; this is how it was at <span>${clock(this.store.lostAt)}</span>` : nothing}.
-          Is rolecall running? Next try ${seconds ? `in ${span(seconds)}` : "now"}.</p>
+        <p class="grow">${link.error
+            ? html`${link.error.message.replace(/\.$/, "")}${before}.`
+            : html`The server cannot be reached${before}. Is rolecall running?`}
+          Next try ${seconds ? `in ${span(seconds)}` : "now"}.</p>
         <button type="button" class="small" id="again" @click=${() => this.feed.again()}>Try now</button>
       </div>
     `;
@@ -225,8 +228,10 @@ function refused(error) {
     <div class="void">
       <h1>${error.status === 403 ? "This key may not look at the server" : "The server does not tell"}</h1>
       <p>${error.message}</p>
-      <p>${error.status === 403 ? "The dashboard and the requests need a key of the scope admin. " : ""}<a href="/ui/playground">The playground</a>
-        needs one of the scope inference.</p>
+      ${error.status === 403
+        ? html`<p>The dashboard and the requests need a key of the scope admin. <a href="/ui/playground">The playground</a>
+            needs one of the scope inference.</p>`
+        : nothing}
     </div>
   `;
 }
