@@ -250,6 +250,7 @@ def test_with_a_key(page: Page, guarded: Rolecall) -> None:
     page.open(f"{guarded.base_url}/ui")
     enter(page, "rc-wrong")
     page.until("#key-problem", "key")
+    assert page.barriers() == []
     enter(page, ADMIN)
     page.wait(lambda: page.text("#link") == "live")
     act(page, "ant", "load")

@@ -274,6 +274,47 @@ def test_a_click_asks_the_server(page: Page, told: Told, address: str) -> None:
     assert not page.find("[data-request='req_live3'] button").is_enabled()
 
 
+def test_a_press_holds_no_connection(page: Page, told: Told, address: str) -> None:
+    """Loading may take minutes: the page does not wait for that answer, else six of them would take all it has."""
+    told.is_slow = True
+    open_view(page, f"{address}/ui")
+    for row in page.all(".model [data-act='load']"):
+        row.click()
+    page.wait(lambda: told.posts and len(told.let_go) == len(told.posts))
+    assert all(path.endswith("/load") for path in told.posts)
+    assert not page.is_shown("#problem")
+
+
+def test_a_press_keeps_the_focus(page: Page) -> None:
+    """Load becomes Unload, and Load again, under the focus; that of a Stop goes to its panel, not to the page's top."""
+    told = Told(snapshot(models=[model("alpha")], live=[live_row(1, "alpha")]))
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        page.run("document.querySelector('[data-act=load]').focus();")
+        page.press(Keys.ENTER)
+        for state, words in (("starting", "Unload"), ("ready", "Unload"), ("stopping", "Load"), ("stopped", "Load")):
+            told.tell({"type": "models", "data": [model("alpha", state)]})
+            shown = {"starting": "loading", "stopping": "ending", "stopped": "not loaded"}.get(state, state)
+            page.until(".model .state", shown)
+            assert page.run("return document.activeElement.textContent;") == words
+        page.press(Keys.ENTER)
+        page.wait(lambda: told.posts == ["/v1/models/alpha/load"] * 2)
+        page.run("document.querySelector('[data-act=stop]').focus();")
+        page.press(Keys.ENTER)
+        told.tell({"type": "live", "active": 0, "data": []})
+        page.until("#live-panel", "No request is being served.")
+        assert page.focused() == "live-panel"
+
+
+def test_whether_a_conversation_is_kept(page: Page) -> None:
+    """The playground says so where the server's log has prompts."""
+    for is_on, words in ((False, "nothing is kept"), (True, "kept in the request log")):
+        with telling(Told(snapshot(server={"log_prompts": is_on}))) as url:
+            open_view(page, f"{url}/ui/playground")
+            page.until(".head", words)
+            page.wait(lambda: page.focused() == "words")
+
+
 # -- requests
 
 

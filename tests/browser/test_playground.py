@@ -143,10 +143,27 @@ def test_pictures(page: Page, server: Rolecall, tmp_path: Path, way: str) -> Non
 
 
 def test_a_file_that_is_no_picture(page: Page, server: Rolecall) -> None:
-    """It is refused in words."""
+    """It is refused in words, until the next question; beside the conversation too, where a browser would open it."""
     opened(page, server, "quick")
-    page.run(DROP, base64.b64encode(b"text").decode(), "notes.txt", "text/plain", ".talk", "drop")
-    page.until("#problem", "“notes.txt” is no picture.")
+    for place in (".talk", ".head"):
+        page.run(DROP, base64.b64encode(b"text").decode(), "notes.txt", "text/plain", place, "drop")
+        page.until("#problem", "“notes.txt” is no picture.")
+        say(page, "ECHO fine")
+        page.wait(lambda: not page.is_shown("#problem"))
+        page.wait(lambda: page.is_shown("#send"))
+
+
+def test_a_picture_that_is_refused(page: Page, server: Rolecall, tmp_path: Path) -> None:
+    """A model that sees nothing refuses it; the next question goes without it and is answered."""
+    opened(page, server, "quick")
+    write_photographs(tmp_path / "photos", 1)
+    page.find("#files").send_keys(str(next((tmp_path / "photos").iterdir())))
+    page.wait(lambda: page.is_shown(".composer .thumbs img"))
+    say(page, "ECHO look")
+    page.until(".turn .note", "vision")
+    page.wait(lambda: page.is_shown("#send"))
+    say(page, "ECHO just hello")
+    page.wait(lambda: answers(page)[-1] == "just hello")
 
 
 @pytest.mark.parametrize(("target", "words"), [("broken", "ggml: no such file"), ("breaks", "broke off")])

@@ -194,6 +194,8 @@ class Told:
         self.reading = 0
         self.most_reading = 0
         self.connections = 0
+        self.is_slow = False
+        self.let_go: list[str] = []
         self.refusal: tuple[int, str] | None = None
         self.output: list[str] = ["main: loading model", "main: server is listening"]
         self.decision: dict[str, Any] | None = None
@@ -281,6 +283,11 @@ class Told:
     async def _post(self, request: Request) -> Response:
         path = "/" + request.path_params["path"]
         self.posts.append(path)
+        while self.is_slow:
+            await asyncio.sleep(0.02)
+            if await request.is_disconnected():
+                self.let_go.append(path)
+                break
         if path != "/v1/chat/completions":
             return JSONResponse({})
         return StreamingResponse(

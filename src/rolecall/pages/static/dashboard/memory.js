@@ -68,7 +68,7 @@ const isComing = (store, name) => store.model(name)?.state === "starting";
 
 function segment(store, { model, mb }, total) {
   const kind = isComing(store, model) ? "coming" : "held";
-  return html`<i class=${`hue-${store.hue(model)} ${kind}`} .style=${share(mb, total)}></i>`;
+  return html`<i title=${model} class=${`hue-${store.hue(model)} ${kind}`} .style=${share(mb, total)}></i>`;
 }
 
 function legend(store, { model, mb }) {

@@ -131,12 +131,11 @@ function buttons(row, acts) {
     return nothing; // somebody else runs it
   }
   const isUp = ["ready", "sleeping", "starting"].includes(row.state);
+  const isEnding = row.state === "stopping"; // a button that is disabled loses the focus
+  const [act, verb] = isUp ? ["unload", "Unload"] : ["load", "Load"]; // one button, which keeps the focus
   return html`
-    ${isUp
-      ? html`<button type="button" class="small" data-act="unload" aria-label=${`Unload ${row.model}`}
-          @click=${() => acts.unload(row)}>Unload</button>`
-      : html`<button type="button" class="small" data-act="load" aria-label=${`Load ${row.model}`}
-          ?disabled=${row.state === "stopping" || !row.installed} @click=${() => acts.load(row)}>Load</button>`}
+    <button type="button" class="small" data-act=${act} aria-label=${`${verb} ${row.model}`} ?disabled=${!isUp && !row.installed}
+      aria-disabled=${isEnding ? "true" : nothing} @click=${() => !isEnding && acts[act](row)}>${verb}</button>
     <button type="button" class="small" data-act="pin" aria-label=${`Pin ${row.model}`}
       title=${row.pinned ? "It makes room for no other; press to let it go" : "Keep it loaded: it makes room for no other"}
       aria-pressed=${String(row.pinned)} @click=${() => acts.pin(row)}>Pin</button>

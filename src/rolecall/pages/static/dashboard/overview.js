@@ -1,6 +1,6 @@
 // The dashboard itself: what runs now.
 
-import { Refusal, ask } from "../shared.js";
+import { Refusal, ask, at } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
 import { count, epoch, millis, moment, rate, span } from "./format.js";
 import { memoryPanel } from "./memory.js";
@@ -10,6 +10,7 @@ import { timelinePanel } from "./timeline.js";
 import { figure, requestLink, statusBadge, who } from "./lines.js";
 
 const RECENT = 8;
+const LET_GO_MS = 1000;
 
 export class Overview {
   /** @param {import("./start.js").App} app */
@@ -18,7 +19,7 @@ export class Overview {
     this.wish = { text: "", loaded: false };
     this.timeline = { minutes: 15, isTable: false };
     this.acts = {
-      load: (row) => this.act(row, "load"),
+      load: (row) => this.begin(row, "load"),
       unload: (row) => this.unload(row),
       pin: (row) => this.act(row, row.pinned ? "unpin" : "pin"),
       output: (row, opener) => app.output.open(row.model, opener),
@@ -53,20 +54,32 @@ export class Overview {
   }
 
   /** Ask for something, and tell of it if it is refused. */
-  async act(row, verb) {
-    await this.app.guarded(() => ask(`/v1/models/${encodeURIComponent(row.model)}/${verb}`, { method: "POST" }));
+  async act(row, verb, signal) {
+    await this.app.guarded(() => ask(`/v1/models/${encodeURIComponent(row.model)}/${verb}`, { method: "POST", signal }));
+  }
+
+  /**
+   * Begin what may take minutes, and let go of the answer if it does: the stream tells what becomes of it, and a
+   * browser has six connections to a server. Leaving does not withdraw it.
+   */
+  async begin(row, verb) {
+    const leaving = new AbortController();
+    const timer = setTimeout(() => leaving.abort(), LET_GO_MS);
+    await this.act(row, verb, leaving.signal);
+    clearTimeout(timer);
   }
 
   async unload(row) {
     const words = `${row.model} is answering ${row.in_flight === 1 ? "a request" : `${row.in_flight} requests`}. Unload it all the same?`;
     if (!row.in_flight || confirm(words)) {
-      await this.act(row, "unload");
+      await this.begin(row, "unload");
     }
   }
 
   async stop(row) {
     const { store } = this.app;
     store.stopping.add(row.request_id);
+    at("live-panel").focus({ preventScroll: true }); // the button is about to go, and the focus would with it
     this.app.draw();
     await this.app.guarded(async () => {
       try {

@@ -1,6 +1,6 @@
 // A chat with a model or a role: streamed, with pictures, and with the figures of each answer.
 
-import { Refusal, ask, at } from "../shared.js";
+import { Refusal, ask, at, say } from "../shared.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { count, millis, rate } from "./format.js";
 import { Answer } from "./answer.js";
@@ -19,6 +19,9 @@ export class Playground {
     this.pictures = new Pictures(() => app.draw(), (message) => app.failed(new Refusal(message, 400)));
     this.wish = { target: "", system: "", temperature: "", most: "", ...stored() };
     this.text = "";
+    // One that misses the conversation by a little would have the browser leave the page for the picture.
+    addEventListener("dragover", (event) => app.view === this && this.pictures.over(event));
+    addEventListener("drop", (event) => app.view === this && this.pictures.dropped(event));
     addEventListener("pagehide", () => this.answer?.stop());
   }
 
@@ -36,7 +39,7 @@ export class Playground {
       this.offered = answer.data;
       this.app.draw();
     }
-    at("words")?.focus({ preventScroll: true });
+    requestAnimationFrame(() => this.app.view === this && at("words")?.focus({ preventScroll: true })); // once it is shown
   }
 
   /** Return names of roles and of models that can be asked. */
@@ -70,6 +73,7 @@ export class Playground {
     if (this.answer?.isRunning || (!text && !this.pictures.list.length)) {
       return;
     }
+    say(at("problem"), null);
     const pictures = this.pictures.take();
     this.turns.push({ role: "user", text, pictures });
     this.text = "";
@@ -90,8 +94,7 @@ export class Playground {
 
   body() {
     const { system, temperature, most } = this.wish;
-    const turns = this.turns.slice(0, -1).filter((turn) => turn.role === "user" || turn.answer.text);
-    const messages = turns.map(message);
+    const messages = this.turns.slice(0, -1).filter((_, place) => this.counts(place)).map(message);
     return {
       model: this.target(),
       messages: system.trim() ? [{ role: "system", content: system }, ...messages] : messages,
@@ -100,6 +103,12 @@ export class Playground {
       ...(temperature === "" ? {} : { temperature: Number(temperature) }),
       ...(most === "" ? {} : { max_tokens: Number(most) }),
     };
+  }
+
+  /** Whether a turn belongs to the history: what was refused would be refused again, with all that comes after it. */
+  counts(place) {
+    const { answer } = this.turns[place].role === "user" ? this.turns[place + 1] : this.turns[place];
+    return Boolean(answer.text) || (this.turns[place].role === "user" && !answer.problem);
   }
 
   /** Draw, and stay at the end of the page if that is what was looked at. */
@@ -125,11 +134,10 @@ export class Playground {
   template() {
     const isRunning = Boolean(this.answer?.isRunning);
     return html`
-      <header class="head"><h1>Playground</h1><p class="soft">asks the server as any client does; nothing is kept</p></header>
+      <header class="head"><h1>Playground</h1><p class="soft">asks the server as any client does${this.kept()}</p></header>
       <div class="play">
         ${this.settings()}
-        <section class="panel talk" aria-label="Conversation"
-          @dragover=${(event) => this.pictures.over(event)} @drop=${(event) => this.pictures.dropped(event)}>
+        <section class="panel talk" aria-label="Conversation">
           ${this.turns.length
             ? html`<ol id="turns" class="turns" aria-label="Turns">${repeat(this.turns, (turn) => turn, turnItem)}</ol>`
             : html`<div class="void inside"><h2>Ask something</h2><p>Pictures can be dropped here, pasted, or chosen from files.</p></div>`}
@@ -137,6 +145,12 @@ export class Playground {
         </section>
       </div>
     `;
+  }
+
+  kept() {
+    const { isKnown, server } = this.app.store;
+    const words = server.log_prompts ? "; prompts and answers are kept in the request log" : "; nothing is kept";
+    return isKnown ? words : ""; // a key without the scope admin is not told
   }
 
   settings() {

@@ -130,9 +130,9 @@ function choice({ words, role, candidates, rejected }, line) {
             <thead role="rowgroup"><tr role="row"><th role="columnheader">Model</th><th role="columnheader" class="number">Priority</th><th role="columnheader">At the time</th></tr></thead>
             <tbody role="rowgroup">
               ${(candidates ?? []).map((each) => html`<tr role="row"><td role="cell"><bdi>${each.model}</bdi></td>
-                <td role="cell" class="number">${each.priority ?? "–"}</td><td role="cell" class="soft">${standing(each)}</td></tr>`)}
+                <td role="cell" class="number" data-label="priority">${each.priority ?? "–"}</td><td role="cell" class="soft">${standing(each)}</td></tr>`)}
               ${(rejected ?? []).map((each) => html`<tr role="row"><td role="cell"><bdi>${each.model}</bdi></td>
-                <td role="cell" class="number">–</td><td role="cell" class="soft">left out: ${each.reason ?? each.why}</td></tr>`)}
+                <td role="cell" class="number" data-label="priority">–</td><td role="cell" class="soft">left out: ${each.reason ?? each.why}</td></tr>`)}
             </tbody>
           </table>`
       : nothing}

@@ -11,7 +11,7 @@ const STATES = { waiting: "waiting", loading: "loading", answering: "answering" 
 export function livePanel(store, acts) {
   const { active, data } = store.live;
   return html`
-    <section class="panel flush" aria-labelledby="live-title">
+    <section class="panel flush" id="live-panel" tabindex="-1" aria-labelledby="live-title">
       <div class="panel-head">
         <h2 id="live-title">Being served <span class="soft figure" data-figure="active">${active}</span></h2>
         ${active > data.length ? html`<p class="soft">the first ${data.length} of ${active}</p>` : nothing}
