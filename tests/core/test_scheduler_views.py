@@ -54,6 +54,50 @@ def test_who_waits_is_told_for_what_and_behind_how_many() -> None:
     assert bench.scheduler.waits_for(2) == ("a", 0)
 
 
+def test_a_load_is_expected_after_those_before_it() -> None:
+    """What loads now, and then one after the other in the order of loads: most waiters per second of load first."""
+    bench = Bench(*(spec(name, 100, load_s=load_s) for name, load_s in (("a", 20), ("b", 9), ("c", 4), ("d", 3))))
+    bench.post(ask(1, "a"), ask(2, "b"), ask(3, "c"))
+    assert bench.scheduler.etas({"a": 6.5}) == {"c": 10.5, "b": 19.5}
+    assert bench.scheduler.etas({}) == {"c": 24, "b": 33}
+    assert bench.scheduler.ledger.promised == []
+    bench.post(BecameReady("a"))
+    assert bench.scheduler.etas({"c": 1}) == {"b": 10}
+
+
+def test_an_overdue_load_is_expected_first() -> None:
+    """Who was overtaken for too long comes before those with a quicker load."""
+    bench = Bench(spec("a", 100, load_s=60), spec("b", 100, load_s=9), spec("c", 100, load_s=4))
+    bench.post(ask(1, "a"), ask(2, "b"))
+    bench.post(ask(3, "c"), at=25)
+    assert bench.scheduler.etas({"a": 5}) == {"b": 14, "c": 18}
+
+
+def test_each_device_loads_on_its_own() -> None:
+    """A model is expected on the device that can load it first."""
+    bench = Bench(*(spec(name, 100, load_s=10) for name in "abc"), gpus_mb=(1000, 1000))
+    bench.post(ask(1, "a"), ask(2, "b"), ask(3, "c"))
+    assert bench.scheduler.etas({"a": 8, "b": 2}) == {"c": 12}
+
+
+def test_nobody_knows_when_room_is_made() -> None:
+    """Whoever holds it, and also where those that come before will take it."""
+    bench = Bench(spec("a", 600), spec("b", 600, load_s=4))
+    bench.post(ask(1, "a"), BecameReady("a"))
+    assert bench.post(ask(2, "b")) == []
+    assert bench.scheduler.etas({}) == {"b": None}
+    bench = Bench(*(spec(name, 300, load_s=4) for name in "abcd"), gpus_mb=(1000,))
+    bench.post(ask(1, "a"), BecameReady("a"), ask(2, "b"), ask(3, "c"), ask(4, "d"))
+    assert bench.scheduler.etas({"b": 1}) == {"c": 5, "d": None}
+
+
+def test_behind_one_that_needs_room_nothing_is_known() -> None:
+    """It is loaded before them as soon as it has its room, whenever that is."""
+    bench = Bench(spec("a", 500), spec("b", 100, load_s=9), spec("c", 700, load_s=2), spec("d", 100, load_s=8))
+    bench.post(ask(1, "a"), BecameReady("a"), ask(2, "b"), ask(3, "c"), ask(4, "d"))
+    assert bench.scheduler.etas({"b": 3}) == {"c": None, "d": None}
+
+
 def test_how_long_the_oldest_has_waited() -> None:
     """It is counted from the arrival of the oldest that still waits; in an empty queue nobody waits."""
     bench = Bench(spec("a"))

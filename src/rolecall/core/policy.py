@@ -82,8 +82,7 @@ class Policy(Intake):
         A claim is kept while it still holds: chosen anew after every event, two loaded models would take turns in
         draining for ever.
         """
-        waiting = [(w.arrived, w.id, slot) for slot in missing if slot.takes_room and (w := slot.oldest) is not None]
-        overdue = [slot for arrived, _, slot in sorted(waiting) if self._now - arrived >= self.max_overtake_s]
+        overdue = self._overtaken(missing)
         claimed: set[str] = set()
         # After the overdue ones, those for whom somebody was sent away already: nobody else takes that room.
         for slot in (*overdue, *(s for s in self._slots.values() if s.claim is not None and s not in overdue)):
@@ -96,6 +95,11 @@ class Policy(Intake):
                 self.ledger.promised.append(slot.claim.placement)
         self.ledger.promised.clear()
         return overdue
+
+    def _overtaken(self, missing: Iterable[Slot]) -> list[Slot]:
+        """Return the models whose oldest waiter was overtaken too long, oldest first."""
+        waiting = [(w.arrived, w.id, slot) for slot in missing if slot.takes_room and (w := slot.oldest) is not None]
+        return [slot for arrived, _, slot in sorted(waiting) if self._now - arrived >= self.max_overtake_s]
 
     def _holds(self, claim: Claim | None, claimed: set[str], slot: Slot) -> bool:
         if claim is None or not claimed.isdisjoint(devices_of(claim.placement)):

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from rolecall.core.choosing import FOREIGN_PATIENCE_S
@@ -13,7 +14,7 @@ from rolecall.core.events import Arrived, Effect, Event, Grant, Released
 from rolecall.core.lifecycle import State
 from rolecall.core.policy import RESIDENCY, Policy
 from rolecall.core.selection import Candidate, Demand, Selection
-from rolecall.core.slot import ModelStatus, Waiting, status_rows
+from rolecall.core.slot import ModelStatus, Slot, Waiting, status_rows
 
 
 @dataclass
@@ -129,6 +130,48 @@ class Scheduler(Policy):
     def load_s(self, name: str) -> float:
         """Return how long a model's start, or its waking, is expected to take."""
         return self._slots[name].comes_back_in_s
+
+    def etas(self, loading: Mapping[str, float]) -> dict[str, float | None]:
+        """Return in how many seconds each model that is waited for, and that nothing loads yet, is expected to answer.
+
+        Each device loads one model at a time, in the order in which the next would be chosen now; ``loading`` says how
+        long those that load will still take. None where room must first be made, and behind one for which it must:
+        nobody knows how long answers in flight will take.
+        """
+        free_in_s: dict[str, float] = {}
+        for slot in self._slots.values():
+            if slot.state is State.STARTING:
+                rest_s = loading.get(slot.name, slot.comes_back_in_s)
+                free_in_s.update((share.device, rest_s) for share in slot.placement)
+        etas = {slot.name: self._eta_s(slot, free_in_s) for slot in self._coming()}
+        self.ledger.promised.clear()
+        return etas
+
+    def _coming(self) -> list[Slot]:
+        """Return the models that are missing and need room, in the order in which they are loaded."""
+        missing = [slot for slot in self._slots.values() if slot.queue and slot.is_cold and slot.takes_room]
+        overdue = self._overtaken(missing)
+        return [*overdue, *self._in_turn(slot for slot in missing if slot not in overdue)]
+
+    def _eta_s(self, slot: Slot, free_in_s: dict[str, float]) -> float | None:
+        """Return when a model answers for which a place is taken behind those that came before; None if unknown.
+
+        ``free_in_s`` is when each device has loaded what came before, infinite where nobody knows; it is brought up to
+        date, and so are the ledger's promises.
+        """
+        options = self._options(slot) if slot.claim is None else [slot.claim.placement]
+        itself = self._itself(slot)
+        is_free = not self.ledger.lingers(slot.name) and (slot.state is not State.SLEEPING or slot.is_settled)
+        fits = [option for option in options if is_free and not self.ledger.lack(option, itself)]
+        begins_s = [max(free_in_s.get(share.device, 0.0) for share in option) for option in fits]
+        if not fits:
+            free_in_s.update((share.device, math.inf) for option in options for share in option)
+            return None
+        first = begins_s.index(min(begins_s))
+        eta_s = begins_s[first] + slot.comes_back_in_s
+        free_in_s.update((share.device, eta_s) for share in fits[first])
+        self.ledger.promised.append(fits[first])
+        return eta_s if math.isfinite(eta_s) else None
 
     def residual_mb(self, name: str) -> int:
         """Return what a model that falls asleep keeps on each of its devices."""

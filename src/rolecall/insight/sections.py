@@ -159,7 +159,12 @@ class Sections:
     def _queue(
         self, waiting: list[Waiting], rows: Mapping[str, EngineStatus], active: Iterable[Exchange], epoch: float
     ) -> dict[str, Any]:
-        ids = {each.waiter: each.request_id for each in active} if waiting else {}
+        if not waiting:
+            return {"waiting": 0, "data": []}
+        ids = {each.waiter: each.request_id for each in active}
+        loading = {name: row.load_eta_s for name, row in rows.items() if row.model.state is State.STARTING}
+        known = {name: eta_s for name, eta_s in loading.items() if eta_s is not None}
+        etas = {**self._gateway.services.supervisor.scheduler.etas(known), **loading}
         data = [
             {
                 "request_id": ids.get(each.waiter),
@@ -168,7 +173,7 @@ class Sections:
                 "waiting_since": timestamp(epoch + each.since),
                 "position": each.place,
                 "state": rows[each.model].model.state.value,
-                "eta_s": _eta_s(rows[each.model]),
+                "eta_s": None if (eta_s := etas.get(each.model)) is None else round(eta_s, 1),
             }
             for each in waiting[:MOST_ROWS]
         ]
@@ -209,14 +214,6 @@ def live_row(exchange: Exchange, awaited: Mapping[int, str], states: Mapping[str
         "tokens_estimated": not (account.answer.is_complete and account.answer.completion_tokens is not None),
         "tokens_per_second": round((tokens - 1) / writing_s, 1) if tokens > 1 and writing_s > 0 else None,
     }
-
-
-def _eta_s(row: EngineStatus) -> float | None:
-    """Return when a model that is waited for is expected to be loaded; None once it is, or where nothing is known."""
-    if row.model.state is State.READY:
-        return None
-    eta_s = row.load_eta_s if row.model.state is State.STARTING else row.model.load_s
-    return None if eta_s is None else round(eta_s, 1)
 
 
 def _moment(at: float, ago_s: float | None, applies: bool = True) -> str | None:  # noqa: FBT001, FBT002
