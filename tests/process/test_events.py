@@ -139,6 +139,14 @@ def test_nobody_watches_unseen(tmp_path: Path, watch: Callable[..., Page]) -> No
         assert pages[0].screen.shown == pages[1].screen.shown
 
 
+def test_a_new_page_has_the_whole_timeline(tmp_path: Path, watch: Callable[..., Page]) -> None:
+    """All entries that are kept, also beyond those of one round: nothing looks as if it had not been loaded."""
+    with Rolecall(tmp_path, [fake_entry("a")]) as server:
+        for number in range(205):
+            server.http.post(f"/v1/models/a/{'unpin' if number % 2 else 'pin'}").raise_for_status()
+        assert [entry["event"] for entry in watch(server).screen.timeline] == ["pinned", "unpinned"] * 102 + ["pinned"]
+
+
 def _has_ended(timeline: list[dict[str, Any]]) -> bool:
     return bool(timeline[-1]["event"] == "unloaded")
 

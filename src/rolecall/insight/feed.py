@@ -23,7 +23,7 @@ from rolecall.errors import TooManyRequests
 from rolecall.gateway.recorder import timestamp
 from rolecall.gateway.server import Gateway
 from rolecall.insight.board import Board, Tail
-from rolecall.insight.timeline import TELLING, Timeline
+from rolecall.insight.timeline import MOST_ENTRIES, TELLING, Timeline
 
 if TYPE_CHECKING:
     from rolecall.insight.sections import Sections, Weights
@@ -42,7 +42,7 @@ _WEIGH_S = 5.0
 _KEYS_S = 0.5
 _BATCH = 128
 """Lines that are counted in one go."""
-_HISTORY, _TIMELINE = 50, 200
+_HISTORY = 50
 _RETRY_S = 5.0
 _ALIVE = b": still there\n\n"
 _PRIVATE = frozenset({"prompt", "response"})
@@ -159,7 +159,7 @@ class Feed:
         self._lines_told, self._entries_told = self._lines, timeline.count
         lists: dict[str, list[Any]] = {
             "history": list(self._recent)[-_HISTORY:],
-            "timeline": timeline.newest(_TIMELINE),
+            "timeline": timeline.newest(MOST_ENTRIES),
         }
         sections = {**self._sections.all(self._weights), "totals": self._counted()}
         if self._board.update(timestamp(time.time()), sections, tails, lists):

@@ -85,6 +85,7 @@ def page_routes() -> list[ScopedRoute]:
         *(ScopedRoute(path, page, methods=["GET"], need="open") for path in PAGES),
         ScopedRoute("/ui/static/{name:path}", file, methods=["GET"], need="open"),
         BrowserRoute("/", home, methods=["GET"], need="open"),
+        ScopedRoute(f"{HOME}/", home, methods=["GET"], need="open"),
     ]
 
 
