@@ -127,6 +127,13 @@ def _round_up(value: Any) -> Any:
     return math.ceil(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
+def _no_folder(name: str) -> str:
+    """Refuse names that every client takes out of an address: nothing could be asked of ``/v1/models/..``."""
+    if name in {".", ".."}:
+        raise ValueError(f"{name!r} cannot stand in an address; give it another name")
+    return name
+
+
 Argv = Annotated[tuple[str, ...], BeforeValidator(_as_argv, json_schema_input_type=list[str | float] | str)]
 Names = Annotated[
     tuple[str, ...], BeforeValidator(_split, json_schema_input_type=list[str] | str), AfterValidator(_plain)
@@ -136,10 +143,15 @@ Capabilities = Annotated[
     BeforeValidator(_listed, json_schema_input_type=list[str] | dict[str, bool | None] | str),
     AfterValidator(_fold_capabilities),
 ]
+
 NotNegative = Annotated[float, Field(ge=0)]
 Megabytes = Annotated[int, Field(ge=0), BeforeValidator(_round_up, json_schema_input_type=NotNegative)]
 Priority = Annotated[float, Field(ge=0, le=100), AfterValidator(_whole)]
-Name = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$"),
+    AfterValidator(_no_folder),
+]
 
 
 class _Record(BaseModel):
