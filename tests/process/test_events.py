@@ -147,6 +147,15 @@ def test_a_new_page_has_the_whole_timeline(tmp_path: Path, watch: Callable[..., 
         assert [entry["event"] for entry in watch(server).screen.timeline] == ["pinned", "unpinned"] * 102 + ["pinned"]
 
 
+def test_memory_that_others_hold_is_not_shown_as_free(tmp_path: Path, watch: Callable[..., Page]) -> None:
+    """Also where there is no GPU: what other programs hold of the host's RAM is foreign."""
+    with Rolecall(tmp_path, [fake_entry("a")]) as server:
+        page = watch(server)
+        (host,) = eventually(lambda: [row for row in page.screen.shown["gpus"] if row["foreign_mb"]])
+        assert (host["uuid"], host["foreign_mb"] % 256) == ("host", 0)
+        assert host["free_mb"] == host["total_mb"] - host["reserved_mb"] - host["foreign_mb"] < host["total_mb"]
+
+
 def _has_ended(timeline: list[dict[str, Any]]) -> bool:
     return bool(timeline[-1]["event"] == "unloaded")
 

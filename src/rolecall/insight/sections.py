@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
+import psutil
+
 from rolecall import __version__
 from rolecall.core.catalog import Catalog
 from rolecall.core.learning import Footprint
@@ -31,6 +33,9 @@ from rolecall.runtime.supervisor import EngineStatus
 MOST_ROWS = 100
 """Of a queue, and of requests that are being served."""
 
+_STEP_MB = 256
+"""Of the host's RAM that others hold: it moves all the time, and few care for less."""
+
 _UNDESCRIBED: dict[str, Any] = {"display_name": None, "roles": {}, "capabilities": [], "managed": True}
 """A model that runs on although the registry has it no more."""
 
@@ -40,17 +45,21 @@ _MOVES = ("uptime_s", "retry_in_s")
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What takes long to find out: MB of host RAM by model, and what each is given of the GPUs."""
+    """What takes long to find out: MB of host RAM by model and of all others, and what each is given of the GPUs."""
 
     rss_mb: Mapping[str, int] = field(default_factory=dict)
     footprints: Mapping[str, Footprint | None] = field(default_factory=dict)
+    foreign_mb: int = 0
 
 
 def weigh(gateway: Gateway, pids: Mapping[str, int]) -> Weights:
     """Measure; call it off the event loop. ``pids`` are the engines' processes by model."""
     supervisor, catalog = gateway.services.supervisor, gateway.services.roster.catalog
     footprints = {entry.name: supervisor.footprint(entry.name) for entry in catalog.entries}
-    return Weights({name: memory_mb(pid) for name, pid in pids.items()}, footprints)
+    rss_mb = {name: memory_mb(pid) for name, pid in pids.items()}
+    memory = psutil.virtual_memory()
+    foreign_mb = max(0, ((memory.total - memory.available) >> 20) - sum(rss_mb.values()))
+    return Weights(rss_mb, footprints, foreign_mb // _STEP_MB * _STEP_MB)
 
 
 class Sections:
@@ -75,7 +84,7 @@ class Sections:
         self.is_moving = bool(active) or any(row.model.state is State.STARTING for row in status)
         return {
             "server": {"data": self.server()},
-            "gpus": {"data": self._gpus([row.model.name for row in status if row.model.vram_mb])},
+            "gpus": {"data": self._gpus([row.model.name for row in status if row.model.vram_mb], weights.foreign_mb)},
             "models": {"data": self._models(status, weights, at)},
             "queue": self._queue(waiting, {row.model.name: row for row in status}, active, at - now),
             "live": self._live(active, waiting, {row.model.name: row.model.state for row in status}, now),
@@ -98,7 +107,7 @@ class Sections:
 
     # -- memory and models
 
-    def _gpus(self, holders: Iterable[str]) -> list[dict[str, Any]]:
+    def _gpus(self, holders: Iterable[str], host_foreign_mb: int) -> list[dict[str, Any]]:
         services = self._gateway.services
         ledger, memory = services.supervisor.scheduler.ledger, services.supervisor.memory
         held = {name: ledger.held_on(name) for name in holders}
@@ -106,8 +115,9 @@ class Sections:
         rows = []
         for device in ledger.devices.values():
             models = [{"model": name, "mb": mb} for name, on in held.items() if (mb := on.get(device.id, 0))]
-            reserved_mb, foreign_mb = ledger.used_on(device.id), ledger.foreign_mb.get(device.id, 0)
             is_host = device.id == HOST
+            reserved_mb = ledger.used_on(device.id)
+            foreign_mb = host_foreign_mb if is_host else ledger.foreign_mb.get(device.id, 0)
             rows.append(
                 {
                     "index": -1 if is_host else device.index,
