@@ -1,4 +1,4 @@
-"""``rolecall status``, ``load`` and ``unload``: what a running rolecall holds, and changing it by hand."""
+"""``rolecall status``: what a running rolecall holds, and who waits for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.text import Text
 
 from rolecall.cli.client import Client, Url, connect
 from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
-from rolecall.cli.spinner import spinning
 from rolecall.cli.table import NOTHING, Column, Row, console_for, labelled, show, table
 from rolecall.core.wording import counted
 
@@ -212,51 +211,6 @@ def _brief(error: str) -> str:
     """The reason and the engine's last word; the lines between them are in ``--json`` and in the engine's log."""
     lines = error.splitlines()
     return error if len(lines) < 3 else f"{lines[0].partition('. ')[0]}: {lines[-1].strip()}"
-
-
-def load(
-    name: Annotated[str, typer.Argument(help="Name, alias or role:x.")],
-    *,
-    url: Url = None,
-    as_json: AsJson = False,
-    config_dir: ConfigDir = None,
-) -> None:
-    """Start a model and wait until it is ready."""
-    with connect(url, config_dir) as client:
-        client.health()
-        began = time.monotonic()
-        with spinning(f"starting {name}"):
-            row = client.load(name)
-        took_s = time.monotonic() - began
-    if as_json:
-        print_json(row | {"took_s": round(took_s, 3)})
-    elif (row["uptime_s"] or 0) > took_s + 1:
-        typer.echo(f"{row['model']} was loaded already")
-    else:
-        typer.echo(f"{row['model']} is {row['state']} after {took_s:.2f} s")
-
-
-def unload(
-    name: Annotated[str, typer.Argument(help="Name or alias.")],
-    *,
-    url: Url = None,
-    as_json: AsJson = False,
-    config_dir: ConfigDir = None,
-) -> None:
-    """Stop a model once its answers are finished.
-
-    Waits until its process is gone.
-    """
-    with connect(url, config_dir) as client:
-        client.health()
-        began = time.monotonic()
-        with spinning(f"stopping {name}"):
-            row = client.unload(name)
-        took_s = time.monotonic() - began
-    if as_json:
-        print_json(row | {"took_s": round(took_s, 3)})
-    else:
-        typer.echo(f"{row['model']} is {row['state']} after {took_s:.2f} s")
 
 
 def _duration(seconds: float) -> str:
