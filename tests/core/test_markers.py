@@ -127,3 +127,39 @@ def test_of_several_choices_the_first_is_looked_at() -> None:
         answer.read({"choices": [{"index": index, "delta": {"content": piece}, "finish_reason": None}]})
     assert answer.opening is not None
     assert "".join(answer.opening.parts) == "I cannot"
+
+
+def said(**message: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        ([said(content=None, refusal="No.")], ["refusal"]),
+        ([said(content="Well", refusal=None)], []),
+        ([said(content="", refusal="As an AI, no.")], ["refusal", "about-itself"]),
+        ([{"choices": [{"index": 1, "delta": {"refusal": "No."}}]}], None),
+        ([{"choices": [{"index": 0, "delta": {"refusal": piece}}]} for piece in ("N", "o.")], ["refusal"]),
+        ([{"type": "response.refusal.delta", "delta": "No."}], ["refusal"]),
+        ([{"object": "response", "output": [{"content": [{"type": "refusal", "refusal": "No."}]}]}], ["refusal"]),
+        ([{"type": "message", "content": [], "stop_reason": "refusal"}], ["refusal"]),
+        ([{"type": "message_delta", "delta": {"stop_reason": "refusal"}}], ["refusal"]),
+        ([{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}], None),
+    ],
+)
+def test_an_answer_that_is_told_to_be_a_refusal_is_one(messages: list[dict[str, Any]], found: list[str] | None) -> None:
+    """By a field of its own it is known without a phrase, streamed or whole; its words are looked at like others."""
+    answer = Answer(opening=Opening(40))
+    unwatched = Answer()
+    for message in messages:
+        answer.read(message)
+        unwatched.read(message)
+    assert answer.opening is not None
+    assert MARKERS.found(answer.opening) == found
+    assert (answer.seen, answer.has_output) == (unwatched.seen, unwatched.has_output)
+
+
+def test_a_refusal_needs_no_list() -> None:
+    """A file without that group finds those that are told."""
+    assert Markers(9, {}).found(Opening(9, refuses=True)) == ["refusal"]

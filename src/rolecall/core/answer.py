@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rolecall.core.markers import Opening
+from rolecall.core.markers import REFUSAL, Opening
 
 _BLOCK_KEYS = ("text", "thinking", "partial_json")
 _RESPONSE_ENDS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -101,6 +101,8 @@ class Answer:
         if reason:
             self.finish_reason = str(reason)
             self.is_complete = True
+        if reason == REFUSAL:  # Messages; what was said before may be anything
+            self._note_refusal()
 
     def _write(self, *pieces: Any) -> None:
         """Count what the model wrote in one go: texts, or objects with texts in them."""
@@ -118,6 +120,16 @@ class Answer:
             if self.keeps_text:
                 self.text.append(text)
 
+    def _refuse(self, text: Any, *, opens: bool = True) -> None:
+        """Take in what is said in place of an answer."""
+        self._say(text, opens=opens)
+        if text and opens:
+            self._note_refusal()
+
+    def _note_refusal(self) -> None:
+        if self.opening is not None:
+            self.opening.refuses = True
+
     def _read_choice(self, choice: dict[str, Any]) -> None:
         self._finish(choice.get("finish_reason"))
         said = choice.get("delta") or choice.get("message") or {"content": choice.get("text")}
@@ -127,7 +139,9 @@ class Answer:
         calls, refusal = said.get("tool_calls"), said.get("refusal")
         if text or thought or calls or refusal or said.get("audio"):
             self._write(text, thought, calls, refusal)
-            self._say(text, opens=not choice.get("index"))  # pieces of several choices come mixed in a stream
+            is_first = not choice.get("index")  # pieces of several choices come mixed in a stream
+            self._say(text, opens=is_first)
+            self._refuse(refusal, opens=is_first)
 
     def _read_event(self, kind: str, event: dict[str, Any]) -> None:
         if kind in _RESPONSE_ENDS:
@@ -163,6 +177,8 @@ class Answer:
         self._write(event["delta"])
         if kind == "response.output_text.delta":
             self._say(event["delta"])
+        elif kind == "response.refusal.delta":
+            self._refuse(event["delta"])
 
     def _read_response(self, response: Any, *, is_told: bool = False) -> None:
         """Read a whole response; ``is_told`` says that its text has come in parts before."""
@@ -174,9 +190,10 @@ class Answer:
         details = response.get("incomplete_details")
         reason = details.get("reason") if isinstance(details, dict) else None
         self._finish(reason or response.get("status"))
-        for text in () if is_told else _texts(response):
-            self._write(text)
-            self._say(text)
+        for part in () if is_told else _parts(response):
+            self._write(part.get("text"), part.get("refusal"))
+            self._say(part.get("text"))
+            self._refuse(part.get("refusal"))
 
     def _read_usage(self, usage: Any) -> None:
         """Take in a usage; what an earlier one of the same answer has said stays where this one is silent."""
@@ -208,11 +225,11 @@ def _objects(items: Any) -> Iterator[dict[str, Any]]:
     return (item for item in (items if isinstance(items, list) else ()) if isinstance(item, dict))
 
 
-def _texts(response: dict[str, Any]) -> Iterator[Any]:
+def _parts(response: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for item in _objects(response.get("output")):
         for part in _objects(item.get("content")):
-            if part.get("type") == "output_text":
-                yield part.get("text")
+            if part.get("type") == "output_text" or part.get("refusal"):
+                yield part
 
 
 def _count(usage: dict[str, Any], *names: str) -> int | None:

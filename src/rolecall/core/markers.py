@@ -18,10 +18,15 @@ _SAME = str.maketrans({"\u2019": "'", "\u2018": "'", "\u02bc": "'", "\u201c": '"
 
 @dataclass(slots=True)
 class Opening:
-    """The beginning of an answer's text, up to ``left`` more characters."""
+    """The beginning of an answer's text, up to ``left`` more characters.
+
+    ``refuses`` where the answer itself tells that it is a refusal, and it takes no phrase to know it: by the field
+    ``refusal`` of OpenAI's forms, or the stop reason of Anthropic's.
+    """
 
     left: int
     parts: list[str] = field(default_factory=list)
+    refuses: bool = False
 
     def take(self, text: str) -> None:
         """Take in a piece of the text."""
@@ -38,11 +43,19 @@ class Markers:
     groups: Mapping[str, tuple[str, ...]]
 
     def found(self, opening: Opening) -> list[str] | None:
-        """Return the groups that have a phrase in it, in their order; None if no text has come."""
-        if not opening.parts:
+        """Return the groups that have a phrase in it, in their order; None if no text has come.
+
+        An answer that is told to be a refusal is one, whatever its words.
+        """
+        if not (opening.parts or opening.refuses):
             return None
         text = compared("".join(opening.parts))
-        return [name for name, phrases in self.groups.items() if any(phrase in text for phrase in phrases)]
+        told = {REFUSAL} if opening.refuses else set()
+        return [
+            name
+            for name, phrases in {**dict.fromkeys(told, ()), **self.groups}.items()
+            if name in told or any(phrase in text for phrase in phrases)
+        ]
 
 
 def compared(text: str) -> str:
