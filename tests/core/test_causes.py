@@ -75,6 +75,20 @@ def test_a_start_says_who_asked_for_it() -> None:
     assert bench.post(by_role(2, "b")) == ["start b: 1 request for the role r: highest priority that fits"]
 
 
+def test_a_load_without_a_request_says_what_it_is() -> None:
+    """By hand, also of a role, or at the start of the server; requests that wait as well are what counts."""
+    bench = Bench(spec("a", 400), spec("b", 400, role_priority={"r": 80}), spec("c", 100), budget_mb=2000)
+    assert bench.post(Arrived(1, Demand(), ("a",), "hand")) == ["start a: loaded by hand"]
+    assert bench.post(Arrived(2, Demand(), ("c",), "preload")) == []
+    assert bench.post(BecameReady("a")) == ["start c: loaded at the start"]
+    bench.post(BecameReady("c"))
+    assert bench.post(Arrived(3, Demand("r"), ("b",), "hand")) == [
+        "start b: loaded by hand for the role r: highest priority that fits"
+    ]
+    bench.post(UnloadRequested("b"), Arrived(4, Demand(), ("b",), "hand"), by_role(5, "b"), by_role(6, "b"))
+    assert bench.post(Exited("b")) == ["start b: 2 requests for the role r: highest priority that fits"]
+
+
 def test_an_eviction_says_for_whom() -> None:
     """What is idle makes room for what is asked for, and says so."""
     bench = Bench(spec("a"), spec("b"))

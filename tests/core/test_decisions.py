@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 import pytest
@@ -26,6 +26,7 @@ from rolecall.core.events import (
     Group,
     Measured,
     Observed,
+    Purpose,
     Reject,
     Released,
     ShutdownRequested,
@@ -94,7 +95,10 @@ rules = st.builds(
 )
 groups = st.builds(Group, names, st.lists(names, max_size=3).map(tuple), st.sampled_from(["parallel", "serial"]))
 events: st.SearchStrategy[Event] = st.one_of(
-    st.builds(Arrived, st.integers(0), demands, st.lists(names, max_size=3).map(tuple)),
+    st.builds(
+        *(Arrived, st.integers(0), demands, st.lists(names, max_size=3).map(tuple)),
+        st.sampled_from(get_args(Purpose)),
+    ),
     st.builds(Cancelled, st.integers(0)),
     st.builds(Released, names),
     st.builds(BecameReady, names, st.none() | seconds),
@@ -198,6 +202,12 @@ def test_a_parameter_of_another_version_is_an_error() -> None:
     """A log of a version whose scheduler had other parameters is refused with the parameter's name."""
     with pytest.raises(BrokenLogError, match="no parameter mood"):
         Header({"mood": 1}).scheduler()
+
+
+def test_an_older_log_has_requests_only() -> None:
+    """A line of a version that told loads by hand from nothing is read as a request."""
+    line = {"now": 1, "event": {"type": "Arrived", "waiter": 1, "demand": {}, "names": ["a"]}, "effects": []}
+    assert only([orjson.dumps(line)]).event == Arrived(1, Demand(), ("a",), "request")
 
 
 def test_a_cut_last_line_is_tolerated() -> None:

@@ -15,6 +15,7 @@ from rolecall.core.events import (
     Exited,
     Freed,
     Grant,
+    Purpose,
     Reject,
     Released,
     ShutdownRequested,
@@ -67,6 +68,10 @@ class Bench:
 
 def named(waiter: int, model: str) -> Arrived:
     return Arrived(waiter, Demand(), (model,))
+
+
+def load(waiter: int, model: str, purpose: Purpose = "hand") -> Arrived:
+    return Arrived(waiter, Demand(), (model,), purpose)
 
 
 def role(waiter: int, *models: str, **demand: Any) -> Arrived:
@@ -579,6 +584,28 @@ def test_unload_while_starting_stops_at_once() -> None:
     assert bench.post(UnloadRequested("a")) == ["stop a"]
     assert bench.post(BecameReady("a")) == []
     assert bench.post(Exited("a")) == ["start a"]
+
+
+def test_unload_calls_off_the_loads_that_nobody_needs_for_a_request() -> None:
+    """Loads by hand end, whether theirs is under way or waits its turn; requests have the model started again."""
+    bench = Bench(spec("a"), spec("b"))
+    assert bench.post(load(1, "a"), load(2, "a", purpose="preload"), load(3, "b")) == ["start a"]
+    assert bench.post(UnloadRequested("b")) == ["reject 3 conflict"]
+    assert bench.error().message == "The model 'b' was unloaded meanwhile; it is not loaded."
+    assert bench.post(UnloadRequested("a")) == ["reject 1 conflict", "reject 2 conflict", "stop a"]
+    assert bench.post(Exited("a")) == []
+    assert bench.post(load(4, "a"), named(5, "a"), load(6, "a")) == ["start a"]
+    assert bench.post(UnloadRequested("a")) == ["reject 4 conflict", "reject 6 conflict", "stop a"]
+    assert bench.post(Exited("a"), BecameReady("a")) == ["start a", "grant 5 a"]
+
+
+def test_unload_calls_off_what_a_role_was_loaded_for() -> None:
+    """A load by the name of a role is one of the model that was chosen, and goes on to no other one."""
+    bench = Bench(player("best", 90), player("other", 50))
+    assert bench.post(Arrived(1, Demand(role="r"), ("best", "other"), "hand")) == ["start best"]
+    assert bench.post(UnloadRequested("other")) == []
+    assert bench.post(UnloadRequested("best")) == ["reject 1 conflict", "stop best"]
+    assert bench.post(Exited("best")) == []
 
 
 def test_engine_that_dies_while_it_drains() -> None:

@@ -32,6 +32,7 @@ from rolecall.core.events import (
     Measured,
     Observed,
     Pinned,
+    Purpose,
     Reject,
     Released,
     ShutdownRequested,
@@ -86,10 +87,11 @@ class Engine:
 
 @dataclass(frozen=True)
 class Visit:
-    """A request that waits."""
+    """A request that waits, or a load that is waited for."""
 
     arrived: float
     names: tuple[str, ...]
+    purpose: Purpose
 
 
 models = st.builds(
@@ -184,13 +186,17 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
 
     # -- what happens
 
-    @rule(number=st.integers(0, 4), by_role=st.booleans())
-    def request(self, number: int, *, by_role: bool) -> None:
+    @rule(
+        number=st.integers(0, 4),
+        by_role=st.booleans(),
+        purpose=st.sampled_from(["request", "request", "hand", "preload"]),
+    )
+    def request(self, number: int, *, by_role: bool, purpose: Purpose) -> None:
         self.asked += 1
         self.now += 0.001  # no two arrive at the same moment
         names = tuple(self.all_specs) if by_role else (list(self.all_specs)[number % len(self.all_specs)],)
-        self.waiting[self.asked] = Visit(self.now, names)
-        self.post(Arrived(self.asked, Demand(role="r" if by_role else None), names))
+        self.waiting[self.asked] = Visit(self.now, names, purpose)
+        self.post(Arrived(self.asked, Demand(role="r" if by_role else None), names, purpose))
 
     @rule(seconds=st.sampled_from([0.05, 0.5, 1, 3, 6]))
     def time_passes(self, seconds: float) -> None:
@@ -277,7 +283,13 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
         name = list(self.all_specs)[number % len(self.all_specs)]
         if name in self.engines:
             self.engines[name].may_go = True
+        called_off = {
+            waiter
+            for waiter, visit in self.waiting.items()
+            if visit.purpose != "request" and self.scheduler.waits_for(waiter)[0] == name  # type: ignore[index]
+        }
         self.post(UnloadRequested(name))
+        assert called_off.isdisjoint(self.waiting), "a load goes on although its model was unloaded"
 
     @rule(number=st.integers(0, 4), pinned=st.booleans())
     def somebody_pins(self, number: int, *, pinned: bool) -> None:
@@ -439,7 +451,8 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             case Grant(waiter, model, _):
                 self.grant(waiter, self.engines[model])
             case Reject(waiter, error):
-                assert error.status in {400, 404, 429, 503}
+                is_load = self.waiting[waiter].purpose != "request"
+                assert error.status in {400, 404, 429, 503} or (is_load and error.status == 409)
                 self.end(waiter)
 
     def start(self, model: str, placement: Placement, *, on_cpu: bool) -> None:

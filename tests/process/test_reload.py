@@ -156,6 +156,19 @@ def test_whoever_waits_for_a_model_that_is_removed_is_told(server: Rolecall) -> 
             assert answer.json()["error"]["code"] == "model_not_found"
 
 
+def test_an_unload_calls_a_load_by_hand_off(server: Rolecall) -> None:
+    """It ends with 409, and the model is stopped."""
+    reload(server, *BASE, fake_entry("changed-mind", "--load-s", "20"))
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(server.http.post, "/v1/models/changed-mind/load")
+        server.await_state("changed-mind", "starting")
+        assert server.http.post("/v1/models/changed-mind/unload").json()["state"] == "stopped"
+        assert load.result().status_code == 409
+        assert load.result().headers["x-should-retry"] == "false"
+        assert load.result().json()["error"]["code"] == "conflict"
+    assert server.row("changed-mind")["state"] == "stopped"
+
+
 def test_a_model_that_is_removed_while_it_is_unloaded(server: Rolecall) -> None:
     """An unload that is overtaken by the removal of its model ends well."""
     reload(server, *BASE, fake_entry("twice-gone", "--term-delay-s", "0.5"))

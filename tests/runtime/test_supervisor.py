@@ -20,7 +20,7 @@ from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
 from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand
-from rolecall.errors import NotLoaded, ShuttingDown, StartFailed
+from rolecall.errors import Conflict, NotLoaded, ShuttingDown, StartFailed
 from rolecall.runtime.engine import EngineMaker
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.leftovers import EngineRoll
@@ -338,7 +338,7 @@ async def test_without_autostart_only_loaded_models_answer(make: Make, launcher:
     assert launcher.started == []
     assert (await take(supervisor, cold, other)).entry.name == "other"
     launcher.ready.add("cold")
-    await supervisor.load(cold.entry)
+    await supervisor.load([cold.entry])
     assert in_flight(supervisor, "cold") == 0
     (await take(supervisor, cold)).release()
 
@@ -358,6 +358,31 @@ async def test_an_unload_waits_for_the_end(make: Make, launcher: FakeLauncher) -
     assert launcher.processes["a"].signals == [signal.SIGTERM]
     assert (status(supervisor, "a").model.state, status(supervisor, "a").pid) == (State.STOPPED, None)
     await supervisor.unload(a.entry)  # a second time nothing happens
+
+
+async def test_an_unload_calls_a_load_off(make: Make, launcher: FakeLauncher) -> None:
+    """Whoever loads the model by hand is told, the preload ends with a line in the terminal, a request gets it yet."""
+    a = spec("a", preload=True)
+    supervisor = make(a)
+    loading = asyncio.create_task(supervisor.load([a.entry]))
+    supervisor.preload()
+    await until(lambda: "a" in launcher.processes)
+    first = launcher.processes["a"]
+    await asyncio.wait_for(supervisor.unload(a.entry), 10)
+    with pytest.raises(Conflict, match="'a' was unloaded meanwhile"):
+        await loading
+    assert (status(supervisor, "a").model.state, launcher.started) == (State.STOPPED, ["a"])
+
+    loading = asyncio.create_task(supervisor.load([a.entry]))
+    request = ask(supervisor, a)
+    await until(lambda: launcher.processes["a"] is not first)
+    launcher.ready.add("a")
+    unloading = asyncio.create_task(supervisor.unload(a.entry))
+    lease = await asyncio.wait_for(request, 10)
+    await unloading
+    with pytest.raises(Conflict):
+        await loading
+    lease.release()
 
 
 async def test_connections_are_closed_before_an_engine_is_ended(make: Make, launcher: FakeLauncher) -> None:

@@ -88,13 +88,18 @@ class Group:
     startup: Literal["parallel", "serial"] = "serial"
 
 
+Purpose = Literal["request", "hand", "preload"]
+"""What is waited for: a model that answers a request, or that one is loaded, by hand or at the start of the server."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A request that may be answered by any of the models ``names``."""
+    """A request that may be answered by any of the models ``names``, or a wish that one of them is loaded."""
 
     waiter: int
     demand: Demand
     names: tuple[str, ...]
+    purpose: Purpose = "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +176,10 @@ class Adopted:
 
 @dataclass(frozen=True, slots=True)
 class UnloadRequested:
-    """Somebody wants the model's memory back; requests in flight finish first."""
+    """Somebody wants the model's memory back; requests in flight finish first.
+
+    Loads of it that were asked for without a request are called off; requests that wait have it loaded again.
+    """
 
     model: str
 

@@ -32,7 +32,7 @@ from rolecall.core.reductions import next_context
 from rolecall.core.slot import REDUCED_S, Slot, Waiter, backoff_s
 from rolecall.core.vram import Placement
 from rolecall.core.wording import spoken
-from rolecall.errors import RolecallError, ShuttingDown
+from rolecall.errors import Conflict, RolecallError, ShuttingDown
 
 _MORE = 1.2
 """What a model is given that ran out of memory and was not measured since, times what was not enough."""
@@ -74,9 +74,7 @@ class Intake(Choosing):
             case Adopted():
                 self._adopted(self._slots[event.model], event.placement)
             case UnloadRequested():
-                self._slots[event.model].is_unwanted, self._slots[event.model].comes_back = True, False
-                self._slots[event.model].reduced_at = -math.inf  # its full size is tried again
-                yield from self._unload(self._slots[event.model], _AT_THE_END if self._closing else _BY_HAND)
+                yield from self._unload_asked_for(self._slots[event.model])
             case Pinned():
                 self._pin(self._slots[event.model], pinned=event.pinned)
             case Configured():
@@ -102,7 +100,7 @@ class Intake(Choosing):
         except RolecallError as error:
             yield Reject(event.waiter, error)
             return
-        waiter = Waiter(event.waiter, event.demand, event.names, self._now, selection)
+        waiter = Waiter(event.waiter, event.demand, event.names, self._now, selection, event.purpose)
         slot = self._slots[waiter.model]
         self._want(slot)
         self._waiters[waiter.id] = slot.queue[waiter.id] = waiter
@@ -213,6 +211,14 @@ class Intake(Choosing):
         slot.last_used = slot.ready_since = slot.idle_since = self._now
         if placement:
             self.ledger.correct(slot.name, {share.device: share.mb for share in placement})
+
+    def _unload_asked_for(self, slot: Slot) -> Iterator[Effect]:
+        slot.is_unwanted, slot.comes_back = True, False
+        slot.reduced_at = -math.inf  # its full size is tried again
+        for waiter in [waiter for waiter in slot.queue.values() if waiter.purpose != "request"]:
+            self._forget(waiter.id)
+            yield Reject(waiter.id, Conflict(f"The model {slot.name!r} was unloaded meanwhile; it is not loaded."))
+        yield from self._unload(slot, _AT_THE_END if self._closing else _BY_HAND)
 
     # -- registry and time
 

@@ -18,6 +18,7 @@ from rolecall.core.vram import Holding, Ledger, Placement, placements, plan_evic
 from rolecall.core.wording import counted
 
 _FEW_DEVICES = 8
+_LOADED = {"hand": "loaded by hand", "preload": "loaded at the start"}
 _IN_MEMORY = (State.STARTING, State.READY, State.STOPPING)
 
 
@@ -168,11 +169,15 @@ class Room:
         return Start(slot.name, placement, slot.reduction, is_swap, words)
 
     def _wanted(self, slot: Slot) -> str:
-        """Return why a model is loaded that somebody waits for."""
+        """Return why a model is loaded that somebody waits for: for the requests, if there are any."""
         first = next(iter(slot.queue.values()))
+        requests = [waiter for waiter in slot.queue.values() if waiter.purpose == "request"]
+        if requests:
+            first, what = requests[0], counted(len(requests), "request")
+        else:
+            what = _LOADED[first.purpose]
         role = first.demand.role
-        why = "" if role is None else f" for the role {role}: {first.selection.reason}"
-        return f"{counted(len(slot.queue), 'request')}{why}"
+        return what if role is None else f"{what} for the role {role}: {first.selection.reason}"
 
     def _send_away(self, victim: Holding, whom: str) -> Iterator[Effect]:
         slot = self._slots[victim.name]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from rolecall.core.events import Cause, SleepCost, Spec
+from rolecall.core.events import Cause, Purpose, SleepCost, Spec
 from rolecall.core.lifecycle import State
 from rolecall.core.reductions import Reduction
 from rolecall.core.selection import Demand, Selection
@@ -32,13 +32,14 @@ _MEMORY = 0.8
 
 @dataclass(slots=True)
 class Waiter:
-    """A request that waits, bound to the model that was chosen for it."""
+    """A request that waits, or a load that is waited for, bound to the model that was chosen for it."""
 
     id: int
     demand: Demand
     names: tuple[str, ...]
     arrived: float
     selection: Selection
+    purpose: Purpose = "request"
     passed_since: float | None = None
     """When a newer request was first let through to a model that may be in its way."""
 

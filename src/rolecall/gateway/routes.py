@@ -218,10 +218,8 @@ class _Api:
 
     async def load(self, request: Request) -> Json:
         target = self._services.roster.resolve(request.path_params["id"])
-        supervisor = self._services.supervisor
-        lease = await supervisor.acquire(target.entries, Demand(target.role, profile=target.profile), autostart=True)
-        lease.release()
-        return await self._row(lease.entry)
+        demand = Demand(target.role, profile=target.profile)
+        return await self._row(await self._services.supervisor.load(target.entries, demand))
 
     async def pin(self, request: Request) -> Json:
         return await self._pin(request, pinned=True)

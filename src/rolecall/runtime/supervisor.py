@@ -12,7 +12,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rolecall.backends.base import Upstream
-from rolecall.core.events import Arrived, Cancelled, Configured, Pinned, ShutdownRequested, Tick, UnloadRequested
+from rolecall.core.events import (
+    Arrived,
+    Cancelled,
+    Configured,
+    Pinned,
+    Purpose,
+    ShutdownRequested,
+    Tick,
+    UnloadRequested,
+)
 from rolecall.core.learning import Footprint
 from rolecall.core.lifecycle import State
 from rolecall.core.models import ModelEntry
@@ -69,11 +78,14 @@ class Supervisor(Lives):
         names = tuple([entry.name for entry in entries])
         if not (self.autostart if autostart is None else autostart):
             names = self._loaded(names)
+        return self._queue(names, demand)
+
+    def _queue(self, names: tuple[str, ...], demand: Demand, purpose: Purpose = "request") -> Ticket:
         number = next(self._ids)
         lease = asyncio.get_running_loop().create_future()
         ticket = self._tickets[number] = Ticket(number, time.monotonic(), lease, self._outlook, self._leave)
         try:
-            self._post(Arrived(number, demand, names))
+            self._post(Arrived(number, demand, names, purpose))
         except BaseException:
             ticket.leave()
             raise
@@ -127,9 +139,17 @@ class Supervisor(Lives):
 
     # -- loads
 
-    async def load(self, entry: ModelEntry) -> None:
-        """Start a model and wait until it is ready; raises ``StartFailed`` and what ``acquire`` raises."""
-        (await self.acquire([entry], Demand(), autostart=True)).release()
+    async def load(
+        self, entries: Iterable[ModelEntry], demand: Demand | None = None, purpose: Purpose = "hand"
+    ) -> ModelEntry:
+        """Start one of the models, wait until it is ready and return it.
+
+        Raises ``Conflict`` if it is unloaded meanwhile, ``StartFailed`` and what ``acquire`` raises.
+        """
+        names = tuple([entry.name for entry in entries])
+        lease = await self._queue(names, demand or Demand(), purpose).wait()
+        lease.release()
+        return lease.entry
 
     async def unload(self, entry: ModelEntry) -> None:
         """Stop a model once its answers in flight are finished, and wait until its process is gone."""
@@ -154,7 +174,7 @@ class Supervisor(Lives):
     async def _load_all(self, entries: Iterable[ModelEntry]) -> None:
         for entry in entries:
             try:
-                await self.load(entry)
+                await self.load([entry], purpose="preload")
             except RolecallError as error:
                 log.warning("preload of %s failed: %s", entry.name, error.message)
 
