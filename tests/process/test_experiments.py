@@ -377,7 +377,7 @@ def test_the_longest_comment_is_taken(server: Rolecall) -> None:
 
 
 def test_feedback_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    """Nobody is told that it is kept; once it can be written again, it is."""
+    """Nobody is told that it is kept, and `/health` names it; once it can be written again, it is."""
     with running(tmp_path, "") as server:
         posted: dict[str, Any] = {"request_id": ask(server, "good").headers["x-request-id"], "score": 1}
         blocked = feedback_path(server.log_path)
@@ -385,8 +385,12 @@ def test_feedback_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         refused = post(server, posted)
         assert refused.status_code == 503
         assert "cannot be written: Is a directory" in refused.json()["error"]["message"]
+        health = server.get("/health")
+        assert health["status"] == "degraded"
+        assert "could not be written: Is a directory" in health["problems"]["feedback"]
         blocked.rmdir()
         assert post(server, posted).json()["recorded"] is True
+        assert server.get("/health")["problems"] == {}
         assert judgement_of(server.log_path, posted["request_id"]) is not None
 
 

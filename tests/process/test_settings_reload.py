@@ -114,3 +114,16 @@ def test_the_command(server: Rolecall) -> None:
     refused = call("reload", "--url", server.base_url)
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert "The settings are wrong, the last good ones stay in force: max_wait_s" in refused.stderr
+
+
+def test_broken_markers_are_refused_by_a_reload(server: Rolecall) -> None:
+    """A `markers.toml` that cannot be read is told at once, and in `/health` until it is right."""
+    path = server.config_dir / "markers.toml"
+    path.write_text("chars = 0\n")
+    refused = server.http.post("/v1/admin/reload")
+    assert refused.status_code == 400
+    assert "The markers cannot be read" in refused.json()["error"]["message"]
+    assert list(server.get("/health")["problems"]) == ["markers"]
+    path.unlink()
+    assert reload(server, "") == {"applied": [], "restart": []}
+    assert server.get("/health")["problems"] == {}

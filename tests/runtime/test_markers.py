@@ -47,7 +47,7 @@ def test_a_broken_file_is_named(text: str, tmp_path: Path) -> None:
 
 
 def test_it_is_read_when_it_is_needed_and_after_a_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not at the start; again after `forget`; a broken one is told once, and the last good one stays."""
+    """Not at the start; a broken one is told once and is a problem, and the last good one stays."""
     file = MarkersFile(tmp_path)
     path = tmp_path / MARKERS
     path.write_text('[markers.one]\nphrases = ["1"]\n')
@@ -56,23 +56,37 @@ def test_it_is_read_when_it_is_needed_and_after_a_reload(tmp_path: Path, caplog:
     assert list(first.groups) == ["one"]
     path.write_text('[markers.two]\nphrases = ["2"]\n')
     assert file.markers is first
-    file.forget()
+    file.read()
     second = file.markers
     assert second is not None
     assert list(second.groups) == ["two"]
     path.write_text("[markers")
-    file.forget()
     with caplog.at_level(logging.WARNING):
+        file.read()
         assert file.markers is second
-        assert file.markers is second
-    assert len(caplog.records) == 1
-    path.write_text("chars = 10\n")
-    file.forget()
+    assert [record.getMessage() for record in caplog.records] == [file.problem]
+    assert "the last good ones stay in force" in caplog.text
+    path.unlink()
+    file.read()
+    assert file.problem is None
+
+
+def test_a_file_without_groups_looks_for_nothing(tmp_path: Path) -> None:
+    """Then answers are not looked at."""
+    (tmp_path / MARKERS).write_text("chars = 10\n")
+    assert MarkersFile(tmp_path).markers is None
+
+
+def test_a_broken_file_from_the_beginning(tmp_path: Path) -> None:
+    """Nothing is looked for, and it is said why."""
+    (tmp_path / MARKERS).write_text("[markers")
+    file = MarkersFile(tmp_path)
     assert file.markers is None
+    assert "none are looked for" in str(file.problem)
 
 
 def test_a_gateway_without_a_config_folder_has_none() -> None:
     """Then nothing is looked for."""
     file = MarkersFile()
-    file.forget()
-    assert file.markers is None
+    file.read()
+    assert (file.markers, file.problem) == (None, None)

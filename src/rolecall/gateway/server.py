@@ -99,7 +99,7 @@ class Gateway:
     def _reload_registry(self) -> None:
         self.services.roster.reload()
         self.services.experiments.read()
-        self.services.markers.forget()
+        self.services.markers.read()
         self.configure()
 
     def reconfigure(self, config: ApiConfig) -> None:

@@ -38,6 +38,9 @@ class Services:
     choices: deque[tuple[str | None, Selection]] = field(default_factory=lambda: deque(maxlen=MOST_CHOICES))
     """What was chosen for the last requests by a role, by their id: the line has the reason alone."""
 
+    additions: dict[str, str | None] = field(default_factory=dict)
+    """What is wrong with what was added to the gateway, by its name, in words; None where all is well."""
+
     def problems(self, key_problem: str | None) -> dict[str, str | None]:
         """Return what is wrong, in words, with each thing that can be; ``key_problem`` is that of the key file."""
         return {
@@ -45,6 +48,8 @@ class Services:
             "log": self.recorder.problem,
             "api_keys": key_problem,
             "experiments": self.experiments.problem,
+            "markers": self.markers.problem,
+            **self.additions,
         }
 
     @property
@@ -56,4 +61,4 @@ class Services:
         """Return what is wrong in the files that were read last, so that others than these are in force."""
         registry = self.roster.problem
         told = [registry and f"the registry is broken, the last good one stays in force: {registry}"]
-        return [problem for problem in (*told, self.experiments.problem) if problem]
+        return [problem for problem in (*told, self.experiments.problem, self.markers.problem) if problem]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections import OrderedDict, deque
@@ -23,6 +24,10 @@ from rolecall.insight.line_search import find_line
 from rolecall.insight.log_files import open_log
 from rolecall.insight.log_reader import Fields, Part, open_parts
 
+log = logging.getLogger(__name__)
+
+PROBLEM = "feedback"
+"""What it is called among the problems of the server."""
 _MOST_BODY_BYTES = 2**15
 """A comment of the longest kind has 24,000 where each character is written as two escapes of six."""
 _MOST_WAITING = 16
@@ -79,10 +84,15 @@ class Desk:
 
     async def _write(self, given: Feedback, caller: Caller) -> None:
         lines = deque([encode({"ts": timestamp(time.time()), **given.as_dict(), "key": caller.name})])
+        problems = self._gateway.services.additions
         try:
             await asyncio.to_thread(self._file.append, lines)
         except OSError as error:
+            if problems.get(PROBLEM) is None:
+                log.warning("feedback cannot be written: %s", reason(error))
+            problems[PROBLEM] = f"feedback of {timestamp(time.time())} could not be written: {reason(error)}"
             raise Unavailable(f"The feedback cannot be written: {reason(error)}. It is not kept.") from None
+        problems[PROBLEM] = None
         self._last[given.request_id] = given
         self._last.move_to_end(given.request_id)
         if len(self._last) > _REMEMBERED:

@@ -124,7 +124,7 @@ def state_families(gateway: Gateway, now: float) -> Iterator[Family]:
     yield Family(
         "rolecall_degraded",
         "gauge",
-        "1 where something is wrong with the registry, the log, the API keys or the experiments; /health says what.",
+        "1 where something is wrong with the registry, the log, the API keys and so on; /health says what.",
         ("problem",),
         [((name,), int(bool(problem))) for name, problem in problems.items()],
     )

@@ -1,4 +1,4 @@
-"""The file of the markers: read when the first answer is looked at, and again when the configuration is reloaded."""
+"""The file of the markers: read when the first answer is looked at, and whenever the configuration is reloaded."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def load_markers(config_dir: Path) -> Markers:
 
 
 class MarkersFile:
-    """The markers in force; a file that cannot be used is told once, and the last good ones stay."""
+    """The markers in force. A file that cannot be used keeps the last good ones, and ``problem`` says so."""
 
     def __init__(self, config_dir: Path | None = None) -> None:
+        self.problem: str | None = None
         self._config_dir = config_dir
         self._is_read = config_dir is None
         self._markers: Markers | None = None
@@ -51,19 +52,19 @@ class MarkersFile:
     def markers(self) -> Markers | None:
         """The markers, read now if they were not yet; None if there are none."""
         if not self._is_read:
-            self._read()
+            self.read()
         return self._markers
 
-    def forget(self) -> None:
-        """Have the file read again when the next answer is looked at."""
-        self._is_read = self._config_dir is None
-
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read the file, again or for the first time. It raises nothing."""
         self._is_read = True
-        assert self._config_dir is not None  # noqa: S101 - see forget
+        if self._config_dir is None:
+            return
         try:
-            found = load_markers(self._config_dir)
+            found, self.problem = load_markers(self._config_dir), None
         except ConfigurationError as error:
-            log.warning("no markers are looked for: %s" if self._markers is None else "markers stay: %s", error)
+            kept = "none are looked for" if self._markers is None else "the last good ones stay in force"
+            self.problem = f"the markers cannot be read, {kept}: {error}"
+            log.warning("%s", self.problem)
         else:
             self._markers = found if found.groups else None
