@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -12,11 +14,38 @@ from selenium.webdriver.common.keys import Keys
 from browser import scenes
 from browser.dashboard_pictures import draw_dashboard
 from browser.page import CONTRASTS, Page
-from browser.told import Told, entry, gpu_of, line, live_row, model, snapshot, telling
+from browser.told import Told, ago, entry, gpu_of, line, live_row, model, snapshot, telling
+from rolecall.insight.history import Question
+from rolecall.insight.log_reader import Wanted, parse_since, parse_status
 
 DOCS = Path(__file__).parents[2] / "docs"
 VIEWS = ("/ui", "/ui/requests", "/ui/playground")
 SCENES = {"afternoon": scenes.afternoon, "nothing": snapshot, "trouble": scenes.trouble, "hostile": scenes.hostile}
+FILTERS = [
+    *(
+        ("model", text)
+        for text in ("alp*", "*a*b*", "alph?", "[ab]*", "[!a]*", "a[", "[]]*", "role:*", "z[b-a]", "*a*")
+    ),
+    *(("role", text) for text in ("chat", "role:chat", "role:c*", "*")),
+    *(("status", text) for text in ("200", "4xx", ">=400", "<= 499", "!=200", "ok", "error", ">400", "<500", "foo")),
+    *(("since", text) for text in ("10m", "1h30m", "1w", "2020-01-31T12:00", "2020-01-31", "2999-01-01T00:00Z", "no")),
+    *(("key", text) for text in ("laptop", "lap*")),
+]
+VARIED = [
+    line(number, asked, model=name, role=role, key=key, ts=ago(seconds), status=status, error=error)
+    for number, (name, asked, role, key, seconds, status, error) in enumerate(
+        [
+            ("alpha", "alpha", None, None, 1, 200, None),
+            ("alpha", "role:chat", "chat", "laptop", 900, 200, "engine_crashed: it broke off"),
+            ("beta", "role:caption", "caption", "lap*", 7000, 404, None),
+            (None, "z[b-a]", None, None, 1, 400, "model_not_found: no"),
+            ("a[", "]x", "c*", "laptop", 86400 * 3, 499, "client_disconnected: gone"),
+            ("baab", "baab", None, None, 1, None, "internal: no"),
+            ("alpha", "alpha", "chat", None, 5, 503, "overloaded: busy"),
+        ]
+    )
+]
+"""Requests that some of these filters take and others do not."""
 
 
 @pytest.fixture
@@ -32,6 +61,19 @@ def address(told: Told) -> Iterator[str]:
     """Serve it."""
     with telling(told) as url:
         yield url
+
+
+def is_wanted(fields: dict[str, Any], name: str, text: str) -> bool:
+    """Whether the server takes a line for one filter; one that it refuses takes none."""
+    try:
+        if name == "status":
+            return Wanted(status=parse_status(text))(fields)
+        if name == "since":
+            return Wanted(since=parse_since(text, datetime.now(timezone.utc)))(fields)
+    except ValueError:
+        return False
+    model, role, key = (text if name == each else None for each in ("model", "role", "key"))
+    return Question(Wanted(model, role and role.removeprefix("role:")), key)(fields)
 
 
 def open_view(page: Page, url: str) -> None:
@@ -392,6 +434,61 @@ def test_a_list_left_with_its_filter(page: Page, told: Told, address: str) -> No
     page.wait(lambda: len(page.all("#history tbody tr")) == 41)
     assert page.find("#history tbody tr").get_attribute("data-request") == "req_-002"
     assert told.asked == ["status=error&limit=50"]
+
+
+def test_older_requests_stay_when_the_stream_is_taken_up_again(page: Page) -> None:
+    """What ended meanwhile comes to the top; what was loaded and scrolled to stays, unless lines lie between."""
+    told = Told(snapshot(history=scenes.history(120)))
+
+    def rows() -> list[str | None]:
+        return [row.get_attribute("data-request") for row in page.all("#history tbody tr")]
+
+    with telling(told) as url:
+        open_view(page, f"{url}/ui/requests")
+        page.click("#older")
+        page.wait(lambda: len(rows()) == 100)
+        page.run("document.querySelector('[data-request=req_0080]').scrollIntoView();")
+        at = "return document.querySelector('[data-request=req_0080]').getBoundingClientRect().top;"
+        before = page.run(at)
+        told.first["history"] = [*told.first["history"], *(line(-number, "after") for number in range(3))]
+        told.hang_up()
+        page.wait(lambda: len(rows()) == 103)
+        assert rows()[:4] == ["req_-002", "req_-001", "req_0000", "req_0001"]
+        page.wait(lambda: abs(page.run(at) - before) < 2)
+        page.click("#older")
+        page.wait(lambda: len(rows()) == 123)
+        assert len(set(rows())) == 123
+        told.first["history"] = [*told.first["history"], *(line(-number, "after") for number in range(1000, 1060))]
+        told.hang_up()
+        page.wait(lambda: len(rows()) == 50)
+        page.click("#older")
+        page.wait(lambda: len(rows()) == 100)
+        assert rows()[59:61] == ["req_-1000", "req_-002"]
+
+
+def test_new_requests_are_chosen_as_the_server_chooses(page: Page, address: str) -> None:
+    """Any filter of the endpoint may stand in the address: the page takes the same lines as the server."""
+    open_view(page, f"{address}/ui/requests")
+    script = (
+        "const [lines, filters] = arguments;"
+        "return import('/ui/static/dashboard/wanted.js')"
+        ".then(({isWanted}) => lines.map((line) => isWanted(line, filters, Date.now())));"
+    )
+    for name, text in FILTERS:
+        filters = dict.fromkeys(("model", "role", "status", "since", "key"), "") | {name: text}
+        assert page.run(script, VARIED, filters) == [is_wanted(each, name, text) for each in VARIED], (name, text)
+
+
+def test_a_filter_in_the_address_is_followed(page: Page, told: Told, address: str) -> None:
+    """New requests come by themselves to a list whose filters are none of those that are offered."""
+    open_view(page, f"{address}/ui/requests?model=flo*&role=role:cap*&status=%3E%3D400")
+    page.wait(lambda: told.asked == ["model=flo*&role=role%3Acap*&status=%3E%3D400&limit=50"])
+    page.wait(lambda: len(page.all("#history tbody tr")) == 40)
+    fits = {"role": "caption", "status": 503, "error": "overloaded: busy"}
+    new = [line(-1, "florence-2", **fits), line(-2, "florence-2"), line(-3, "gemma-3-12b", **fits)]
+    told.tell({"type": "finished", "skipped": 0, "data": new})
+    page.wait(lambda: len(page.all("#history tbody tr")) == 41)
+    assert page.find("#history tbody tr").get_attribute("data-request") == "req_-001"
 
 
 # -- for everybody

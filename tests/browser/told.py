@@ -259,8 +259,14 @@ class Told:
         self.most_reading = max(self.most_reading, self.reading)
         await asyncio.sleep(0.05)
         self.reading -= 1
+        query = request.query_params
         data = self.first["history"][::-1]
-        return JSONResponse({"object": "list", "data": data, "next": None, "searched_to": ago(999), "skipped": 0})
+        ids = [each["request_id"] for each in data]
+        start = ids.index(query["before"]) + 1 if "before" in query else 0
+        end = start + int(query["limit"])
+        following = ids[end - 1] if end < len(ids) else None
+        told = {"object": "list", "data": data[start:end], "next": following, "searched_to": ago(999), "skipped": 0}
+        return JSONResponse(told)
 
     async def _request(self, request: Request) -> Response:
         found = next((each for each in self.first["history"] if each["request_id"] == request.path_params["id"]), None)

@@ -3,7 +3,8 @@
 import { ask } from "../shared.js";
 import { html, live, nothing, repeat } from "./lit.js";
 import { NONE, count, millis, moment, rate } from "./format.js";
-import { figure, outcome, requestLink, statusBadge, who } from "./lines.js";
+import { figure, requestLink, statusBadge, who } from "./lines.js";
+import { isWanted } from "./wanted.js";
 
 const PAGE = 50;
 const MOST = 2000;
@@ -23,7 +24,7 @@ const STATUS = [
   ["error", "failed"],
   ["499", "client left"],
 ];
-const UNIT_MS = { m: 60_000, h: 3_600_000, d: 86_400_000 };
+const [ANEW, RENEWED, OLDER] = ["anew", "renewed", "older"]; // what a reading of the log is for
 
 export class Requests {
   /** @param {import("./start.js").App} app */
@@ -32,9 +33,11 @@ export class Requests {
     this.lines = [];
     this.next = null;
     this.asked = null; // the filters that the lines are of
-    this.isStale = false; // whether lines are missing that the server has not told one by one
+    this.isStale = false; // whether lines are missing at the top, which the server has not told one by one
+    this.most = MOST;
+    this.isCut = false; // whether the oldest were let go of
     this.reading = null;
-    this.met = [];
+    this.met = []; // what ended while the first page was read, which may not have it
     this.readAt = 0;
     this.note = "";
   }
@@ -55,14 +58,15 @@ export class Requests {
   /** Show what the address says. */
   async show() {
     const wanted = JSON.stringify(this.wanted());
-    if (this.asked !== wanted || this.isStale) {
+    if (this.asked !== wanted) {
       this.asked = wanted;
-      this.isStale = false;
-      await this.load(false);
+      await this.load(ANEW);
+    } else if (this.isStale) {
+      await this.load(RENEWED);
     }
   }
 
-  /** Lines are missing: read the list anew, but not again and again, and only while somebody looks at it. */
+  /** Lines are missing: read the first page again, but not again and again, and only while somebody looks at it. */
   renew() {
     this.isStale = this.asked !== null;
     if (!this.isStale || this.isAsking || this.renewing || this.app.view !== this) {
@@ -77,51 +81,75 @@ export class Requests {
     }, due);
   }
 
-  async load(isMore) {
-    const asked = this.asked;
+  async load(aim) {
     this.reading?.abort();
     const reading = (this.reading = new AbortController());
-    this.met = []; // what ends meanwhile, which the answer may not have
-    const query = new URLSearchParams(Object.entries(JSON.parse(asked)).filter(([, value]) => value));
+    reading.aim = aim;
+    this.met = [];
+    const query = new URLSearchParams(Object.entries(JSON.parse(this.asked)).filter(([, value]) => value));
     query.set("limit", String(PAGE));
-    if (isMore && this.next) {
+    if (aim === OLDER) {
       query.set("before", this.next);
+    } else {
+      this.isStale = false;
     }
     this.app.draw();
     try {
       const answer = await ask(`/v1/requests?${query}`, { signal: reading.signal });
       if (this.reading === reading) {
-        this.take(answer, isMore);
-      }
-    } catch (error) {
-      if (!isMore && this.reading === reading) {
-        [this.lines, this.next] = [[], null];
-      }
-      throw error;
-    } finally {
-      if (this.reading === reading) {
-        this.reading = null;
-        this.readAt = Date.now();
+        this.read();
+        this.take(answer, aim);
         if (this.isStale) {
           this.renew();
         }
       }
+    } catch (error) {
+      if (this.reading === reading) {
+        this.read();
+        this.failed(aim);
+      }
+      throw error;
+    } finally {
       this.app.draw();
     }
   }
 
-  take(answer, isMore) {
-    const first = isMore ? this.lines : this.met;
-    const known = new Set(first.map((line) => line.request_id));
-    this.lines = [...first, ...answer.data.filter((line) => !known.has(line.request_id))];
-    this.next = answer.next;
-    this.searched = answer.searched_to;
-    this.note = answer.skipped ? `${count(answer.skipped)} lines of the log cannot be read.` : "";
+  read() {
+    this.reading = null;
+    this.readAt = Date.now();
+  }
+
+  failed(aim) {
+    this.isStale ||= aim !== OLDER; // the next snapshot, or the way back to this view, has it tried again
+    if (aim === ANEW) {
+      [this.lines, this.next] = [[], null];
+    }
+  }
+
+  /** Put a page of the log where it belongs. What is there already stays, unless lines may be missing between the two. */
+  take({ data, next, searched_to: searched, skipped }, aim) {
+    const has = new Set(data.map((line) => line.request_id));
+    const isOther = (line) => !has.has(line.request_id);
+    const place = this.lines.findIndex((line) => has.has(line.request_id));
+    this.note = skipped ? `${count(skipped)} lines of the log cannot be read.` : "";
+    if (aim === RENEWED && place >= 0) {
+      const [above, below] = [this.lines.slice(0, place), this.lines.slice(place).filter(isOther)];
+      this.put([...this.met.filter(isOther), ...above, ...data, ...below]);
+      return;
+    }
+    const before = (aim === OLDER ? this.lines : this.met).filter(isOther);
+    Object.assign(this, { lines: [...before, ...data], next, searched, isCut: false });
+    this.most = Math.max(MOST, this.lines.length);
+  }
+
+  put(lines) {
+    this.isCut ||= lines.length > this.most;
+    this.lines = lines.slice(0, this.most);
   }
 
   /** Put requests that just ended to the top. @param {{data: object[], skipped: number}} event */
   ended(event) {
-    if (this.asked === null) {
+    if (this.asked === null || this.isStale) {
       return;
     }
     if (event.skipped) {
@@ -129,11 +157,14 @@ export class Requests {
       return;
     }
     const wanted = JSON.parse(this.asked); // not what the address says: another view may be on it
-    const known = new Set([...this.lines, ...(this.isAsking ? this.met : [])].map((line) => line.request_id));
-    const found = event.data.filter((line) => matches(line, wanted) && !known.has(line.request_id)).toReversed();
-    this.lines = [...found, ...this.lines].slice(0, MOST);
-    if (this.isAsking) {
-      this.met = [...found, ...this.met].slice(0, MOST);
+    const now = this.app.store.now();
+    const isFirst = this.isAsking && this.reading.aim !== OLDER; // what is there is about to be replaced
+    const known = new Set((isFirst ? this.met : this.lines).map((line) => line.request_id));
+    const found = event.data.filter((line) => isWanted(line, wanted, now) && !known.has(line.request_id)).toReversed();
+    if (isFirst) {
+      this.met = [...found, ...this.met];
+    } else {
+      this.put([...found, ...this.lines]);
     }
   }
 
@@ -164,7 +195,11 @@ export class Requests {
         ${this.note ? html`<p class="soft pad">${this.note}</p>` : nothing}
         ${this.lines.length ? this.table() : this.empty(isFiltered)}
         <div class="row centre pad">
-          ${this.next ? html`<button type="button" id="older" ?disabled=${this.isAsking} @click=${() => this.app.guarded(() => this.load(true))}>Older requests</button>` : nothing}
+          ${this.isCut
+            ? html`<p class="soft">The newest ${count(this.most)} are here; reload the page to read on from these.</p>`
+            : this.next
+              ? html`<button type="button" id="older" ?disabled=${this.isAsking} @click=${() => this.app.guarded(() => this.load(OLDER))}>Older requests</button>`
+              : nothing}
         </div>
       </section>
     `;
@@ -250,19 +285,4 @@ export class Requests {
       </tr>
     `;
   }
-}
-
-/** Whether a line that just ended is one of those that are shown, by the server's own rules. */
-function matches(line, { model, role, status, since, key }) {
-  const isOk = outcome(line) === "good";
-  const statusFits = !status || (status === "ok" ? isOk : status === "error" ? outcome(line) !== "good" : String(line.status) === status);
-  const [, amount, unit] = /^(\d+)([mhd])$/.exec(since) ?? [];
-  const isRecent = !since || !amount || Date.parse(line.ts) > Date.now() - amount * UNIT_MS[unit];
-  return (
-    (!model || line.model === model || line.requested_model === model) &&
-    (!role || line.role === role) &&
-    (!key || line.key === key) &&
-    statusFits &&
-    isRecent
-  );
 }
