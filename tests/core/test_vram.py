@@ -83,6 +83,12 @@ def test_lack_counts_models() -> None:
     assert not ledger(100, 2, a=1, b=1).lack(on(0), [Holding("a", 0)])
 
 
+def test_no_device_is_worth_more_than_the_budget() -> None:
+    """What models may take of a device is its capacity, or the budget over all of them where that is less."""
+    assert two_gpus().usable_mb("g0") == 100
+    assert two_gpus(budget_mb=70).usable_mb("g1") == 70
+
+
 def test_the_budget_bounds_all_devices_together() -> None:
     """Each card has room, all together are at their limit."""
     some = two_gpus(budget_mb=120, a={"g0": 80})

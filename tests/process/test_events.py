@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from harness import Gpus, Rolecall, eventually, fake_entry
 from insight.screen import Screen, read_events
@@ -234,7 +235,7 @@ def test_a_key_is_needed_and_its_end_ends_the_stream(tmp_path: Path, watch: Call
 
 
 def test_models_may_take_no_more_of_a_card_than_the_budget(nvml_library: Path, tmp_path: Path) -> None:
-    """What the settings leave to models is the limit of a card, where that is less than the card has."""
+    """What the settings leave to models is the limit of a card, where that is less than the card has; so say all."""
     gpus = Gpus(nvml_library, tmp_path, nvml.ONE_16GB)
     with gpus.rolecall(settings={"max_vram_mb": 7000}) as server:
         with server.http.stream("GET", EVENTS) as answer:
@@ -242,3 +243,8 @@ def test_models_may_take_no_more_of_a_card_than_the_budget(nvml_library: Path, t
         (card,) = snapshot["gpus"]
         assert (card["usable_mb"], snapshot["server"]["budget_mb"]) == (7000, 7000)
         assert card["total_mb"] > 7000
+        (row,) = server.get("/v1/models/health")["gpus"]
+        assert {name: card.get(name, row["used_mb"]) for name in row} == row
+        told = text_string_to_metric_families(server.http.get("/metrics").text)
+        (budget,) = (row for family in told for row in family.samples if row.name == "rolecall_vram_budget_bytes")
+        assert (budget.labels, budget.value) == ({"gpu": "0"}, 7000 * 2**20)

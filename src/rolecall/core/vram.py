@@ -122,6 +122,10 @@ class Ledger:
         """Whether memory of an earlier engine of the model is not free yet."""
         return name in self._lingering
 
+    def usable_mb(self, device: str) -> int:
+        """What models may take of a device when nobody else holds anything: never more than the budget over all."""
+        return min(self.devices[device].capacity_mb, self.budget_mb)
+
     def open_mb(self, device: str) -> int:
         """What models may hold of a device at all now: its capacity less foreign use beyond what is kept free."""
         known = self.devices[device]

@@ -96,19 +96,25 @@ def gpu_rows(ledger: Ledger, report: GpuReport | None) -> list[dict[str, Any]]:
     ``foreign_mb`` is held by others, as last seen.
     """
     seen = {gpu.uuid: gpu for gpu in report.gpus} if report else {}
-    return [
-        {
-            "index": device.index,
-            "uuid": device.id,
-            "name": seen[device.id].name if device.id in seen else None,
-            "total_mb": device.total_mb,
-            "usable_mb": device.capacity_mb,
-            "used_mb": seen[device.id].vram_total_mb - seen[device.id].vram_free_mb if device.id in seen else None,
-            "reserved_mb": ledger.used_on(device.id),
-            "foreign_mb": ledger.foreign_mb.get(device.id, 0),
-        }
-        for device in _gpus(ledger, ledger.devices)
-    ]
+    rows = []
+    for device in _gpus(ledger, ledger.devices):
+        gpu = seen.get(device.id)
+        used_mb = None if gpu is None else gpu.vram_total_mb - gpu.vram_free_mb
+        rows.append(device_row(ledger, device, None if gpu is None else gpu.name) | {"used_mb": used_mb})
+    return rows
+
+
+def device_row(ledger: Ledger, device: Device, name: str | None) -> dict[str, Any]:
+    """Return what is known of a device without the driver."""
+    return {
+        "index": device.index,
+        "uuid": device.id,
+        "name": name,
+        "total_mb": device.total_mb,
+        "usable_mb": ledger.usable_mb(device.id),
+        "reserved_mb": ledger.used_on(device.id),
+        "foreign_mb": ledger.foreign_mb.get(device.id, 0),
+    }
 
 
 def models_health(

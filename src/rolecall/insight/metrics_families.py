@@ -183,7 +183,7 @@ def vram_families(ledger: Ledger, report: GpuReport | None, models: Iterable[str
     seen = {gpu.uuid: gpu for gpu in report.gpus} if report is not None else {}
     amounts: dict[str, Mapping[str, float]] = {
         "total": {device.id: device.total_mb for device in devices},
-        "budget": {device.id: device.capacity_mb for device in devices},
+        "budget": {device.id: ledger.usable_mb(device.id) for device in devices},
         "reserved": {device.id: ledger.used_on(device.id) for device in devices},
         "foreign": {device.id: ledger.foreign_mb.get(device.id, 0) for device in devices},
         "used": {uuid: gpu.vram_total_mb - gpu.vram_free_mb for uuid, gpu in seen.items()},

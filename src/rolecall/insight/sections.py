@@ -114,23 +114,12 @@ class Sections:
         names = {gpu.uuid: gpu.name for gpu in memory.latest.gpus} if memory and memory.latest else {}
         rows = []
         for device in ledger.devices.values():
-            models = [{"model": name, "mb": mb} for name, on in held.items() if (mb := on.get(device.id, 0))]
-            is_host = device.id == HOST
-            reserved_mb = ledger.used_on(device.id)
-            foreign_mb = host_foreign_mb if is_host else ledger.foreign_mb.get(device.id, 0)
-            rows.append(
-                {
-                    "index": -1 if is_host else device.index,
-                    "uuid": "host" if is_host else device.id,
-                    "name": "RAM" if is_host else names.get(device.id),
-                    "total_mb": device.total_mb,
-                    "usable_mb": min(device.capacity_mb, ledger.budget_mb),
-                    "reserved_mb": reserved_mb,
-                    "foreign_mb": foreign_mb,
-                    "free_mb": max(0, device.total_mb - reserved_mb - foreign_mb),
-                    "models": models,
-                }
-            )
+            row = views.device_row(ledger, device, names.get(device.id))
+            if device.id == HOST:
+                row |= {"index": -1, "uuid": "host", "name": "RAM", "foreign_mb": host_foreign_mb}
+            row["free_mb"] = max(0, row["total_mb"] - row["reserved_mb"] - row["foreign_mb"])
+            row["models"] = [{"model": name, "mb": mb} for name, on in held.items() if (mb := on.get(device.id, 0))]
+            rows.append(row)
         return rows
 
     def _models(self, status: Iterable[EngineStatus], weights: Weights, at: float) -> list[dict[str, Any]]:
