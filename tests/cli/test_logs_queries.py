@@ -130,7 +130,7 @@ def test_query_as_json_of_anything(path: Path) -> None:
     assert answer(
         "SELECT 'nan'::DOUBLE AS n, 1.5::DECIMAL(9, 2) AS d, DATE '2026-01-31' AS day, INTERVAL 90 SECONDS AS i, "
         "{'a': TIMESTAMP '2026-01-31 12:00:00'} AS s, 170141183460469231731687303715884105727 AS big, "
-        "TIME '12:30:00' AS t, true AS b, MAP {1: 'x'} AS m, 'ab'::BLOB AS bytes"
+        "TIME '12:30:00' AS t, true AS b, MAP {1: 'x'} AS m, 'ab\\x00\\x5C'::BLOB AS bytes"
     ) == [
         {
             "n": None,
@@ -142,9 +142,21 @@ def test_query_as_json_of_anything(path: Path) -> None:
             "t": "12:30:00",
             "b": True,
             "m": {"1": "x"},
-            "bytes": "b'ab'",
+            "bytes": r"ab\x00\x5C",
         }
     ]
+
+
+def test_what_there_is_to_ask_is_shown(path: Path) -> None:
+    """`SHOW TABLES` has the views and nothing behind them; `DESCRIBE` has their columns."""
+
+    def names(sql: str, column: str) -> list[str]:
+        rows = json.loads(call("logs", "query", sql, "--file", path, "--json").stdout)
+        return [row[column] for row in rows]
+
+    assert names("SHOW TABLES", "name") == ["feedback", "requests"]
+    assert names("DESCRIBE requests", "column_name")[:2] == ["ts", "request_id"]
+    assert names("DESCRIBE feedback", "column_name")[:3] == ["request_id", "given_at", "score"]
 
 
 def test_a_wrong_query_names_the_error_and_the_columns(path: Path) -> None:
@@ -200,6 +212,16 @@ def test_control_characters_do_not_reach_the_terminal(path: Path) -> None:
     shown = "\n".join(in_terminal("logs", "stats", "--file", path, columns=100))
     assert "\x1b" not in shown
     assert "\x07" not in shown
+
+
+@pytest.mark.parametrize("command", [("stats", "--by", "model,role,hour"), ("query", "FROM requests")])
+def test_a_narrow_terminal_has_every_figure(path: Path, command: tuple[str, ...]) -> None:
+    """What has no room beside its row stands under it with its full name, and no line is longer than the terminal."""
+    shown = in_terminal("logs", *command, "--file", path, columns=80)
+    assert max(map(len, shown)) <= 80
+    words = " ".join(" ".join(shown).split())
+    assert "duration_ms_p95 1000" in words or "duration_ms 1000" in words
+    assert "…" not in words
 
 
 def test_ctrl_c_ends_a_long_query(path: Path) -> None:

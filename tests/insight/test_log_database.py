@@ -413,7 +413,7 @@ def test_a_with_that_writes_is_refused(path: Path) -> None:
     """A statement whose WITH deletes is no statement that reads."""
     path.write_bytes(lines(1))
     with pytest.raises(QueryError, match="that reads"):
-        rows(path, "WITH a AS (DELETE FROM _lines RETURNING 1) SELECT count(*) FROM a")
+        rows(path, "WITH a AS (DELETE FROM raw.lines RETURNING 1) SELECT count(*) FROM a")
 
 
 @pytest.mark.parametrize("sql", ["SELECT r FROM requests AS r", 'SELECT "R" AS r FROM requests r'])

@@ -6,9 +6,10 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 import typer
@@ -19,6 +20,8 @@ from rolecall.core.json_text import escaped
 from rolecall.insight.log_database import Tally
 
 _MAX_TABLE_ROWS = 1000
+_NO_TITLES: Mapping[str, str] = MappingProxyType({})
+_SHOWN = frozenset(map(chr, range(32, 127))) - {"\\"}
 
 Batches = Iterable[Sequence[Sequence[Any]]]
 
@@ -35,6 +38,13 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     if isinstance(value, timedelta):
         return value.total_seconds()
+    return _text(value)
+
+
+def _text(value: Any) -> str:
+    """Return what JSON has no form for as a text; bytes as DuckDB itself shows them, the unprintable in hexadecimal."""
+    if isinstance(value, bytes):
+        return "".join(chr(byte) if chr(byte) in _SHOWN else f"\\x{byte:02X}" for byte in value)
     return _time(value) if isinstance(value, datetime) else str(value)
 
 
@@ -62,8 +72,11 @@ def print_rows_csv(columns: Sequence[str], batches: Batches) -> None:
         _echo_csv([_csv_cell(plain(value)) for value in row] for row in batch)
 
 
-def print_rows_table(columns: Sequence[str], batches: Batches) -> None:
-    """Print the first rows as a table, and say if there are more; numbers stand to the right, moments in local time."""
+def print_rows_table(columns: Sequence[str], batches: Batches, titles: Mapping[str, str] = _NO_TITLES) -> None:
+    """Print the first rows as a table, and say if there are more; numbers stand to the right, moments in local time.
+
+    ``titles`` are shorter words for columns. Where the terminal is narrow, cells move under their rows by full names.
+    """
     rows: list[Sequence[Any]] = []
     for batch in batches:
         rows += batch
@@ -71,11 +84,18 @@ def print_rows_table(columns: Sequence[str], batches: Batches) -> None:
             break
     shown = rows[:_MAX_TABLE_ROWS]
     numeric = [_is_numeric([row[at] for row in shown]) for at in range(len(columns))]
-    heads = [Column(name, right=right) for name, right in zip(columns, numeric, strict=True)]
+    heads = [
+        Column(titles.get(name, name), right=right, below=_below(name) if at else None)
+        for at, (name, right) in enumerate(zip(columns, numeric, strict=True))
+    ]
     cells = [Row([_cell(value) for value in row]) for row in shown]
     show(lambda width: table(heads, cells, width))
     if len(rows) > len(shown):
         say(f"only the first {_MAX_TABLE_ROWS:,} rows are shown; --json and --csv print all")
+
+
+def _below(name: str) -> str:
+    return f"{name} {{}}" if name.isidentifier() else "{}"  # an expression may have braces
 
 
 def tell(tally: Tally) -> None:

@@ -74,7 +74,7 @@ def stats(  # noqa: PLR0913 - one argument for each option
         elif as_csv:
             print_rows_csv(columns, [values])
         else:
-            print_rows_table([_HEADS.get(name, name) for name in columns], [[_rounded(row) for row in values]])
+            print_rows_table(columns, [[_rounded(row) for row in values]], _HEADS)
         tell(database.tally)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rolecall.insight.feedback import feedback_path
-from rolecall.insight.log_columns import text
+from rolecall.insight.log_columns import INNER, text
 from rolecall.insight.log_files import open_log
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 FEEDBACK = "feedback"
-_LINES = "_feedback"
+_LINES = f"{INNER}.feedback"
 _NAMES = {"ts": "given_at", "key": "given_by"}
 """What the columns are called that requests have, too: they are to be joined."""
 _COLUMNS = {

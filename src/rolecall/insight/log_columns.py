@@ -16,6 +16,10 @@ from rolecall.gateway.recorder import RequestLine
 _TYPES: dict[Any, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", list[str]: "VARCHAR[]"}
 
 
+INNER = "raw"
+"""The schema of the tables behind the views: what there is to query (``SHOW TABLES``) are the views alone."""
+
+
 @cache
 def column_types() -> dict[str, str]:
     """Return the type of each column as DuckDB calls it, in the order of a line's keys."""

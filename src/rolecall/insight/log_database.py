@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rolecall.insight.feedback_table import load_feedback, make_feedback
-from rolecall.insight.log_columns import column_types, has_wrong_value, is_record, quoted, read_types, text, typed
+from rolecall.insight.log_columns import (
+    INNER,
+    column_types,
+    has_wrong_value,
+    is_record,
+    quoted,
+    read_types,
+    text,
+    typed,
+)
 from rolecall.insight.log_files import open_log
 from rolecall.insight.log_reader import Compression, Part
 from rolecall.insight.memory_bound import bounded_memory
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 VIEW = "requests"
-_LINES = "_lines"
+_LINES = f"{INNER}.lines"
 _LINE_BYTES = 2**24
 """Lines may be twice as long; that much memory is taken for each thread."""
 _LONG_LINE_BYTES = 2**27
@@ -237,6 +246,7 @@ def _load(connection: DuckDBPyConnection, files: Sequence[Part], columns: Sequen
 
 
 def _make_empty(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> None:
+    connection.execute(f"CREATE SCHEMA {INNER}")
     typed_columns = ", ".join(f"{quoted(name)} {kind}" for name, kind in columns.items())
     connection.execute(f"CREATE TABLE {_LINES} (_is_record BOOLEAN, _is_wrong BOOLEAN, {typed_columns})")
     names = ", ".join(map(quoted, columns))
