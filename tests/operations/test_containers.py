@@ -22,29 +22,39 @@ from operations.shipped import FOLDER, ROOT, shipped
 from rolecall.settings import PREFIX, Settings
 
 DOCKERFILE = shipped("docker/Dockerfile")
-STAGES = ("llama", "vllm")
+ENGINES = ("llama", "vllm")
 
 
-def instructions(stage: str | None = None) -> list[tuple[str, str]]:
-    """Return name and arguments of each instruction, of one stage or of all, with joined lines."""
+def instructions() -> list[tuple[str, str]]:
+    """Return name and arguments of each instruction, with joined lines."""
     text = "\n".join(line for line in DOCKERFILE.splitlines() if not line.startswith("#")).replace("\\\n", " ")
-    found = [(line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in text.splitlines() if line.strip()]
-    if stage is None:
-        return found
-    begin = next(n for n, (name, words) in enumerate(found) if name == "FROM" and words.endswith(f"AS {stage}"))
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in text.splitlines() if line.strip()]
+
+
+def stage(name: str) -> list[tuple[str, str]]:
+    """Return the instructions of one stage."""
+    found = instructions()
+    begin = next(n for n, (each, words) in enumerate(found) if each == "FROM" and words.endswith(f"AS {name}"))
     end = next((n for n in range(begin + 1, len(found)) if found[n][0] == "FROM"), len(found))
     return found[begin:end]
 
 
-def only(stage: str, name: str) -> str:
+def image(engine: str) -> list[tuple[str, str]]:
+    """Return the instructions of the image with an engine."""
+    made = stage("rolecall")
+    assert made[0][1].split()[0] == "${ENGINE}"
+    return [*stage(engine), *made]
+
+
+def only(engine: str, name: str) -> str:
     """Return the arguments of the one instruction of that name."""
-    (found,) = (words for each, words in instructions(stage) if each == name)
+    (found,) = (words for each, words in image(engine) if each == name)
     return found
 
 
-def environment(stage: str) -> dict[str, str]:
-    """Return what a stage sets."""
-    return dict(re.findall(r"(\w+)=(\S+)", only(stage, "ENV")))
+def environment(engine: str) -> dict[str, str]:
+    """Return what an image sets."""
+    return dict(re.findall(r"(\w+)=(\S+)", " ".join(words for name, words in image(engine) if name == "ENV")))
 
 
 def compose(*names: str) -> dict[str, Any]:
@@ -68,26 +78,26 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
 def test_variables_name_settings() -> None:
     """Every CHAT_PROXY variable of an image is a setting, with a value that it takes."""
-    for stage in STAGES:
-        given = {name: value for name, value in environment(stage).items() if name.startswith(PREFIX)}
+    for engine in ENGINES:
+        given = {name: value for name, value in environment(engine).items() if name.startswith(PREFIX)}
         assert set(given) <= {PREFIX + name.upper() for name in Settings.model_fields}
         assert given[f"{PREFIX}HOST"] == "0.0.0.0"
         assert f"{PREFIX}API_KEYS_FILE" in given
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_the_image_starts_is_a_command_of_ours(stage: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_the_image_starts_is_a_command_of_ours(engine: str) -> None:
     """Entry point and command are `rolecall serve`; its folders are volumes."""
-    assert json.loads(only(stage, "ENTRYPOINT")) == ["/opt/rolecall/bin/rolecall"]
-    assert json.loads(only(stage, "CMD")) == ["serve"]
+    assert json.loads(only(engine, "ENTRYPOINT")) == ["/opt/rolecall/bin/rolecall"]
+    assert json.loads(only(engine, "CMD")) == ["serve"]
     mounted = {volume.split(":")[1] for volume in compose("compose.yaml")["volumes"]}
-    named = environment(stage)
+    named = environment(engine)
     folders = {named[PREFIX + name] for name in ("CONFIG_DIR", "STATE_DIR", "MODELS_DIR")}
     assert folders | {str(Path(named[PREFIX + name]).parent) for name in ("LOG_PATH", "API_KEYS_FILE")} == mounted
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_other_commands_have_the_folders_of_the_server(stage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_other_commands_have_the_folders_of_the_server(engine: str, tmp_path: Path) -> None:
     """`rolecall backup` without options, as `docker compose exec` has it, finds configuration, state and keys."""
     configured(tmp_path / "given", [])
     (tmp_path / "given" / "configs").rename(tmp_path / "config")
@@ -95,7 +105,7 @@ def test_other_commands_have_the_folders_of_the_server(stage: str, tmp_path: Pat
     (tmp_path / "state" / "usage.json").write_text("{}")
     variables = {
         name: str(tmp_path / value.lstrip("/"))
-        for name, value in environment(stage).items()
+        for name, value in environment(engine).items()
         if value.startswith("/") and not name.endswith("LLAMA_SERVER")
     }
     (tmp_path / "keys").mkdir()
@@ -105,20 +115,20 @@ def test_other_commands_have_the_folders_of_the_server(stage: str, tmp_path: Pat
         assert {"config/rolecall.toml", "state/usage.json", "keys/api_keys.json"} <= set(archive.getnames())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_image_is_not_roots(stage: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_image_is_not_roots(engine: str) -> None:
     """The last USER is a number that is not 0; the folders it writes to are its own."""
-    *_, user = (words for name, words in instructions(stage) if name == "USER")
+    *_, user = (words for name, words in image(engine) if name == "USER")
     assert user == compose("compose.yaml")["user"] == "1000:1000"
     assert "install -d -o 1000 -g 1000 -m 0700 /config /keys /state /logs /models" in " ".join(
-        words for name, words in instructions(stage) if name == "RUN"
+        words for name, words in image(engine) if name == "RUN"
     )
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_health_check_tells_good_from_bad(stage: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_health_check_tells_good_from_bad(engine: str, tmp_path: Path) -> None:
     """Its command ends with 0 beside a server with keys, and with another code beside none."""
-    *_, program, option, code = json.loads(only(stage, "HEALTHCHECK").partition("CMD ")[2])
+    *_, program, option, code = json.loads(only(engine, "HEALTHCHECK").partition("CMD ")[2])
     assert (program, option) == ("/opt/rolecall/bin/python", "-c")
     settings = {"api_keys_file": "keys.json"}
     server = Rolecall(tmp_path, [fake_entry("m")], settings=settings)
@@ -167,7 +177,8 @@ def test_compose_is_careful() -> None:
     context = (FOLDER / "docker" / service["build"]["context"]).resolve()
     assert context == ROOT
     assert (context / service["build"]["dockerfile"]).is_file()
-    assert compose("compose.vllm.yaml")["build"]["target"] in STAGES
+    assert compose("compose.vllm.yaml")["build"]["args"]["ENGINE"] == "vllm"
+    assert ("ARG", "ENGINE=llama") in instructions()
 
 
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not here")
