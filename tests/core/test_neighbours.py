@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from builders import configured, spec, words
+from builders import Bench, ask, spec
 from rolecall.core.events import (
-    Arrived,
     BecameReady,
-    Event,
     Exited,
     Freed,
     Measured,
     Released,
     SleepCost,
-    Spec,
     Tick,
     UnloadRequested,
 )
 from rolecall.core.lifecycle import State
-from rolecall.core.scheduler import Scheduler
-from rolecall.core.selection import Demand
 from rolecall.core.vram import HOST
-
-
-class Bench:
-    """A scheduler; events in, effects in words out."""
-
-    def __init__(self, *specs: Spec, max_overtake_s: float = 20, **more: object) -> None:
-        self.scheduler = Scheduler(max_overtake_s=max_overtake_s, linger_share=0)
-        self.now = 0.0
-        self.post(configured(*specs, **more))  # type: ignore[arg-type]
-
-    def post(self, *events: Event, at: float | None = None) -> list[str]:
-        self.now = self.now if at is None else at
-        self.effects = [effect for event in events for effect in self.scheduler.handle(event, self.now)]
-        return words(self.effects)
-
-
-def ask(waiter: int, model: str) -> Arrived:
-    return Arrived(waiter, Demand(), (model,))
 
 
 def test_llama_cpp_21678_a_swap_kills_an_answer() -> None:

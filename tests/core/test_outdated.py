@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from builders import configured, spec, words
-from rolecall.core.events import Arrived, BecameReady, Event, Exited, Freed, Released, Spec, UnloadRequested
+import builders
+from builders import ask, configured, spec
+from rolecall.core.events import BecameReady, Exited, Freed, Released, Spec, UnloadRequested
 from rolecall.core.lifecycle import State
-from rolecall.core.scheduler import Scheduler
-from rolecall.core.selection import Demand
 
 
-class Bench:
-    """A scheduler at one moment; ``change`` gives models new specs, to be taken in when they are idle."""
-
-    def __init__(self, *specs: Spec) -> None:
-        self.scheduler = Scheduler(linger_share=0)
-        self.post(configured(*specs))
-
-    def post(self, *events: Event) -> list[str]:
-        return words([effect for event in events for effect in self.scheduler.handle(event, 0)])
+class Bench(builders.Bench):
+    """``change`` gives models new specs, to be taken in when they are idle."""
 
     def change(self, *specs: Spec) -> list[str]:
         return self.post(configured(*specs, at_idle=True))
-
-
-def ask(waiter: int, model: str) -> Arrived:
-    return Arrived(waiter, Demand(), (model,))
 
 
 def sized(name: str, tokens: int, mb: int = 300) -> Spec:

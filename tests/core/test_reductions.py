@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import configured, spec, words
+import builders
+from builders import ask, configured, spec, words
 from rolecall.core.decisions import describe
 from rolecall.core.events import (
     Arrived,
     BecameReady,
     Cancelled,
-    Effect,
-    Event,
     Exited,
     Freed,
     Grant,
@@ -28,7 +27,6 @@ from rolecall.core.events import (
 )
 from rolecall.core.lifecycle import State
 from rolecall.core.reductions import FLOOR_TOKENS, Reduction, next_context, smaller_contexts, told
-from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand
 from rolecall.core.slot import REDUCED_S
 from rolecall.errors import StartFailed
@@ -104,28 +102,17 @@ def test_what_a_decision_log_says_of_it() -> None:
 # -- the scheduler
 
 
-class Bench:
-    """A scheduler and a clock; ``oom`` ends a model's engine for want of memory, and frees what it held."""
+class Bench(builders.Bench):
+    """One with host RAM for engines on the CPU; ``oom`` ends a model's engine for want of memory, and frees that."""
 
-    def __init__(self, *specs: Spec, **more: Any) -> None:
-        self.scheduler = Scheduler(linger_share=0)
-        self.now = 0.0
-        self.effects: list[Effect] = []
-        self.post(configured(*specs, **{"host_mb": 1000, **more}))
-
-    def post(self, *events: Event) -> list[str]:
-        self.effects = [effect for event in events for effect in self.scheduler.handle(event, self.now)]
-        return words(self.effects)
+    def __init__(self, *specs: Spec, **fields: Any) -> None:
+        super().__init__(*specs, **{"host_mb": 1000, **fields})
 
     def oom(self, name: str) -> list[str]:
         return self.post(Exited(name, "out of memory", out_of_memory=True), Freed(name))
 
     def grant(self) -> Grant:
         return next(effect for effect in self.effects if isinstance(effect, Grant))
-
-
-def ask(waiter: int, model: str) -> Arrived:
-    return Arrived(waiter, Demand(), (model,))
 
 
 def ask_role(waiter: int, *models: str) -> Arrived:

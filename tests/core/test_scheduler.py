@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from builders import configured, entry, spec, words
+import builders
+from builders import configured, entry, spec
 from rolecall.core.events import (
     Arrived,
     BecameReady,
     Cancelled,
-    Event,
     Exited,
-    Freed,
     Grant,
     Purpose,
     Reject,
@@ -24,38 +23,16 @@ from rolecall.core.events import (
     UnloadRequested,
 )
 from rolecall.core.lifecycle import State
-from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand, Rules
 from rolecall.core.slot import BACKOFF_LIMIT_S, SETTLED_S
 from rolecall.errors import RolecallError
 
 
-class Bench:
-    """A scheduler, the effects of its last event, and a clock that stands until a test moves it."""
+class Bench(builders.Bench):
+    """One whose engines' memory is free at once when they exit, as the driver shows it mostly."""
 
-    def __init__(self, *specs: Spec, budget_mb: int = 1000, rules: Rules | None = None, **limits: Any) -> None:
-        places = {name: limits.pop(name) for name in ("max_models",) if name in limits}
-        self.scheduler = Scheduler(**{"linger_share": 0, **limits})
-        self.now = 0.0
-        self.post(configured(*specs, budget_mb=budget_mb, rules=rules, **places))
-
-    def post(self, *events: Event, at: float | None = None) -> list[str]:
-        """Hand in events and return their effects in words."""
-        self.now = self.now if at is None else at
-        self.effects = []
-        for event in events:
-            self.effects += self.scheduler.handle(event, self.now)
-            if isinstance(event, Exited):  # the driver shows at once that the memory is free
-                self.effects += self.scheduler.handle(Freed(event.model), self.now)
-        return words(self.effects)
-
-    def ready(self, *names: str) -> None:
-        """Load models and leave them idle, in this order, 1 s apart."""
-        for name in names:
-            waiter = -1 - self.scheduler.waiting()
-            assert self.post(named(waiter, name)) == [f"start {name}"]
-            assert self.post(BecameReady(name), Released(name)) == [f"grant {waiter} {name}"]
-            self.now += 1
+    def __init__(self, *specs: Spec, **fields: Any) -> None:
+        super().__init__(*specs, frees=True, **fields)
 
     def error(self) -> RolecallError:
         """Return the error of the one rejection among the last effects."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from builders import configured, spec, words
+import builders
+from builders import ask, configured, spec
 from rolecall.core.choosing import FOREIGN_PATIENCE_S
 from rolecall.core.events import (
     Adopted,
     Arrived,
     BecameReady,
     Cancelled,
-    Event,
     Exited,
     FellAsleep,
     Freed,
@@ -22,7 +20,6 @@ from rolecall.core.events import (
     Observed,
     Released,
     SleepCost,
-    Spec,
     Start,
     Tick,
     UnloadRequested,
@@ -30,7 +27,6 @@ from rolecall.core.events import (
 from rolecall.core.intake import SLEEP_ROUNDS
 from rolecall.core.lifecycle import State
 from rolecall.core.policy import STALE_S
-from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand, Rules
 from rolecall.core.vram import HOST, Device, Share
 
@@ -38,32 +34,11 @@ LIGHT = SleepCost(level=1, residual_mb=50, host_mb=400, wake_s=1)
 DEEP = SleepCost(level=2, residual_mb=50, host_mb=10, wake_s=3)
 
 
-class Bench:
-    """A scheduler and a clock; events in, effects in words out."""
-
-    def __init__(self, *specs: Spec, linger_share: float = 0, max_overtake_s: float = 20, **more: Any) -> None:
-        self.scheduler = Scheduler(linger_share=linger_share, max_overtake_s=max_overtake_s)
-        self.now = 0.0
-        self.post(configured(*specs, **more))
-
-    def post(self, *events: Event, at: float | None = None) -> list[str]:
-        self.now = self.now if at is None else at
-        self.effects = [effect for event in events for effect in self.scheduler.handle(event, self.now)]
-        return words(self.effects)
-
-    def ready(self, *names: str) -> None:
-        """Load models and leave them idle."""
-        for number, name in enumerate(names):
-            self.post(ask(-1 - number, name))
-            self.post(BecameReady(name), Released(name))
-            assert self.scheduler.state(name) is State.READY
+class Bench(builders.Bench):
+    """One that says where models lie."""
 
     def devices(self, name: str) -> tuple[str, ...]:
         return next(row.devices for row in self.scheduler.status(self.now) if row.name == name)
-
-
-def ask(waiter: int, model: str) -> Arrived:
-    return Arrived(waiter, Demand(), (model,))
 
 
 def ask_role(waiter: int, *models: str) -> Arrived:

@@ -5,42 +5,21 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from builders import configured, spec, words
+from builders import Bench, ask, configured, spec
 from rolecall.core.decisions import encode
 from rolecall.core.events import (
     Adopted,
     Arrived,
     BecameReady,
-    Event,
     Exited,
     Freed,
     Grant,
     Released,
     SleepCost,
-    Spec,
     Tick,
     UnloadRequested,
 )
-from rolecall.core.scheduler import Scheduler
 from rolecall.core.selection import Demand, Rules
-
-
-class Bench:
-    """A scheduler; events in, effects in words out."""
-
-    def __init__(self, *specs: Spec, **more: Any) -> None:
-        self.scheduler = Scheduler(linger_share=0, drain_limit_s=30)
-        self.now = 0.0
-        self.post(configured(*specs, **more))
-
-    def post(self, *events: Event, at: float | None = None) -> list[str]:
-        self.now = self.now if at is None else at
-        self.effects = [effect for event in events for effect in self.scheduler.handle(event, self.now)]
-        return words(self.effects)
-
-
-def ask(waiter: int, *models: str, role: str | None = None) -> Arrived:
-    return Arrived(waiter, Demand(role=role), models)
 
 
 def test_who_waits_is_told_for_what_and_behind_how_many() -> None:
@@ -128,7 +107,7 @@ def test_an_adopted_engine_without_a_placement_takes_no_memory() -> None:
 
 def test_a_drain_is_due_at_its_limit() -> None:
     """An unload of a model that answers is looked at again when ``drain_limit_s`` is over."""
-    bench = Bench(spec("a"))
+    bench = Bench(spec("a"), drain_limit_s=30)
     bench.post(ask(1, "a"), BecameReady("a"))
     assert bench.post(UnloadRequested("a"), at=100) == []
     assert bench.scheduler.wake_at() == 130
