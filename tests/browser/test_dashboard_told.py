@@ -357,6 +357,19 @@ def test_whether_a_conversation_is_kept(page: Page) -> None:
             page.wait(lambda: page.focused() == "words")
 
 
+def test_a_picture_that_the_server_would_refuse(page: Page, tmp_path: Path) -> None:
+    """One that is larger than the server's setting is not even kept; one byte less is."""
+    for name, size in (("large.png", 1001), ("small.png", 1000)):
+        (tmp_path / name).write_bytes(bytes(size))
+    with telling(Told(snapshot(server={"max_image_bytes": 1000}))) as url:
+        open_view(page, f"{url}/ui/playground")
+        page.find("#files").send_keys(str(tmp_path / "large.png"))
+        page.until("#problem", "1,001 bytes; the server takes up to 1,000")
+        page.find("#files").send_keys(str(tmp_path / "small.png"))
+        page.wait(lambda: len(page.all(".composer .thumbs img")) == 1)
+        assert page.find(".composer .thumbs img").get_attribute("alt") == "small.png"
+
+
 # -- requests
 
 

@@ -167,6 +167,7 @@ def snapshot(**sections: Any) -> dict[str, Any]:
         "started_at": ago(7500),
         "keys": False,
         "log_prompts": False,
+        "max_image_bytes": 9_000_000,
         "budget_mb": 22528,
         "max_models": 4,
         "problems": {},

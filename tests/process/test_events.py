@@ -248,3 +248,11 @@ def test_models_may_take_no_more_of_a_card_than_the_budget(nvml_library: Path, t
         told = text_string_to_metric_families(server.http.get("/metrics").text)
         (budget,) = (row for family in told for row in family.samples if row.name == "rolecall_vram_budget_bytes")
         assert (budget.labels, budget.value) == ({"gpu": "0"}, 7000 * 2**20)
+
+
+def test_the_settings_that_a_page_heeds(tmp_path: Path) -> None:
+    """A snapshot says whether prompts are kept, and how large a picture may be."""
+    settings = {"log_prompts": True, "max_image_bytes": 5000}
+    with Rolecall(tmp_path, settings=settings) as server, server.http.stream("GET", EVENTS) as answer:
+        told = next(read_events(answer.iter_lines()))["server"]
+        assert told.items() >= settings.items()

@@ -100,6 +100,7 @@ class Sections:
             "started_at": self._started,
             "keys": keys is not None,
             "log_prompts": services.settings.log_prompts,
+            "max_image_bytes": services.settings.max_image_bytes,
             "budget_mb": health["budget_mb"],
             "max_models": services.supervisor.scheduler.ledger.max_models,
             "problems": health["problems"],

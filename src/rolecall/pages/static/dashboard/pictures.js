@@ -1,15 +1,17 @@
 // Pictures that go with a message: dropped, pasted or chosen; kept as data, shown as blobs.
 
 import { html, nothing, repeat } from "./lit.js";
+import { count } from "./format.js";
 
 const MOST = 8;
-const MOST_BYTES = 20 * 2 ** 20;
 
 export class Pictures {
-  /** @param {() => void} changed  @param {(message: string) => void} refused */
-  constructor(changed, refused) {
-    this.changed = changed;
-    this.refused = refused;
+  /**
+   * @param {() => void} changed  @param {(message: string) => void} refused
+   * @param {() => number|undefined} mostBytes how large one may be, where the server has told
+   */
+  constructor(changed, refused, mostBytes) {
+    Object.assign(this, { changed, refused, mostBytes });
     this.list = [];
   }
 
@@ -40,11 +42,12 @@ export class Pictures {
   }
 
   async add(files) {
+    const most = this.mostBytes() ?? Infinity;
     for (const file of files) {
       if (!file.type.startsWith("image/")) {
         this.refused(`“${file.name}” is no picture.`);
-      } else if (file.size > MOST_BYTES) {
-        this.refused(`“${file.name}” has more than ${MOST_BYTES / 2 ** 20} MB.`);
+      } else if (file.size > most) {
+        this.refused(`“${file.name}” has ${count(file.size)} bytes; the server takes up to ${count(most)} (max_image_bytes).`);
       } else if (this.list.length >= MOST) {
         this.refused(`No more than ${MOST} pictures go with a message.`);
       } else {

@@ -16,7 +16,11 @@ export class Playground {
     this.offered = null; // names of models, where the feed does not tell them
     this.turns = [];
     this.answer = null;
-    this.pictures = new Pictures(() => app.draw(), (message) => app.failed(new Refusal(message, 400)));
+    this.pictures = new Pictures(
+      () => app.draw(),
+      (message) => app.failed(new Refusal(message, 400)),
+      () => app.store.server.max_image_bytes,
+    );
     this.wish = { target: "", system: "", temperature: "", most: "", ...stored() };
     this.text = "";
     // One that misses the conversation by a little would have the browser leave the page for the picture.
