@@ -181,6 +181,37 @@ def test_names_are_never_more_than_text(page: Page) -> None:
         assert page.problems() == []
 
 
+def test_more_models_than_colours(page: Page) -> None:
+    """A colour that comes again has a pattern: in the bar no two models look the same, loaded or loading."""
+    names = [f"model-{number:02}" for number in range(24)]
+    for state in ("ready", "starting"):
+        scene = snapshot(gpus=[gpu_of([(name, 900) for name in names])], models=[model(name, state) for name in names])
+        with telling(Told(scene)) as url:
+            open_view(page, f"{url}/ui")
+            looks = "return [...document.querySelectorAll(arguments[0])].map((e) => getComputedStyle(e).background);"
+            for place in (".stack > i[title]", ".gpu .legend .swatch.hue-0, .gpu .legend .swatch.hue-1"):
+                found = page.run(looks, place)
+                assert len(set(found)) == len(found) in {24, 6}
+
+
+def test_what_is_not_kept_of_the_timeline(page: Page) -> None:
+    """Where the server has forgotten the beginning it is shaded and said; a short timeline is all there was."""
+    steps = [entry(600 - number, "alpha", ("load", "ready")[number % 2], 1.0) for number in range(500)]
+    for entries, is_short in ((steps, False), (steps[1:], True)):
+        with telling(Told(snapshot(timeline=entries))) as url:
+            open_view(page, f"{url}/ui")
+            page.wait(lambda: page.is_shown(".rows .lane"))
+            assert page.is_shown("#forgotten") is not is_short
+            assert len(page.all(".lane .is-unknown")) == (not is_short)
+    with telling(Told(snapshot(timeline=steps))) as url:
+        open_view(page, f"{url}/ui")
+        share = page.run(
+            "const lane = document.querySelector('.lane');"
+            "return lane.querySelector('.is-unknown').getBBox().width / lane.clientWidth;"
+        )
+        assert share == pytest.approx(1 - 600 / 900, abs=0.02)
+
+
 # -- as it changes
 
 

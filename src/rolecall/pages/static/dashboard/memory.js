@@ -68,12 +68,12 @@ const isComing = (store, name) => store.model(name)?.state === "starting";
 
 function segment(store, { model, mb }, total) {
   const kind = isComing(store, model) ? "coming" : "held";
-  return html`<i title=${model} class=${`hue-${store.hue(model)} ${kind}`} .style=${share(mb, total)}></i>`;
+  return html`<i title=${model} class=${`${store.hue(model)} ${kind}`} .style=${share(mb, total)}></i>`;
 }
 
 function legend(store, { model, mb }) {
   const isReserved = isComing(store, model);
-  const kind = `hue-${store.hue(model)} ${isReserved ? "coming" : "held"}`;
+  const kind = `${store.hue(model)} ${isReserved ? "coming" : "held"}`;
   return item(kind, model, mb, isReserved ? "reserved" : null);
 }
 

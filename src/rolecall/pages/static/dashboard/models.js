@@ -71,7 +71,7 @@ function card(store, row, acts) {
   return html`
     <li class="model" data-model=${row.model}>
       <div class="who">
-        <h3 class="name" title=${row.model}><i class=${`swatch hue-${store.hue(row.model)} held`} aria-hidden="true"></i><bdi>${row.model}</bdi></h3>
+        <h3 class="name" title=${row.model}><i class=${`swatch ${store.hue(row.model)} held`} aria-hidden="true"></i><bdi>${row.model}</bdi></h3>
         <p class="soft">${title ? html`<bdi>${title}</bdi> · ` : nothing}${row.backend}${
           row.capabilities.includes("vision") ? " · sees pictures" : ""}</p>
       </div>

@@ -1,8 +1,9 @@
 // What the server has told, as it stands now. The views draw it; nothing else holds any of it.
 
 const MOST_LINES = 200;
-const MOST_ENTRIES = 500;
+const MOST_ENTRIES = 500; // as the server keeps
 const HUES = 8;
+const PATTERNS = 4; // the first is none
 
 export class Store {
   constructor() {
@@ -61,12 +62,18 @@ export class Store {
     return this.models.find((row) => row.model === name);
   }
 
-  /** Return which of the colours a model has, the same as long as the page is open. @param {string} name */
+  /** Return the classes of a model's colour and pattern, the same as long as the page is open. @param {string} name */
   hue(name) {
     if (!this.hues.has(name)) {
-      this.hues.set(name, this.hues.size % HUES);
+      this.hues.set(name, this.hues.size);
     }
-    return this.hues.get(name);
+    const number = this.hues.get(name);
+    return `hue-${number % HUES} pattern-${Math.floor(number / HUES) % PATTERNS}`;
+  }
+
+  /** Return when the timeline begins (ms since the epoch), if something before it may have been forgotten. */
+  get forgotten() {
+    return this.timeline.length < MOST_ENTRIES ? null : Date.parse(this.timeline[0].ts);
   }
 
   /** Return all roles, in the order of the alphabet. */

@@ -9,7 +9,6 @@ const SPANS = [
   [15, "15 min"],
   [60, "1 h"],
 ];
-const MOST_ROWS = 200;
 const WORDS = {
   load: "loading begins",
   ready: "loaded",
@@ -79,21 +78,23 @@ function chart(store, now, length) {
     return html`<p class="soft pad">No model was loaded in this time.</p>`;
   }
   const x = (at) => (100 * Math.max(0, at - from)) / length;
+  const forgotten = store.forgotten > from ? store.forgotten : null;
   return html`
     <div class="chart">
       <ul class="rows" aria-label=${`Models over the last ${Math.round(length / 60_000)} minutes`}>
-        ${repeat(rows, (row) => row.name, (row) => chartRow(store, row, x))}
+        ${repeat(rows, (row) => row.name, (row) => chartRow(store, row, x, forgotten))}
       </ul>
       <div class="axis" aria-hidden="true">${ticks(now, length).map(({ at, words }) => html`<span .style=${`inset-inline-start:${x(at)}%`}>${words}</span>`)}</div>
       <ul class="legend keys" aria-hidden="true">
-        ${KINDS.map(([kind, words]) => html`<li><i class=${`swatch is-${kind}`}></i><span>${words}</span></li>`)}
+        ${[...KINDS, ...(forgotten ? [["unknown", "not kept"]] : [])].map(([kind, words]) => html`<li><i class=${`swatch is-${kind}`}></i><span>${words}</span></li>`)}
       </ul>
+      ${forgotten ? html`<p class="soft" id="forgotten">What was before ${clock(forgotten)} is not kept: only the last ${store.timeline.length} steps are.</p>` : nothing}
     </div>
   `;
 }
 
-function chartRow(store, { name, stretches, marks }, x) {
-  const hue = `hue-${store.hue(name)}`;
+function chartRow(store, { name, stretches, marks }, x, forgotten) {
+  const hue = store.hue(name);
   const loads = stretches.filter((each) => each.kind === "loading").length;
   const last = stretches.at(-1);
   const words = `${loads === 1 ? "1 load" : `${loads} loads`}${marks.length ? `, ${marks.length} failed` : ""}${last ? `, ${last.kind} at last` : ""}`;
@@ -101,6 +102,7 @@ function chartRow(store, { name, stretches, marks }, x) {
     <li>
       <span class="label" title=${name}><bdi>${name}</bdi><span class="unseen">: ${words}</span></span>
       <svg class=${`lane ${hue}`} width="100%" height="20" aria-hidden="true">
+        ${forgotten ? svg`<rect class="is-unknown" x="0" y="0" width=${`${x(forgotten)}%`} height="20"></rect>` : nothing}
         ${stretches.map(({ kind, from, to, words: why }) => svg`<rect class=${`is-${kind}`} x=${`${x(from)}%`} y="3" height="14" rx="2"
           width=${`${Math.max(0.15, x(to) - x(from))}%`}><title>${`${name}: ${why}, ${clock(from)}, ${span((to - from) / 1000)}`}</title></rect>`)}
         ${marks.map(({ at, words: why }) => svg`<rect class="is-failed" x=${`${Math.max(0, x(at) - 0.2)}%`} y="1" width="0.4%" height="18"><title>${`${name}: ${why}, ${clock(at)}`}</title></rect>`)}
@@ -121,7 +123,7 @@ function ticks(now, length) {
 }
 
 function table(store) {
-  const entries = store.timeline.slice(-MOST_ROWS).toReversed();
+  const entries = store.timeline.toReversed();
   if (!entries.length) {
     return html`<p class="soft pad">No model was loaded since the server started.</p>`;
   }
