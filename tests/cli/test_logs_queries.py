@@ -183,8 +183,8 @@ def test_broken_lines_wrong_values_and_files_are_told(path: Path) -> None:
         result = call("logs", *command, "--file", path, "--json")
         assert result.exit_code == 0
         assert sum(row["requests"] for row in json.loads(result.stdout)) == 4
-        assert "1 of 5 lines are no records" in result.stderr
-        assert "1 lines have a value of a wrong kind" in result.stderr
+        assert "1 of 5 lines is no record of a request" in result.stderr
+        assert "1 line has a value of a wrong kind" in result.stderr
         assert "left out: requests.jsonl.1.gz" in result.stderr
 
 

@@ -47,6 +47,13 @@ def confirmed(question: str, *, default: bool = False) -> bool:
         raise CommandError("nobody answered, so nothing was changed; --yes does not ask") from None
 
 
+def one_at_most(**given: bool) -> None:
+    """Fail as wrong usage where several of the options, by their names, are given that exclude each other."""
+    first, *more = [f"--{name}" for name, is_given in given.items() if is_given] or [""]
+    if more:
+        fail(f"{first} and {more[0]} exclude each other", 2)
+
+
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     typer.echo(escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":"))))

@@ -11,13 +11,15 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.common import AsJson, CommandError, ConfigDir, print_json
+from rolecall.cli.common import AsJson, CommandError, ConfigDir, one_at_most, print_json
 from rolecall.cli.log_place import ending_quietly, missing
 from rolecall.cli.table import Column, Row, say, show, table
 from rolecall.core.experiments import Experiment, Experiments
+from rolecall.core.wording import counted
 from rolecall.errors import ConfigurationError, ModelNotFound
 from rolecall.insight.experiment_lines import open_material
 from rolecall.insight.experiment_report import Comparison, Report, report_on, words
+from rolecall.insight.report_markdown import escaped, markdown_table
 from rolecall.runtime.experiments import EXPERIMENTS, load_experiments
 from rolecall.runtime.roster import Roster, load_roster
 from rolecall.settings import Settings, load_settings
@@ -34,27 +36,17 @@ _LIST = (
     Column("metric"),
     Column("variants", below="{}"),
 )
+
+
+def _numbers(*titles: str) -> Iterator[Column]:
+    return (Column(title, right=True, below=f"{title} {{}}") for title in titles)
+
+
 _ARMS = (
     Column("variant"),
-    Column("requests", right=True),
-    Column("units", right=True),
-    Column("compared", right=True),
-    Column("success", right=True),
-    Column("ttft ms", right=True),
-    Column("ms", right=True),
-    Column("tok/s", right=True),
-    Column("tokens", right=True),
-    Column("score", right=True),
+    *_numbers("requests", "units", "compared", "success", "ttft ms", "ms", "tok/s", "tokens", "score"),
 )
-_COMPARISONS = (
-    Column("variant"),
-    Column("difference", right=True),
-    Column("from", right=True),
-    Column("to", right=True),
-    Column("p", right=True),
-    Column("pairs", right=True),
-    Column("", below="{}"),
-)
+_COMPARISONS = (Column("variant"), *_numbers("difference", "from", "to", "p", "pairs"), Column("", below="{}"))
 
 
 def defined_experiments(settings: Settings) -> Experiments:
@@ -116,7 +108,7 @@ def validate(*, as_json: AsJson = False, config_dir: ConfigDir = None) -> None:
             raise ConfigurationError("\n".join(problems))
         raise typer.Exit(2)
     if not as_json:
-        typer.echo(f"{len(found)} experiments, {len(warnings)} warnings")
+        typer.echo(f"{counted(len(found), 'experiment')}, {counted(len(warnings), 'warning')}")
 
 
 def _warnings(found: tuple[Experiment, ...], settings: Settings) -> Iterator[str]:
@@ -162,6 +154,7 @@ def report_experiment(
     config_dir: ConfigDir = None,
 ) -> None:
     """Compare the variants of an experiment; it may be looked at as often as you like."""
+    one_at_most(json=as_json, markdown=markdown)
     settings = load_settings({"config_dir": config_dir})
     experiments = defined_experiments(settings)
     experiment = experiments.find(name)
@@ -197,21 +190,14 @@ def _print(report: Report) -> None:
 
 
 def _markdown(report: Report) -> Iterator[str]:
-    yield f"## {_heading(report)}"
-    rows = [_arm(arm.summary()) for arm in report.arms]
-    yield from _markdown_table([column.title for column in _ARMS], rows)
-    yield from _markdown_table(
-        [column.title for column in _COMPARISONS], [_compared(each, report) for each in report.comparisons]
-    )
-    yield "\n".join(_promise(report))
-    yield from ("", *(f"- {remark}" for remark in report.remarks)) if report.remarks else ()
-
-
-def _markdown_table(titles: list[str], rows: list[tuple[str, ...]]) -> Iterator[str]:
-    yield ""
-    for cells in (titles, ["---"] * len(titles), *rows):
-        yield "| " + " | ".join(cells) + " |"
-    yield ""
+    yield f"## {escaped(_heading(report))}"
+    arms = [_arm(arm.summary()) for arm in report.arms]
+    compared = [_compared(each, report) for each in report.comparisons]
+    for columns, rows in ((_ARMS, arms), (_COMPARISONS, compared)):
+        right = [at for at, column in enumerate(columns) if column.right]
+        yield from ("", markdown_table([column.title for column in columns], rows, right))
+    yield from ("", *map(escaped, _promise(report)))
+    yield from ("", *(f"- {escaped(remark)}" for remark in report.remarks)) if report.remarks else ()
 
 
 def _heading(report: Report) -> str:

@@ -14,9 +14,9 @@ from typing import Any
 
 import typer
 
-from rolecall.cli.common import fail
 from rolecall.cli.table import NOTHING, Column, Row, say, show, table
 from rolecall.core.json_text import escaped
+from rolecall.core.wording import counted
 from rolecall.insight.log_database import Tally
 
 _MAX_TABLE_ROWS = 1000
@@ -107,16 +107,12 @@ def tell(tally: Tally) -> None:
 
 def _told(tally: Tally) -> Iterator[str]:
     if tally.broken:
-        yield f"{tally.broken} of {tally.lines} lines are no records of requests (half-written or foreign), skipped"
+        are = "is no record of a request" if tally.broken == 1 else "are no records of requests"
+        yield f"{tally.broken} of {counted(tally.lines, 'line')} {are} (half-written or foreign), skipped"
     if tally.wrong:
-        yield f"{tally.wrong} lines have a value of a wrong kind, which is taken as unknown"
+        have = "has" if tally.wrong == 1 else "have"
+        yield f"{counted(tally.wrong, 'line')} {have} a value of a wrong kind, which is taken as unknown"
     yield from (f"left out: {reason}" for reason in tally.left_out)
-
-
-def one_output(*, as_json: bool, as_csv: bool) -> None:
-    """Fail where two kinds of output are asked for."""
-    if as_json and as_csv:
-        fail("--json and --csv exclude each other", 2)
 
 
 def _unlike(columns: Sequence[str]) -> list[str]:

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rolecall.cli.common import AsJson, ConfigDir, fail
-from rolecall.cli.log_output import one_output, print_rows_csv, print_rows_json, print_rows_table, tell
+from rolecall.cli.common import AsJson, ConfigDir, fail, one_at_most
+from rolecall.cli.log_output import print_rows_csv, print_rows_json, print_rows_table, tell
 from rolecall.cli.log_place import ending_quietly, log_path, missing, parsed
 from rolecall.insight.log_columns import column_types
 from rolecall.insight.log_database import VIEW, QueryError, foreign_query, opened_database
@@ -55,7 +55,7 @@ def stats(  # noqa: PLR0913 - one argument for each option
     config_dir: ConfigDir = None,
 ) -> None:
     """Count requests, errors and tokens, and say how long things took: by model, or --by role,prompt,hour,day …"""
-    one_output(as_json=as_json, as_csv=as_csv)
+    one_at_most(json=as_json, csv=as_csv)
     groups = parsed("--by", _groups, by)
     now = datetime.now().astimezone()
     parsed("--status", parse_status, status)
@@ -89,7 +89,7 @@ def query(  # noqa: PLR0913 - one argument for each option
     config_dir: ConfigDir = None,
 ) -> None:
     """Ask the log, its rotated and compressed files included, in SQL: the view requests has a column for each key."""
-    one_output(as_json=as_json, as_csv=as_csv)
+    one_at_most(json=as_json, csv=as_csv)
     path = log_path(ctx, file, config_dir)
     with _failing(path, columns=True), foreign_query(path, sql, memory) as (database, answer):
         printer = print_rows_json if as_json else print_rows_csv if as_csv else print_rows_table

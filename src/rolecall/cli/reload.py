@@ -29,7 +29,7 @@ def command(*, url: Url = None, as_json: AsJson = False, config_dir: ConfigDir =
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     entries, settings = found["entries"], found["settings"]
-    yield f"registry: {entries} {'entry' if entries == 1 else 'entries'}, {counted(len(found['warnings']), 'warning')}"
+    yield f"registry: {counted(entries, 'entry', 'entries')}, {counted(len(found['warnings']), 'warning')}"
     yield from (f"  {warning}" for warning in found["warnings"])
     if settings["applied"]:
         yield f"settings in force now: {', '.join(settings['applied'])}"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from rolecall.cli.common import AsJson, ConfigDir, fail, print_json
+from rolecall.cli.common import AsJson, ConfigDir, fail, one_at_most, print_json
 from rolecall.cli.log_output import tell
 from rolecall.cli.log_place import ENVVAR, default_log_path, ending_quietly, missing, parsed
 from rolecall.cli.table import Column, Row, say, show, table
@@ -43,8 +43,7 @@ def prompts(  # noqa: PLR0913 - one argument for each option
     config_dir: ConfigDir = None,
 ) -> None:
     """Report on requests with a prompt id: success, speed, lengths, refusals, and the model that suits each prompt."""
-    if as_json and markdown:
-        fail("--json and --markdown exclude each other", 2)
+    one_at_most(json=as_json, markdown=markdown)
     now = datetime.now().astimezone()
     begin, end = (
         parsed(option, lambda text: parse_since(text, now), given)

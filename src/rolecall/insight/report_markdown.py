@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Sequence
 
 from rolecall.insight.prompt_report import Report, Table, tables
 from rolecall.insight.report_words import period, printable, remarks
@@ -17,12 +18,15 @@ def markdown(report: Report) -> str:
 
 
 def _table(table: Table) -> str:
-    marks = ["---:" if at in table.right else "---" for at in range(len(table.heads))]
-    rows = [table.heads, *table.rows]
-    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
-    return "\n".join(
-        ["", f"## {table.title}", "", escaped(table.note), "", lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
-    )
+    rows = markdown_table(table.heads, table.rows, table.right)
+    return "\n".join(["", f"## {table.title}", "", escaped(table.note), "", rows])
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Return a table; the columns ``right`` are those of numbers."""
+    marks = ["---:" if at in right else "---" for at in range(len(heads))]
+    first, *lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in (heads, *rows)]
+    return "\n".join([first, f"|{'|'.join(marks)}|", *lines])
 
 
 def escaped(text: str) -> str:
