@@ -2,20 +2,25 @@
 """What the dashboard costs: CPU of rolecall per request with 0 and with 5 watchers of `/v1/events`, and its own parts.
 
     python benchmarks/dashboard_cost.py [--requests 5000] [--clients 32] [--watchers 5] [--rounds 20] [--stream]
+    python benchmarks/dashboard_cost.py --browsers /ui [--wait-ms 20]
 
 An upstream in C answers at once, a client in C sends over 32 connections as fast as answers come; rounds without and
 with watchers take turns, and the CPU time of rolecall's process is counted over each, by the kernel's scheduler. What
 else runs on the machine only ever makes a round dearer, so the cheapest quarter of each is compared. The watchers are
-plain HTTP clients that read all they are sent. Then, within one process: what a line of the log and an event of the
-scheduler cost the one who tells them, 10,000 of each a second, and what a round costs with 20 models.
+plain HTTP clients that read all they are sent; with `--browsers` they are so many Chromiums that show a page, which
+need cores of their own: `--wait-ms` has the upstream begin its streams so much later, for fewer requests a second.
 
-Exit code 1 if the watchers cost 3 % or more. Needs a C compiler.
+Without browsers also, within one process: what a line of the log and an event of the scheduler cost the one who tells
+them, 10,000 of each a second, and what a round costs with 20 models.
+
+Exit code 1 if the watchers cost 3 % or more. Needs a C compiler, with `--browsers` Chromium and its driver.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import selectors
 import socket
@@ -25,10 +30,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from bench.programs import Mock, Programs, build
@@ -41,15 +46,24 @@ from rolecall.insight.feed import Feed
 from rolecall.runtime.roster import load_roster
 from rolecall.settings import load_settings
 
+if TYPE_CHECKING:
+    from browser.page import Page
+
 MOST = 0.03
+SETTLE_S = 0.5
+"""After that the snapshot has been sent, which is no part of what is measured."""
+
+LONGER = 2
+"""Rounds in the recording: with browsers one takes longer than without."""
+
+NEWEST = "return document.querySelector('#recent tbody tr, #history tbody tr')?.textContent"
 EVENTS_PER_S = 10_000
 
 
 class Watchers:
-    """Reads the events of so many connections in a thread, and counts their bytes."""
+    """Reads the events of so many connections in a thread."""
 
     def __init__(self, port: int, count: int) -> None:
-        self.bytes = 0
         self._selector = selectors.DefaultSelector()
         self._sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
         for each in self._sockets:
@@ -62,7 +76,7 @@ class Watchers:
     def _read(self) -> None:
         while not self._is_over:
             for key, _ in self._selector.select(0.1):
-                self.bytes += len(key.fileobj.recv(1 << 20))  # type: ignore[union-attr]
+                key.fileobj.recv(1 << 20)  # type: ignore[union-attr]
 
     def close(self) -> None:
         self._is_over = True
@@ -72,14 +86,38 @@ class Watchers:
 
 
 @contextmanager
-def watching(port: int, count: int) -> Iterator[Watchers]:
+def watching(port: int, count: int) -> Iterator[None]:
     """Watch for as long as the block lasts."""
     watchers = Watchers(port, count)
     try:
-        time.sleep(0.3)  # the snapshot is no part of what is measured
-        yield watchers
+        time.sleep(SETTLE_S)
+        yield
     finally:
         watchers.close()
+
+
+@contextmanager
+def looking(tabs: Sequence[Page], address: str) -> Iterator[None]:
+    """Have a page open in browsers for as long as the block lasts; raises ``RuntimeError`` if one does not follow."""
+    for tab in tabs:
+        tab.open(address)
+    for tab in tabs:
+        tab.until("#link", "live")
+    time.sleep(SETTLE_S)
+    before = [tab.run(NEWEST) for tab in tabs]
+    yield
+    if any(tab.run(NEWEST) == text for tab, text in zip(tabs, before, strict=True)):
+        raise RuntimeError(f"{address} does not show what ended meanwhile")
+    for tab in tabs:
+        tab.leave()
+
+
+def browsers(stack: ExitStack, count: int) -> list[Page]:
+    """Start so many Chromiums."""
+    from browser.conftest import chromium_driver  # noqa: PLC0415 - selenium, which all else here does without
+    from browser.page import Page  # noqa: PLC0415
+
+    return [Page(stack.enter_context(chromium_driver())) for _ in range(count)]
 
 
 def cpu_us(server: Rolecall, programs: Programs, body: Path, asked: argparse.Namespace) -> float:
@@ -108,25 +146,54 @@ def compare(folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
     programs = build(folder)
     body = folder / "body.json"
     message = {"role": "user", "content": "Name three colours."}
-    body.write_text(json.dumps({"model": "bench", "messages": [message], "stream": asked.stream}))
+    wanted = {"stream": asked.stream} | ({"stream": True, "stop": f"wait:{asked.wait_ms}"} if asked.wait_ms else {})
+    body.write_text(json.dumps({"model": "bench", "messages": [message], **wanted}))
     with Mock(programs) as mock:
         entries = [upstream_entry("bench", f"http://127.0.0.1:{mock.port}/v1")]
         entries += [fake_entry(f"other-{number}", role_priority={"chat": number}) for number in range(19)]
         with Rolecall(folder / "server", entries) as server:
             cpu_us(server, programs, body, asked)  # warm
-            without, with_them, told = [], [], 0
-            for _ in range(asked.rounds):
-                without.append(cpu_us(server, programs, body, asked))
-                with watching(server.port, asked.watchers) as watchers:
-                    with_them.append(cpu_us(server, programs, body, asked))
-                    told += watchers.bytes
-    return {
-        "CPU us per request, 0 watchers": round(cheapest(without), 2),
-        f"CPU us per request, {asked.watchers} watchers": round(cheapest(with_them), 2),
-        "more": round(cheapest(with_them) / cheapest(without) - 1, 4),
-        "medians": [round(statistics.median(each), 2) for each in (without, with_them)],
-        "MB read by the watchers": round(told / 1e6, 1),
-    }
+            measure = functools.partial(cpu_us, server, programs, body, asked)
+            rounds = with_browsers(server, measure, asked) if asked.browsers else with_clients(server, measure, asked)
+    without, with_them = rounds["0"], rounds[f"{asked.watchers}"]
+    told = {f"CPU us per request, {name} watchers": round(cheapest(each), 2) for name, each in rounds.items()}
+    medians = {name: round(statistics.median(each), 2) for name, each in rounds.items()}
+    return {**told, "more": round(cheapest(with_them) / cheapest(without) - 1, 4), "medians": medians}
+
+
+def with_clients(server: Rolecall, measure: Callable[[], float], asked: argparse.Namespace) -> dict[str, list[float]]:
+    """Return what requests cost without and with watchers, in turn."""
+    without, with_them = [], []
+    for _ in range(asked.rounds):
+        without.append(measure())
+        with watching(server.port, asked.watchers):
+            with_them.append(measure())
+    return {"0": without, f"{asked.watchers}": with_them}
+
+
+def with_browsers(server: Rolecall, measure: Callable[[], float], asked: argparse.Namespace) -> dict[str, list[float]]:
+    """Return what requests cost without browsers, with some that look at a recording, and with some that watch."""
+    from browser.playback import Playback, recording  # noqa: PLC0415
+    from browser.told import serving  # noqa: PLC0415
+
+    address = f"http://127.0.0.1:{server.port}"
+    with recording(address) as recorded:
+        for _ in range(LONGER):
+            measure()
+    playback = Playback(recorded)
+    idle, elsewhere, with_them = [], [], []
+    with ExitStack() as stack:
+        tabs = browsers(stack, asked.watchers)
+        replayed = stack.enter_context(serving(playback.app()))
+        for _ in range(asked.rounds):
+            idle.append(measure())
+            with looking(tabs, replayed + asked.browsers):
+                playback.play()
+                elsewhere.append(measure())
+            playback.stop()
+            with looking(tabs, address + asked.browsers):
+                with_them.append(measure())
+    return {"0 (browsers idle)": idle, "0": elsewhere, f"{asked.watchers}": with_them}
 
 
 def each_us(what: Any, count: int) -> float:
@@ -194,10 +261,14 @@ def main() -> int:
     parser.add_argument("--watchers", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--wait-ms", type=int, default=0)
+    parser.add_argument("--browsers", metavar="PAGE")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(Path(folder), asked) | asyncio.run(parts(Path(folder)))
+        found = compare(Path(folder), asked)
+        if not asked.browsers:
+            found |= asyncio.run(parts(Path(folder)))
     if asked.json:
         sys.stdout.write(f"{json.dumps(found, indent=2)}\n")
     else:

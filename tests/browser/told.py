@@ -316,7 +316,17 @@ def _event(text: str) -> str:
 @contextmanager
 def telling(told: Told, port: int = 0) -> Iterator[str]:
     """Serve it; the address is yielded."""
-    config = uvicorn.Config(told.app(), port=port, log_level="error", timeout_graceful_shutdown=1)
+    with serving(told.app(), port) as address:
+        try:
+            yield address
+        finally:
+            told.hang_up()
+
+
+@contextmanager
+def serving(app: Starlette, port: int = 0) -> Iterator[str]:
+    """Serve an application from a thread; the address is yielded."""
+    config = uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -327,6 +337,5 @@ def telling(told: Told, port: int = 0) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        told.hang_up()
         server.should_exit = True
         thread.join(10)
