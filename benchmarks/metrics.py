@@ -60,7 +60,7 @@ def main() -> None:
         gathered_ms = (time.thread_time() - begun) * 1000
         families = itertools.chain(request_families(tallied), load_families(LoadTally()))
         pages: list[bytes] = []
-        pieces = pieces_ms(lambda: pages.append(writer.write("", families)[0]))  # noqa: B023
+        pieces = pieces_ms(lambda: pages.append(writer.write("text", families)[0]))  # noqa: B023
         print(
             f"page of {series} series, {len(pages[0].splitlines()):,} lines: {gathered_ms:.1f} ms on the event loop, "
             f"{sum(pieces):.0f} ms in a thread, in pieces of {max(pieces):.1f} ms at the most"

@@ -57,23 +57,19 @@ class EngineMetrics:
         if now - self._looked_at < self._every_s:
             return self._metrics
         self._looked_at = now
-        asked = list(self._engines())
-        self._absent &= {(name, upstream.base_url) for name, upstream in asked}
-        asked = [each for each in asked if (each[0], each[1].base_url) not in self._absent]
-        texts: dict[str, bytes | None] = {name: None for name, _ in asked}
+        engines = {(name, upstream.base_url): upstream for name, upstream in self._engines()}
+        self._absent &= engines.keys()
+        asked = engines.keys() - self._absent
+        texts: dict[str, bytes] = {}
         with anyio.move_on_after(self._limit_s):
             async with anyio.create_task_group() as group:
-                for name, upstream in asked:
-                    group.start_soon(self._ask, name, upstream, texts)
-        told = {name: text for name, text in texts.items() if text is not None}
-        self._metrics, self._rejected = await asyncio.to_thread(merged, told) if told else ([], {})
-        self._is_up = {name: name in told for name in texts if (name in told or not self._is_absent(name))}
+                for name, url in asked:
+                    group.start_soon(self._ask, name, engines[name, url], texts)
+        self._metrics, self._rejected = await asyncio.to_thread(merged, texts) if texts else ([], {})
+        self._is_up = {name: name in texts for name, _ in asked - self._absent}
         return self._metrics
 
-    def _is_absent(self, name: str) -> bool:
-        return any(model == name for model, _ in self._absent)
-
-    async def _ask(self, name: str, upstream: Upstream, texts: dict[str, bytes | None]) -> None:
+    async def _ask(self, name: str, upstream: Upstream, texts: dict[str, bytes]) -> None:
         self._http = self._http or plain_client()
         headers = {"connection": "close", "accept": "text/plain;version=0.0.4"}
         if (authorization := upstream.authorization()) is not None:
@@ -84,8 +80,8 @@ class EngineMetrics:
             ) as got:
                 if got.status_code in _ABSENT:
                     self._absent.add((name, upstream.base_url))
-                elif got.status_code == httpx.codes.OK:
-                    texts[name] = await _limited(got)
+                elif got.status_code == httpx.codes.OK and (text := await _limited(got)) is not None:
+                    texts[name] = text
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError, AttributeError) as error:
             # AttributeError is anyio's, of a connection that was lost in the moment in which it was made.
             log.debug("%s does not tell its metrics: %s", name, type(error).__name__)

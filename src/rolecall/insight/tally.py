@@ -15,7 +15,7 @@ from typing import Any
 from rolecall.core import endpoints
 
 BATCH = 128
-"""Lines that are folded in one go: a quarter of a millisecond."""
+"""Lines that are folded in one go: a tenth of a millisecond."""
 
 UNKNOWN = "unknown"
 """The model of a request that was for none, or for several."""
