@@ -439,16 +439,25 @@ async def test_models_are_loaded_in_advance(
 
 
 async def test_a_row_of_status(make: Make, launcher: FakeLauncher) -> None:
-    """A running engine shows its process, port and age; one that does not run shows none."""
+    """A running engine shows its process, port and age, and since when it answers; one that does not shows none."""
     a, b = spec("a", 700), spec("b")
     supervisor = make(a, b)
+    begun = time.monotonic()
+    taking = asyncio.create_task(take(supervisor, a))
+    await until(lambda: "a" in launcher.processes)
+    loading, before = status(supervisor, "a"), time.monotonic()
+    assert (loading.uptime_s or 0) > 0
+    assert loading.ready_s is None
     launcher.ready.add("a")
-    lease = await take(supervisor, a)
+    lease = await taking
     row, cold = status(supervisor, "a"), status(supervisor, "b")
     assert (row.pid, row.model.vram_mb) == (launcher.processes["a"].pid, 700)
     assert lease.upstream.base_url == f"http://127.0.0.1:{row.port}/v1"
-    assert (row.uptime_s or 0) > 0
-    assert (cold.pid, cold.port, cold.uptime_s, cold.backend) == (None, None, None, "llama_cpp")
+    assert row.ready_s is not None
+    assert row.uptime_s is not None
+    assert row.ready_s < time.monotonic() - before
+    assert row.ready_s < row.uptime_s < time.monotonic() - begun
+    assert (cold.pid, cold.port, cold.uptime_s, cold.ready_s, cold.backend) == (None, None, None, None, "llama_cpp")
 
 
 async def test_time_passes_for_the_scheduler(make: Make, launcher: FakeLauncher) -> None:

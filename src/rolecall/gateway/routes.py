@@ -25,6 +25,7 @@ from rolecall.errors import BadRequest, ConfigurationError, NotFound
 from rolecall.gateway import views
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.inference import Inference
+from rolecall.gateway.query import read_flag
 from rolecall.gateway.services import Services
 from rolecall.runtime.gpu import GpuReport
 from rolecall.runtime.roster import choose, explain
@@ -45,9 +46,6 @@ INFERENCE_PATHS = (
     "/tokenize",
     "/detokenize",
 )
-
-_TRUE, _FALSE = ("1", "true", "yes", "on", ""), ("0", "false", "no", "off")
-
 
 Need = ApiKeyScope | Literal["open"]
 """What a request needs: a key with a scope, or nothing at all, not even a key."""
@@ -265,16 +263,6 @@ class _Api:
         rows = (row for row in supervisor.status() if row.model.name == entry.name)
         row = next(rows, gone)  # the entry may have been removed meanwhile
         return Json(views.engine_row(row, footprint, supervisor.scheduler.ledger))
-
-
-def read_flag(request: Request, name: str) -> bool:
-    """Return what the query says; no such name is no. Raises ``BadRequest``."""
-    value = request.query_params.get(name)
-    if value is None or value.lower() in _FALSE:
-        return False
-    if value.lower() in _TRUE:
-        return True
-    raise BadRequest(f"The query's {name} must be 1 or 0, not {value!r}.", param=name)
 
 
 def not_found(path: str) -> NotFound:

@@ -8,12 +8,19 @@ import anyio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from rolecall.errors import TooManyRequests
 from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.wire import wire_of
 
 PATIENCE_S = 30.0
 """How long a client may take nothing of what it asked for."""
 
+HEARTBEAT_S = 15.0
+"""After so long without anything to tell a client is told that."""
+
+STILL_THERE = b": still there\n\n"
+
+_RETRY_S = 5.0
 _HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-store",
@@ -60,3 +67,8 @@ async def _taken(drain: Callable[[], Awaitable[None]], patience_s: float) -> boo
     with anyio.move_on_after(patience_s) as patience:
         await drain()
     return not patience.cancelled_caught
+
+
+def too_many(words: str) -> TooManyRequests:
+    """Return what one client more than may watch is answered."""
+    return TooManyRequests(words, retry_after_s=_RETRY_S, code="too_many_watchers")

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from rolecall.core.events import Effect, Event, Tick
-from rolecall.errors import TooManyRequests
 from rolecall.gateway.recorder import timestamp
 from rolecall.gateway.server import Gateway
 from rolecall.insight.board import Board, Tail
+from rolecall.insight.event_stream import HEARTBEAT_S, STILL_THERE, too_many
 from rolecall.insight.timeline import MOST_ENTRIES, TELLING, Timeline
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ log = logging.getLogger(__name__)
 MOST_WATCHERS = 32
 ROUND_S = 0.25
 MOST_AT_ONCE = 50
-"""Lines, and entries of the timeline, of one round."""
-HEARTBEAT_S = 15.0
+"""Lines, and entries of the timeline, of one round; so many lines are kept, too."""
 
 _GATHER_S = 0.02
 _MOVE_S = 1.0
@@ -42,9 +41,6 @@ _WEIGH_S = 5.0
 _KEYS_S = 0.5
 _BATCH = 128
 """Lines that are counted in one go."""
-_HISTORY = 50
-_RETRY_S = 5.0
-_ALIVE = b": still there\n\n"
 _PRIVATE = frozenset({"prompt", "response"})
 
 
@@ -152,15 +148,13 @@ class Feed:
         self._count()
         timeline = self._timeline
         lines, entries = self._lines - self._lines_told, timeline.count - self._entries_told
+        recent = list(self._recent)
         tails = (
-            Tail("finished", list(self._recent)[-lines:] if lines else [], max(0, lines - len(self._recent))),
+            Tail("finished", recent[-lines:] if lines else [], max(0, lines - len(recent))),
             Tail("timeline", timeline.newest(min(entries, MOST_AT_ONCE)), max(0, entries - MOST_AT_ONCE)),
         )
         self._lines_told, self._entries_told = self._lines, timeline.count
-        lists: dict[str, list[Any]] = {
-            "history": list(self._recent)[-_HISTORY:],
-            "timeline": timeline.newest(MOST_ENTRIES),
-        }
+        lists: dict[str, list[Any]] = {"history": recent, "timeline": timeline.newest(MOST_ENTRIES)}
         sections = {**self._sections.all(self._weights), "totals": self._counted()}
         if self._board.update(timestamp(time.time()), sections, tails, lists):
             for watcher in self._watchers:
@@ -188,11 +182,7 @@ class Feed:
     def admit(self, may_stay: Callable[[], bool]) -> Watcher:
         """Return a new watcher, who is to be dismissed in the end; raises ``TooManyRequests``."""
         if len(self._watchers) >= MOST_WATCHERS:
-            raise TooManyRequests(
-                f"{MOST_WATCHERS} clients watch already; close a page of the dashboard.",
-                retry_after_s=_RETRY_S,
-                code="too_many_watchers",
-            )
+            raise too_many(f"{MOST_WATCHERS} clients watch already; close a page of the dashboard.")
         watcher = Watcher(may_stay)
         if not self._watchers:
             self._begin()
@@ -242,7 +232,7 @@ class Feed:
             with anyio.move_on_after(HEARTBEAT_S) as waiting:
                 await watcher.wake.wait()
             if waiting.cancelled_caught:
-                yield _ALIVE
+                yield STILL_THERE
 
     def recent(self, request_id: str) -> Mapping[str, Any] | None:
         """Return the line of a request that has just ended, which may not be in the file yet."""

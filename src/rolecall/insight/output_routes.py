@@ -14,23 +14,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from rolecall.core.models import ModelEntry
-from rolecall.errors import BadRequest, TooManyRequests
+from rolecall.errors import BadRequest
 from rolecall.gateway.caller import caller_of
+from rolecall.gateway.query import read_flag, read_number
 from rolecall.gateway.recorder import timestamp
-from rolecall.gateway.routes import Json, ScopedRoute, read_flag
+from rolecall.gateway.routes import Json, ScopedRoute
 from rolecall.gateway.server import Gateway
 from rolecall.insight.board import event
 from rolecall.insight.engine_output import LOOK_S, News, OutputFile, plain
-from rolecall.insight.event_stream import EventStream
+from rolecall.insight.event_stream import HEARTBEAT_S, STILL_THERE, EventStream, too_many
 from rolecall.insight.staying import staying
 from rolecall.runtime.launcher import ENGINE_LOGS, is_secret, log_path
 
 DEFAULT_LINES, MOST_LINES = 200, 2000
 MOST_FOLLOWERS = 16
-HEARTBEAT_S = 15.0
-_DIGITS = 6
-_RETRY_S = 5.0
-_ALIVE = b": still there\n\n"
 
 
 class OutputRoutes:
@@ -47,17 +44,13 @@ class OutputRoutes:
     async def output(self, request: Request) -> Response:
         """Return the last lines, or follow."""
         entry = self._entry(request.path_params["id"])
-        lines, follows = _lines(request), read_flag(request, "follow")
+        lines, follows = read_number(request, "lines", DEFAULT_LINES, 0, MOST_LINES), read_flag(request, "follow")
         file = OutputFile(log_path(self._gateway.services.settings.state_dir / ENGINE_LOGS, entry.name))
         if not follows:
             news = await asyncio.to_thread(file.last, lines)
             return Json({"object": "list", "model": entry.name, "data": self._shown(entry, news)})
         if len(self._followers) >= MOST_FOLLOWERS:
-            raise TooManyRequests(
-                f"{MOST_FOLLOWERS} clients follow engines already; close one.",
-                retry_after_s=_RETRY_S,
-                code="too_many_watchers",
-            )
+            raise too_many(f"{MOST_FOLLOWERS} clients follow engines already; close one.")
         over = asyncio.Event()
         self._followers.add(over)
         may_stay = staying(self._gateway.keys, caller_of(request.scope))
@@ -93,7 +86,7 @@ class OutputRoutes:
                 yield self._event("restart" if news.is_restart else "output", number, entry, news)
             elif time.monotonic() - told_at >= HEARTBEAT_S:
                 told_at = time.monotonic()
-                yield _ALIVE
+                yield STILL_THERE
 
     def _event(self, kind: str, number: int, entry: ModelEntry, news: News) -> bytes:
         told: dict[str, Any] = {"model": entry.name, "lines": self._shown(entry, news), "skipped": news.skipped}
@@ -110,10 +103,3 @@ class OutputRoutes:
         """End all streams."""
         for over in self._followers:
             over.set()
-
-
-def _lines(request: Request) -> int:
-    text = request.query_params.get("lines") or str(DEFAULT_LINES)
-    if not (text.isascii() and text.isdigit() and len(text) < _DIGITS and int(text) <= MOST_LINES):
-        raise BadRequest(f"The query's lines must be 0 to {MOST_LINES}, not {text[:50]!r}.", param="lines")
-    return int(text)

@@ -17,6 +17,7 @@ from rolecall.core.selection import Selection
 from rolecall.errors import BadRequest, NotFound
 from rolecall.gateway.caller import caller_of
 from rolecall.gateway.exchange import Exchange
+from rolecall.gateway.query import read_number
 from rolecall.gateway.routes import Json, ScopedRoute
 from rolecall.gateway.server import Gateway
 from rolecall.insight.feed import Feed, without_prompts
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_LIMIT, MAX_LIMIT = 50, 500
-_DIGITS = 5
 _AT_A_TIME = 2
 """Threads that read the log."""
 _LONGEST = 300
@@ -126,11 +126,9 @@ def _question(request: Request) -> Question:
     status = _parsed(query.get("status"), "status", parse_status)
     since = _parsed(query.get("since"), "since", lambda text: parse_since(text, now))
     model, role, key = (_text(query.get(name), name) for name in ("model", "role", "key"))
-    limit = query.get("limit") or str(DEFAULT_LIMIT)
-    if not (limit.isascii() and limit.isdigit() and len(limit) < _DIGITS and 1 <= int(limit) <= MAX_LIMIT):
-        raise BadRequest(f"The query's limit must be 1 to {MAX_LIMIT}, not {limit[:50]!r}.", param="limit")
+    limit = read_number(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
     role = None if role is None else role.removeprefix("role:")
-    return Question(Wanted(model, role, status, since), key, int(limit), query.get("before") or None)
+    return Question(Wanted(model, role, status, since), key, limit, query.get("before") or None)
 
 
 def _text(text: str | None, name: str) -> str | None:

@@ -137,7 +137,7 @@ class Sections:
                 continue
             row = views.engine_row(each, weights.footprints.get(name), ledger)
             moments = {
-                "ready_since": _moment(at, each.uptime_s, each.model.state is State.READY),
+                "ready_since": _moment(at, each.ready_s),
                 "retry_at": _moment(at, None if each.model.retry_in_s is None else -each.model.retry_in_s),
                 "rss_mb": weights.rss_mb.get(name),
                 "installed": installed,
@@ -216,9 +216,9 @@ def live_row(exchange: Exchange, awaited: Mapping[int, str], states: Mapping[str
     }
 
 
-def _moment(at: float, ago_s: float | None, applies: bool = True) -> str | None:  # noqa: FBT001, FBT002
+def _moment(at: float, ago_s: float | None) -> str | None:
     """Return the time so long ago, to the second: what is computed anew each time must not differ each time."""
-    if ago_s is None or not applies:
+    if ago_s is None:
         return None
     moment = datetime.fromtimestamp(round(at - ago_s), timezone.utc)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.000Z")

@@ -50,11 +50,9 @@ class Timeline:
             if isinstance(effect, Start | Stop | Sleep | Wake):
                 self._decided(effect, now, at)
 
-    def newest(self, most: int, before: int | None = None) -> list[Entry]:
-        """Return the last entries, oldest first; of those that came with the first ``before``, if that is given."""
-        later = 0 if before is None else self.count - before
-        found = list(islice(reversed(self._entries), later, later + most))
-        return found[::-1]
+    def newest(self, most: int) -> list[Entry]:
+        """Return the last entries, oldest first."""
+        return list(islice(reversed(self._entries), most))[::-1]
 
     def _happened(self, event: Adopted | BecameReady | Exited | Pinned, now: float, at: float) -> None:
         model = event.model

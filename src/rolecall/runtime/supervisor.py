@@ -43,7 +43,10 @@ _LOOK_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """A model's row for ``status``: what the scheduler knows, and the process. Memory in MB, times in s."""
+    """A model's row for ``status``: what the scheduler knows, and the process. Memory in MB, times in s.
+
+    ``uptime_s`` counts from its start or its waking, ``ready_s`` from when it could answer.
+    """
 
     model: ModelStatus
     backend: str
@@ -51,6 +54,7 @@ class EngineStatus:
     port: int | None = None
     rss_mb: int | None = None
     uptime_s: float | None = None
+    ready_s: float | None = None
     load_fraction: float | None = None
     load_eta_s: float | None = None
 
@@ -197,13 +201,15 @@ class Supervisor(Lives):
             entry = engine.entry if engine else self._entries.get(model.name)
             return EngineStatus(model, entry.backend if entry else "")
         progress = engine.progress(model.load_s) if model.state is State.STARTING else Progress()
+        now = time.monotonic()
         return EngineStatus(
             model,
             engine.entry.backend,
             pid=engine.pid,
             port=engine.port or None,
             rss_mb=memory_mb(engine.pid) if engine.pid and weigh else None,
-            uptime_s=time.monotonic() - engine.started_at,
+            uptime_s=now - engine.started_at,
+            ready_s=now - engine.ready_at if model.state is State.READY and engine.ready_at is not None else None,
             load_fraction=progress.fraction,
             load_eta_s=progress.eta_s,
         )

@@ -16,7 +16,8 @@ from starlette.responses import Response, StreamingResponse
 from rolecall.errors import BadRequest, NotFound
 from rolecall.gateway.body import parse_json, receive_body
 from rolecall.gateway.caller import caller_of
-from rolecall.gateway.routes import Json, Need, ScopedRoute, read_flag
+from rolecall.gateway.query import is_number, read_flag, read_number
+from rolecall.gateway.routes import Json, Need, ScopedRoute
 
 if TYPE_CHECKING:
     from rolecall.vision.datasets import Datasets
@@ -112,10 +113,9 @@ class _Api:
 
     async def samples(self, request: Request) -> Json:
         id_ = _id(request)
-        query = request.query_params
-        tags = [tag for tag in query.getlist("tag") if tag]
-        limit = _number(query.get("limit"), "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
-        offset = _number(query.get("offset"), "offset", 0, 0, _LARGEST_ID)
+        tags = [tag for tag in request.query_params.getlist("tag") if tag]
+        limit = read_number(request, "limit", DEFAULT_LIMIT, 1, MAX_LIMIT)
+        offset = read_number(request, "offset", 0, 0, _LARGEST_ID)
         failed = read_flag(request, "failed")
         datasets = await self._with(id_)
         found, total = await datasets.store.run(
@@ -272,7 +272,7 @@ async def _body(request: Request, fields: set[str], *, may_be_empty: bool = Fals
 
 def _id(request: Request, name: str = "id") -> int:
     text: str = request.path_params[name]
-    if not _is_number(text, 0, _LARGEST_ID):
+    if not is_number(text, 0, _LARGEST_ID):
         what = "dataset" if name == "id" else "sample"
         raise NotFound(f"There is no {what} {text[:100]!r}; ids are numbers.")
     return int(text)
@@ -292,19 +292,6 @@ def _flag(body: dict[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise BadRequest(f"The field {name} must be true or false.", param=name)
     return value
-
-
-def _number(text: str | None, name: str, default: int, least: int, most: int) -> int:
-    if text is None or text == "":
-        return default
-    if not _is_number(text, least, most):
-        raise BadRequest(f"The query's {name} must be a number from {least} to {most}, not {text[:50]!r}.", param=name)
-    return int(text)
-
-
-def _is_number(text: str, least: int, most: int) -> bool:
-    """Whether a text has these digits; one of thousands is not even read, which Python would refuse."""
-    return text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most
 
 
 def _change(body: dict[str, Any]) -> Callable[[Tags], Tags]:
