@@ -266,9 +266,9 @@ def test_an_experiment_with_two_models_is_reported(tmp_path: Path) -> None:
         assert (comparison["verdict"], comparison["difference"]) == ("worse", -1.0)
         shown = rolecall(server, "report", "experiment", "f")
         assert "small is worse than now" in shown.stdout
-        shown = rolecall(server, "report", "experiment", "f", "--markdown").stdout
-        assert "\n\n| variant | " in shown
-        assert "| small is worse than now" in shown
+        markdown = rolecall(server, "report", "experiment", "f", "--markdown").stdout
+        assert "\n\n| variant | " in markdown
+        assert "| small is worse than now" in markdown
         both = rolecall(server, "report", "experiment", "f", "--markdown", "--json", code=2)
         assert "--json and --markdown exclude each other" in both.stderr
         last = server.log_lines()[-1]["request_id"]
