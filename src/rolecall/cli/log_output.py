@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType
@@ -16,7 +16,6 @@ import typer
 
 from rolecall.cli.table import NOTHING, Column, Row, say, show, table
 from rolecall.core.json_text import escaped
-from rolecall.core.wording import counted
 from rolecall.insight.log_database import Tally
 
 _MAX_TABLE_ROWS = 1000
@@ -100,19 +99,8 @@ def _below(name: str) -> str:
 
 def tell(tally: Tally) -> None:
     """Say on stderr what of the log is not in the figures."""
-    told = list(_told(tally))
-    if told:
+    if told := list(tally.words()):
         say(*told)
-
-
-def _told(tally: Tally) -> Iterator[str]:
-    if tally.broken:
-        are = "is no record of a request" if tally.broken == 1 else "are no records of requests"
-        yield f"{tally.broken} of {counted(tally.lines, 'line')} {are} (half-written or foreign), skipped"
-    if tally.wrong:
-        have = "has" if tally.wrong == 1 else "have"
-        yield f"{counted(tally.wrong, 'line')} {have} a value of a wrong kind, which is taken as unknown"
-    yield from (f"left out: {reason}" for reason in tally.left_out)
 
 
 def _unlike(columns: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rolecall.core.wording import counted
 from rolecall.insight.feedback_table import load_feedback, make_feedback
 from rolecall.insight.log_columns import (
     INNER,
@@ -76,6 +77,16 @@ class Tally:
     broken: int = 0
     wrong: int = 0
     left_out: tuple[str, ...] = ()
+
+    def words(self) -> Iterator[str]:
+        """Yield what of the log is not in what was asked of it."""
+        if self.broken:
+            are = "is no record of a request" if self.broken == 1 else "are no records of requests"
+            yield f"{self.broken} of {counted(self.lines, 'line')} {are} (half-written or foreign), skipped"
+        if self.wrong:
+            have = "has" if self.wrong == 1 else "have"
+            yield f"{counted(self.wrong, 'line')} {have} a value of a wrong kind, which is taken as unknown"
+        yield from (f"left out: {reason}" for reason in self.left_out)
 
 
 @dataclass(frozen=True, slots=True)

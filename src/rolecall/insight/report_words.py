@@ -18,13 +18,8 @@ def period(report: Report) -> str:
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """Yield what of the log is not in the figures."""
-    tally = report.tally
-    if tally.broken:
-        yield f"{tally.broken:,} of {tally.lines:,} lines are no records of requests, and were skipped."
-    if tally.wrong:
-        yield f"{tally.wrong:,} lines have a value of a wrong kind, which is taken as unknown."
-    yield from (f"Left out: {reason}." for reason in tally.left_out)
+    """Yield what of the log is not in the figures, in sentences."""
+    yield from (f"{words[0].upper()}{words[1:]}." for words in report.tally.words())
 
 
 def printable(text: str) -> str:
