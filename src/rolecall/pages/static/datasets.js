@@ -2,15 +2,16 @@
 //
 // The address says what is shown, as #3?tag=dark&tag=indoor, so that back, forward and bookmarks work.
 
-import { Refusal, ask, at, element, plural, say, skipLink, withKey } from "./shared.js";
+import { Guarded, Refusal, ask, at, element, plural, say, skipLink, withKey } from "./shared.js";
 import { Grid } from "./datasets_grid.js";
 import { Job } from "./datasets_job.js";
 import { SampleDialog } from "./datasets_dialog.js";
 
 const MOST_TAGS_SHOWN = 40;
 
-class Page {
+class Page extends Guarded {
   constructor() {
+    super();
     this.list = [];
     this.mayRegister = false;
     this.dataset = null;
@@ -60,28 +61,13 @@ class Page {
     await this.show();
   }
 
-  async guarded(work) {
-    try {
-      say(at("problem"), null);
-      await work();
-    } catch (error) {
-      this.failed(error);
-    }
+  get isOpen() {
+    return this.needKey !== null;
   }
 
-  failed(error) {
-    if (error.name === "AbortError") {
-      return;
-    }
-    if (error instanceof Refusal && error.status === 401 && this.needKey) {
-      this.job.leave();
-      this.needKey(error.message);
-      return;
-    }
-    say(at("problem"), error.message, "bad");
-    if (!(error instanceof Refusal)) {
-      throw error;
-    }
+  askForKey(message) {
+    this.job.leave();
+    this.needKey(message);
   }
 
   // -- the list
@@ -322,4 +308,4 @@ page.needKey = await withKey(async () => {
     }
     page.failed(error);
   }
-});
+}, "rolecall keys add NAME");

@@ -143,19 +143,53 @@ export function plural(count, one, many = `${one}s`) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
 
+/** What a page does with what goes wrong. It says whether it `isOpen`, and `askForKey(message)` has it ask for another. */
+export class Guarded {
+  async guarded(work) {
+    try {
+      say(at("problem"), null);
+      await work();
+    } catch (error) {
+      this.failed(error);
+    }
+  }
+
+  failed(error) {
+    if (error.name === "AbortError") {
+      return;
+    }
+    if (error instanceof Refusal && error.status === 401 && this.isOpen) {
+      this.askForKey(error.message);
+      return;
+    }
+    say(at("problem"), error.message, "bad");
+    at("problem").scrollIntoView({ block: "nearest" });
+    if (!(error instanceof Refusal)) {
+      throw error;
+    }
+  }
+}
+
 /**
  * Ask for a key until `open`, which begins the page, is not refused for the want of one.
- * The page has `#key` with the form, `#page` with all else, and `#forget` for a key that is to be forgotten.
+ * The page has `#key` for the form, `#page` with all else, and `#forget` for a key that is to be forgotten.
+ * `command` makes a key that opens this page. Returns what asks for a key again, with a message.
  */
-export async function withKey(open) {
-  const [panel, form, field, problem, page, forget] = [
-    "key",
-    "key-form",
-    "key-field",
-    "key-problem",
-    "page",
-    "forget",
-  ].map(at);
+export async function withKey(open, command) {
+  const [panel, page, forget] = ["key", "page", "forget"].map(at);
+  const field = element("input", { type: "password", id: "key-field", autocomplete: "off", spellcheck: false, required: true });
+  const problem = element("p", { id: "key-problem", role: "alert", hidden: true });
+  panel.replaceChildren(
+    element("h1", { id: "key-title" }, "This server needs a key"),
+    element("p", { className: "soft" }, "Who runs it makes one with ", element("code", {}, command), ". It is kept until this tab is closed."),
+    element(
+      "form",
+      { className: "fields", on: { submit: given } },
+      element("div", { className: "field" }, element("label", { htmlFor: "key-field" }, "API key"), field),
+      problem,
+      element("button", { className: "first" }, "Open"),
+    ),
+  );
 
   async function attempt() {
     try {
@@ -181,7 +215,7 @@ export async function withKey(open) {
     field.focus();
   }
 
-  form.addEventListener("submit", (event) => {
+  function given(event) {
     event.preventDefault();
     const key = field.value.trim();
     if (/^[\x21-\x7e]{1,256}$/.test(key)) {
@@ -190,7 +224,8 @@ export async function withKey(open) {
     } else {
       need("That is no key: keys have no spaces and no special characters.");
     }
-  });
+  }
+
   forget.addEventListener("click", () => {
     storeKey(null);
     location.reload();

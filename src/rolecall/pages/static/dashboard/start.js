@@ -1,6 +1,6 @@
 // The page: which view the address asks for, the connection to the server, and when things are drawn.
 
-import { Refusal, at, say, skipLink, withKey } from "../shared.js";
+import { Guarded, at, say, skipLink, withKey } from "../shared.js";
 import { Feed } from "./feed.js";
 import { html, nothing, render } from "./lit.js";
 import { clock, span } from "./format.js";
@@ -20,8 +20,9 @@ const SPOKEN = {
   crashed: (each) => `${each.model} crashed.`,
 };
 
-export class App {
+export class App extends Guarded {
   constructor() {
+    super();
     this.store = new Store();
     this.output = new Output();
     this.sheet = new Sheet(this);
@@ -138,30 +139,6 @@ export class App {
     }
   }
 
-  async guarded(work) {
-    try {
-      say(at("problem"), null);
-      await work();
-    } catch (error) {
-      this.failed(error);
-    }
-  }
-
-  failed(error) {
-    if (error.name === "AbortError") {
-      return;
-    }
-    if (error instanceof Refusal && error.status === 401 && this.isOpen) {
-      this.askForKey(error.message);
-      return;
-    }
-    say(at("problem"), error.message, "bad");
-    at("problem").scrollIntoView({ block: "nearest" });
-    if (!(error instanceof Refusal)) {
-      throw error;
-    }
-  }
-
   /** The key is not in force any more: show nothing until there is another one. */
   askForKey(message) {
     this.isOpen = false;
@@ -240,4 +217,4 @@ const app = new App();
 app.needKey = await withKey(async () => {
   app.store.link = { state: "connecting" };
   await app.open();
-});
+}, "rolecall keys add NAME --scope admin --scope inference");
