@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -50,6 +51,12 @@ async def watched(jobs: Jobs, id_: int) -> list[Progress]:
     return [state async for state in jobs.watch(id_) if state is not None]
 
 
+async def turns() -> None:
+    """Let everything that can go on do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
 async def test_every_sample_is_tagged(tmp_path: Path) -> None:
     """Each is asked for once; the progress begins at nothing and ends with all, and says so in words."""
     tagger = FakeTagger()
@@ -87,8 +94,7 @@ async def test_only_some_are_worked_on_at_a_time(tmp_path: Path) -> None:
         for id_ in both:
             await jobs.start(id_, WISH)
         await tagger.until_asked(SAMPLES_AT_A_TIME)
-        for _ in range(50):
-            await asyncio.sleep(0)
+        await turns()
         assert (len(tagger.asked), tagger.at_once) == (SAMPLES_AT_A_TIME, QUESTIONS_AT_A_TIME)
         tagger.hold.set()
         assert [(await watched(jobs, id_))[-1].status for id_ in both] == ["complete"] * 2
@@ -142,6 +148,34 @@ async def test_what_every_sample_would_meet_ends_the_job(tmp_path: Path) -> None
         assert last.message.endswith("samples: there is no model for the role 'tags'")
         assert (await store.run(lambda opened: opened.dataset(one.id))).tagged == last.processed < 40
         assert not (tmp_path / "running").exists()
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_what_is_being_written_when_a_job_ends_is_counted(tmp_path: Path, end: str) -> None:
+    """So that what the job says and what the dataset shows are the same."""
+    faults: list[Exception] = [NothingWorks("there is no model for the role 'tags'")] if end == "failed" else []
+    tagger = FakeTagger(faults={f"{SAMPLES_AT_A_TIME - 1:03}.jpg": faults})
+    tagger.hold.clear()
+    gate = threading.Event()
+    async with bench(tmp_path, tagger) as (jobs, store):
+        one = await dataset(store, 40)
+        await jobs.start(one.id, WISH)
+        await tagger.until_asked(SAMPLES_AT_A_TIME)
+        closed = asyncio.ensure_future(store.run(lambda _: gate.wait(20)))
+        tagger.hold.set()
+        watching = asyncio.ensure_future(watched(jobs, one.id))
+        await turns()
+        cancelling = asyncio.ensure_future(jobs.cancel(one.id)) if end == "cancelled" else None
+        await turns()
+        gate.set()
+        assert await closed
+        last = (await watching)[-1]
+        assert (last.status, last.message.split()[0]) == (
+            ("error", "Stopped") if end == "failed" else ("idle", "Cancelled:")
+        )
+        assert cancelling is None or await cancelling == last
+        assert (await store.run(lambda opened: opened.dataset(one.id))).tagged == last.processed > 0
+        assert f" {last.processed} of 40 samples" in last.message
 
 
 async def test_an_engine_that_fails_again_and_again_ends_the_job(tmp_path: Path) -> None:

@@ -202,13 +202,18 @@ class _Bench:
 
 
 class _Results:
-    """Writes results down as they come; those that come while others are being written go together."""
+    """Writes results down as they come; those that come while others are being written go together.
 
-    def __init__(self, store: StoreThread, job: Job) -> None:
+    ``written`` is called with those that are, even if who brought them was cancelled meanwhile.
+    """
+
+    def __init__(self, store: StoreThread, job: Job, written: Callable[[list[Result]], None]) -> None:
         self._store = store
         self._job = job
+        self._written = written
         self._waiting: list[Result] = []
         self._turn = asyncio.Lock()
+        self._writing: asyncio.Future[None] | None = None
 
     async def add(self, result: Result) -> None:
         """Return once the result is written; raises ``DatasetsUnavailable`` and ``DiskFull``."""
@@ -217,11 +222,22 @@ class _Results:
             if result not in self._waiting:  # gone with another
                 return
             some, self._waiting = self._waiting, []
-            try:
-                await self._store.run(lambda store: store.record(self._job, some))
-            except RolecallError:
-                self._waiting = some + self._waiting  # whoever waits for one of them is told, too
-                raise
+            self._writing = asyncio.ensure_future(self._write(some))
+            await asyncio.shield(self._writing)
+
+    async def _write(self, some: list[Result]) -> None:
+        try:
+            await self._store.run(lambda store: store.record(self._job, some))
+        except RolecallError:
+            self._waiting = some + self._waiting  # whoever waits for one of them is told, too
+            raise
+        self._written(some)
+
+    async def settled(self) -> None:
+        """Wait until what is being written is."""
+        if self._writing is not None:
+            # Whether it failed is known to the job, or matters no more.
+            await asyncio.gather(self._writing, return_exceptions=True)
 
 
 class _Run:
@@ -235,7 +251,7 @@ class _Run:
         self._store = bench.store
         self._bench = bench
         self._ended = ended
-        self._results = _Results(bench.store, job)
+        self._results = _Results(bench.store, job, self._count)
         self._line = Line(self._tell)
         self._failures_in_a_row = 0
         self._is_cancelled = self._is_interrupted = False
@@ -313,6 +329,7 @@ class _Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.wait(workers)
+            await self._results.settled()
 
     async def _all_samples(self) -> AsyncIterator[Sample]:
         """Yield what is to be tagged; some are read at a time, so that no dataset is held as a whole."""
@@ -336,16 +353,15 @@ class _Run:
             tagged = await self._bench.tagger.tag(self._job.wish, Path(self.dataset.folder), sample, place)
         except SampleFailed as error:
             await self._results.add(Result(sample.id, problem=str(error)))
-            self._count(failed=1)
             self._check_failures(error)
             return
         await self._results.add(Result(sample.id, tagged.tags, tagged.model))
         self._failures_in_a_row = 0
-        self._count()
 
-    def _count(self, failed: int = 0) -> None:
+    def _count(self, written: list[Result]) -> None:
         job = self._job
-        self._job = replace(job, processed=job.processed + 1, failed=job.failed + failed)
+        failed = sum(result.problem is not None for result in written)
+        self._job = replace(job, processed=job.processed + len(written), failed=job.failed + failed)
         self._tell()
 
     def _check_failures(self, error: SampleFailed) -> None:
