@@ -158,6 +158,14 @@ def test_what_to_know_is_said() -> None:
     assert "1 requests from before the experiment was sticky" in said
 
 
+def test_names_of_parameters_are_no_notes() -> None:
+    """A kept parameter may be called like another note; it is the first word of each note that says what it is."""
+    notes = ["kept forced_decoder fallback_model", "forced; kept unkept", "kept a b; fallback model_not_found"]
+    found = report([line("b", variant_note=note) for note in notes])
+    assert found.forced == 1
+    assert [(arm.requests, arm.kept, arm.fallbacks) for arm in found.arms] == [(0, 0, 0), (2, 2, 1)]
+
+
 def test_feedback_is_a_metric() -> None:
     """The first score of a request is compared, the last one shown; requests without one are in no pair."""
     lines = [line("ab"[number % 2], request_id=str(number)) for number in range(200)]

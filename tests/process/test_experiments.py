@@ -67,6 +67,7 @@ prompt = "p5"
 [failing.variants.broken]
 model = "broken"
 prompt_version = "2"
+parameters = { fallback_mode = 1 }
 set = { max_tokens = 4 }
 
 [keyless]
@@ -184,6 +185,15 @@ def test_a_version_that_was_not_sent_is_not_logged(server: Rolecall) -> None:
     assert part(server, answer)[:2] == ("failing", "broken")
     assert "fallback" in part(server, answer)[2]
     assert server.line_of(answer)["prompt_version"] == "1"
+
+
+def test_a_fallback_is_noted_beside_a_parameter_called_like_it(server: Rolecall) -> None:
+    """The name of a parameter that the request kept does not hide that its variant's model did not serve it."""
+    answer = ask(server, wish="failing=broken", metadata={"prompt_id": "p5"}, fallback_mode=2)
+    assert answer.status_code == 200
+    words = [note.split(" ")[:2] for note in part(server, answer)[2].split("; ")]
+    assert words[:2] == [["forced"], ["kept", "fallback_mode"]]
+    assert [word for word, *_ in words[2:]] == ["fallback"]
 
 
 def test_questions_about_pictures(server: Rolecall) -> None:

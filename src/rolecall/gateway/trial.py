@@ -40,6 +40,7 @@ class Trial:
         self._line = account.line
         self._own_version = account.line.prompt_version
         self._assignment = assignment
+        self._has_fallen_back = False
         self._line.experiment, self._line.variant = assignment.experiment.name, assignment.name
         if assignment.unit is not None:
             self._line.experiment_unit = assignment.unit
@@ -101,7 +102,8 @@ class Trial:
         self._line.prompt_version = variant.prompt_version or self._own_version
 
     def _fall_back(self, error: RolecallError) -> None:
-        if FALLBACK not in (self._line.variant_note or ""):
+        if not self._has_fallen_back:
+            self._has_fallen_back = True
             self._note(f"{FALLBACK} {error.code}")
 
     def _note(self, words: str) -> None:

@@ -93,7 +93,7 @@ class Reading:
         at = moment.timestamp() if moment else math.nan
         if not self._start <= at < self._end:
             return
-        if "forced" in str(line.get("variant_note") or ""):
+        if "forced" in _noted(line):
             self.forced += 1
         elif (arm := self.arms.get(str(line.get("variant")))) is None:
             self.unknown += 1
@@ -116,9 +116,9 @@ class Reading:
 
     def _count(self, arm: Arm, line: Fields) -> None:
         arm.requests += 1
-        note = str(line.get("variant_note") or "")
-        arm.fallbacks += "fallback" in note
-        arm.kept += "kept" in note
+        noted = _noted(line)
+        arm.fallbacks += "fallback" in noted
+        arm.kept += "kept" in noted
         if (judgement := self._judgement(line)) is not None:
             arm.note("feedback", judgement.said.score)
         if _is_success(line):
@@ -185,6 +185,11 @@ class Reading:
         for pairing, evidence in self.tests.values() if is_control else [self.tests[variant]]:
             for difference in pairing.add(value, of_variant=not is_control):
                 evidence.add(difference)
+
+
+def _noted(line: Fields) -> set[str]:
+    """Return what is noted of a line, ``kept`` of ``kept temperature``; the names behind it may be anything."""
+    return {note.partition(" ")[0] for note in str(line.get("variant_note") or "").split("; ")}
 
 
 def _is_success(line: Fields) -> bool:
