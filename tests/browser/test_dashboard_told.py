@@ -15,6 +15,7 @@ from browser import scenes
 from browser.dashboard_pictures import draw_dashboard
 from browser.page import CONTRASTS, Page
 from browser.told import Told, ago, entry, gpu_of, line, live_row, model, snapshot, telling
+from photographs import encoded, scene
 from rolecall.insight.history import Question
 from rolecall.insight.log_reader import Wanted, parse_since, parse_status
 
@@ -391,7 +392,7 @@ def test_whether_a_conversation_is_kept(page: Page) -> None:
 def test_a_picture_that_the_server_would_refuse(page: Page, tmp_path: Path) -> None:
     """One that is larger than the server's setting is not even kept; one byte less is."""
     for name, size in (("large.png", 1001), ("small.png", 1000)):
-        (tmp_path / name).write_bytes(bytes(size))
+        (tmp_path / name).write_bytes(encoded(scene(size=(8, 8)), "PNG").ljust(size, b"\0"))
     with telling(Told(snapshot(server={"max_image_bytes": 1000}))) as url:
         open_view(page, f"{url}/ui/playground")
         page.find("#files").send_keys(str(tmp_path / "large.png"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 from browser.page import Page
 from harness import Rolecall, fake_entry
@@ -38,6 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolecall]:
         fake_entry("seer", "--mmproj", "seen.gguf", capabilities=["text", "vision"], role_priority={"caption": 80}),
         fake_entry("broken", "--fail-start", "ggml: no such file"),
         fake_entry("breaks", "--drop-after-tokens", "3"),
+        fake_entry("late", "--load-s", "60"),
     )
     with Rolecall(tmp_path_factory.mktemp("playground"), entries) as running:
         yield running
@@ -102,7 +104,7 @@ def test_thoughts_are_folded(page: Page, server: Rolecall) -> None:
 
 
 def test_an_answer_that_is_stopped(page: Page, server: Rolecall) -> None:
-    """It grows as it comes; stopped, what was said stays, and the engine works no more for it."""
+    """It grows as it comes; stopped, what was said stays, the engine works no more for it, and the focus is kept."""
     opened(page, server, "slow")
     say(page, "hi")
     page.wait(lambda: "w5" in " ".join(answers(page)))
@@ -110,7 +112,21 @@ def test_an_answer_that_is_stopped(page: Page, server: Rolecall) -> None:
     page.until(".figures-line", "stopped")
     assert answers(page)[0].startswith("w0 w1")
     server.await_in_flight("slow", 0)
-    assert page.is_shown("#send")
+    assert page.focused() == "send"
+
+
+def test_a_question_that_is_stopped_before_its_answer(page: Page, server: Rolecall) -> None:
+    """It does not go along with the next one: models want the turns of both to alternate."""
+    opened(page, server, "late")
+    count = len(server.log_lines())
+    say(page, "first")
+    page.click("#stop")
+    page.until(".figures-line", "stopped")
+    server.log_lines(count + 1)
+    Select(page.find("#target")).select_by_value("quick")
+    say(page, "ECHO second")
+    page.wait(lambda: answers(page)[-1] == "second")
+    assert server.log_lines(count + 2)[-1]["messages"] == 1
 
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
@@ -142,6 +158,22 @@ def test_pictures(page: Page, server: Rolecall, tmp_path: Path, way: str) -> Non
     assert page.problems() == []
 
 
+def test_several_pictures(page: Page, server: Rolecall, tmp_path: Path) -> None:
+    """All that are chosen at once are taken, up to eight; whoever takes them away by keyboard keeps the focus."""
+    opened(page, server, "role:caption")
+    photos = write_photographs(tmp_path / "photos", 9)
+    page.find("#files").send_keys("\n".join(str(path) for path in photos[:2]))
+    page.wait(lambda: len(page.all(".composer .thumbs img")) == 2)
+    page.find("#files").send_keys("\n".join(str(path) for path in photos[2:]))
+    page.until("#problem", "No more than 8 pictures")
+    assert len(page.all(".composer .thumbs img")) == 8
+    page.run("document.querySelector('.composer .thumbs li:nth-child(7) button').focus();")
+    for left in range(7, -1, -1):
+        page.press(Keys.ENTER)
+        page.wait(lambda left=left: len(page.all(".composer .thumbs img")) == left)  # type: ignore[misc]
+        assert page.run("return document.activeElement.tagName;") == ("BUTTON" if left else "TEXTAREA")
+
+
 def test_a_file_that_is_no_picture(page: Page, server: Rolecall) -> None:
     """It is refused in words, until the next question; beside the conversation too, where a browser would open it."""
     opened(page, server, "quick")
@@ -151,6 +183,18 @@ def test_a_file_that_is_no_picture(page: Page, server: Rolecall) -> None:
         say(page, "ECHO fine")
         page.wait(lambda: not page.is_shown("#problem"))
         page.wait(lambda: page.is_shown("#send"))
+
+
+def test_a_file_that_only_says_that_it_is_a_picture(page: Page, server: Rolecall, tmp_path: Path) -> None:
+    """It is not taken; what was said of it goes when a good one is added."""
+    opened(page, server, "role:caption")
+    (photo,) = write_photographs(tmp_path / "photos", 1)
+    (tmp_path / "bad.png").write_bytes(b"text")
+    page.find("#files").send_keys(str(tmp_path / "bad.png"))
+    page.until("#problem", "“bad.png” cannot be read as a picture.")
+    page.find("#files").send_keys(str(photo))
+    page.wait(lambda: len(page.all(".composer .thumbs img")) == 1)
+    assert not page.is_shown("#problem")
 
 
 def test_a_picture_that_is_refused(page: Page, server: Rolecall, tmp_path: Path) -> None:
@@ -164,6 +208,18 @@ def test_a_picture_that_is_refused(page: Page, server: Rolecall, tmp_path: Path)
     page.wait(lambda: page.is_shown("#send"))
     say(page, "ECHO just hello")
     page.wait(lambda: answers(page)[-1] == "just hello")
+
+
+def test_a_picture_of_before(page: Page, server: Rolecall, tmp_path: Path) -> None:
+    """A model that sees nothing refuses all that comes after it, and the page says why."""
+    opened(page, server, "seer")
+    page.find("#files").send_keys(*map(str, write_photographs(tmp_path / "photos", 1)))
+    page.wait(lambda: page.is_shown(".composer .thumbs img"))
+    say(page, "ECHO seen")
+    page.wait(lambda: page.is_shown("#send") and answers(page) == ["seen"])
+    Select(page.find("#target")).select_by_value("quick")
+    say(page, "ECHO text only")
+    page.until(".turn .note", "A picture of this conversation goes with each question")
 
 
 @pytest.mark.parametrize(("target", "words"), [("broken", "ggml: no such file"), ("breaks", "broke off")])

@@ -8,7 +8,7 @@ export class Answer {
   /** @param {() => void} changed is called whenever there is more of it */
   constructor(changed) {
     this.changed = changed;
-    Object.assign(this, { text: "", reasoning: "", model: null, problem: null, status: 0, state: "waiting for a model…" });
+    Object.assign(this, { text: "", reasoning: "", model: null, problem: null, status: 0, code: "", state: "waiting for a model…" });
     Object.assign(this, { ttft: null, tokens: null, read: null, speed: null, isRunning: true, isStopped: false });
     this.leaving = new AbortController();
     this.began = performance.now();
@@ -35,6 +35,7 @@ export class Answer {
       if (!this.isStopped) {
         this.problem = error instanceof Refusal ? error.message : "The connection broke off within the answer.";
         this.status = error.status ?? 0;
+        this.code = error.code ?? "";
       }
     }
     this.isRunning = false;

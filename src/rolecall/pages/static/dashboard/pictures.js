@@ -1,17 +1,15 @@
 // Pictures that go with a message: dropped, pasted or chosen; kept as data, shown as blobs.
 
+import { Refusal, at } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
 import { count } from "./format.js";
 
 const MOST = 8;
 
 export class Pictures {
-  /**
-   * @param {() => void} changed  @param {(message: string) => void} refused
-   * @param {() => number|undefined} mostBytes how large one may be, where the server has told
-   */
-  constructor(changed, refused, mostBytes) {
-    Object.assign(this, { changed, refused, mostBytes });
+  /** @param {import("./start.js").App} app */
+  constructor(app) {
+    this.app = app;
     this.list = [];
   }
 
@@ -41,26 +39,51 @@ export class Pictures {
     event.target.value = "";
   }
 
+  /** Take what can be taken, and say of the rest why not. @param {FileList} files */
   async add(files) {
-    const most = this.mostBytes() ?? Infinity;
-    for (const file of files) {
-      if (!file.type.startsWith("image/")) {
-        this.refused(`“${file.name}” is no picture.`);
-      } else if (file.size > most) {
-        this.refused(`“${file.name}” has ${count(file.size)} bytes; the server takes up to ${count(most)} (max_image_bytes).`);
-      } else if (this.list.length >= MOST) {
-        this.refused(`No more than ${MOST} pictures go with a message.`);
-      } else {
-        this.list.push({ name: file.name || "picture", address: URL.createObjectURL(file), data: await read(file) });
+    const all = [...files]; // that of a field is emptied with the field
+    await this.app.guarded(async () => {
+      const refusals = [];
+      for (const file of all) {
+        refusals.push(await this.put(file));
+        this.app.draw();
       }
-    }
-    this.changed();
+      const words = [...new Set(refusals.filter(Boolean))].join(" ");
+      if (words) {
+        throw new Refusal(words, 400);
+      }
+    });
   }
 
-  remove(picture) {
+  /** Put one to the message, or return why not. @param {File} file */
+  async put(file) {
+    const most = this.app.store.server.max_image_bytes ?? Infinity; // not told to a key without the scope admin
+    const name = file.name || "picture";
+    if (!file.type.startsWith("image/")) {
+      return `“${name}” is no picture.`;
+    }
+    if (file.size > most) {
+      return `“${name}” has ${count(file.size)} bytes; the server takes up to ${count(most)} (max_image_bytes).`;
+    }
+    if (this.list.length >= MOST) {
+      return `No more than ${MOST} pictures go with a message.`;
+    }
+    const address = URL.createObjectURL(file);
+    if (!(await isShowable(address))) {
+      URL.revokeObjectURL(address);
+      return `“${name}” cannot be read as a picture.`;
+    }
+    this.list.push({ name, address, data: await read(file) });
+    return "";
+  }
+
+  remove(event, picture) {
+    const item = event.currentTarget.closest("li");
+    const next = item.nextElementSibling ?? item.previousElementSibling;
+    (next?.querySelector("button") ?? at("words")).focus(); // else the focus would go with the button
     URL.revokeObjectURL(picture.address);
     this.list = this.list.filter((each) => each !== picture);
-    this.changed();
+    this.app.draw();
   }
 
   /** Return them, and have none any more. */
@@ -74,9 +97,15 @@ export class Pictures {
     return this.list.length
       ? html`<ul class="thumbs" aria-label="Pictures of this message">${repeat(this.list, (each) => each, (each) => html`<li>
           <img src=${each.address} alt=${each.name}>
-          <button type="button" class="small" aria-label=${`Remove ${each.name}`} @click=${() => this.remove(each)}>×</button></li>`)}</ul>`
+          <button type="button" class="small" aria-label=${`Remove ${each.name}`} @click=${(event) => this.remove(event, each)}>×</button></li>`)}</ul>`
       : nothing;
   }
+}
+
+function isShowable(address) {
+  const image = new Image();
+  image.src = address;
+  return image.decode().then(() => true, () => false);
 }
 
 function read(file) {

@@ -16,11 +16,7 @@ export class Playground {
     this.offered = null; // names of models, where the feed does not tell them
     this.turns = [];
     this.answer = null;
-    this.pictures = new Pictures(
-      () => app.draw(),
-      (message) => app.failed(new Refusal(message, 400)),
-      () => app.store.server.max_image_bytes,
-    );
+    this.pictures = new Pictures(app);
     this.wish = { target: "", system: "", temperature: "", most: "", ...stored() };
     this.text = "";
     // One that misses the conversation by a little would have the browser leave the page for the picture.
@@ -88,7 +84,12 @@ export class Playground {
     const answer = (this.answer = new Answer(() => this.drawAtEnd()));
     this.turns.push({ role: "assistant", answer });
     this.drawAtEnd(true);
-    await answer.run(this.body());
+    const history = this.history();
+    await answer.run(this.body(history));
+    const [question, ...before] = history.toReversed();
+    if (answer.code === "unsupported_input" && !hasPictures(question) && before.some(hasPictures)) {
+      answer.problem += " A picture of this conversation goes with each question: begin a new one for a model that sees none.";
+    }
     this.drawAtEnd();
     this.app.speak(answer.problem ? `No answer: ${answer.problem}` : "The answer is complete.");
     if (answer.status === 401) {
@@ -96,9 +97,9 @@ export class Playground {
     }
   }
 
-  body() {
+  body(history) {
     const { system, temperature, most } = this.wish;
-    const messages = this.turns.slice(0, -1).filter((_, place) => this.counts(place)).map(message);
+    const messages = history.map(message);
     return {
       model: this.target(),
       messages: system.trim() ? [{ role: "system", content: system }, ...messages] : messages,
@@ -109,10 +110,15 @@ export class Playground {
     };
   }
 
-  /** Whether a turn belongs to the history: what was refused would be refused again, with all that comes after it. */
-  counts(place) {
-    const { answer } = this.turns[place].role === "user" ? this.turns[place + 1] : this.turns[place];
-    return Boolean(answer.text) || (this.turns[place].role === "user" && !answer.problem);
+  /**
+   * Return the turns that go with the question that was just put, which is the last of them. One without an answer does
+   * not: what was refused would be refused again, and models want the turns of both to alternate.
+   */
+  history() {
+    return this.turns.slice(0, -1).filter((turn, place) => {
+      const { answer } = turn.role === "user" ? this.turns[place + 1] : turn;
+      return answer.text || answer.isRunning;
+    });
   }
 
   /** Draw, and stay at the end of the page if that is what was looked at. */
@@ -207,12 +213,16 @@ export class Playground {
           <label class="button small" for="files">Add pictures</label>
           <input type="file" id="files" class="unseen" accept="image/*" multiple @change=${(event) => this.pictures.chosen(event)}>
           <span class="grow soft hint">Enter sends, Shift+Enter begins a line</span>
-          ${isRunning
-            ? html`<button type="button" id="stop" @click=${() => this.answer.stop()}>Stop</button>`
-            : html`<button class="first" id="send">Send</button>`}
+          ${this.button(isRunning)}
         </div>
       </form>
     `;
+  }
+
+  /** One button, which keeps the focus. */
+  button(isRunning) {
+    return html`<button id=${isRunning ? "stop" : "send"} type=${isRunning ? "button" : "submit"} class=${isRunning ? "" : "first"}
+      @click=${() => isRunning && this.answer.stop()}>${isRunning ? "Stop" : "Send"}</button>`;
   }
 
   pressed(event) {
@@ -232,6 +242,8 @@ function stored() {
     return {};
   }
 }
+
+const hasPictures = (turn) => Boolean(turn.pictures?.length);
 
 function message({ role, text, pictures, answer }) {
   if (role === "assistant") {
