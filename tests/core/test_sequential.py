@@ -121,8 +121,31 @@ def test_the_interval_and_the_test_agree(values: list[float]) -> None:
         lowest = evidence.p_value
     half = evidence.half_width()
     assert (half is None) or evidence.is_enough
+    if half is not None and abs(abs(evidence.mean) - half) > 1e-3 * half:
+        is_on_its_side = abs(evidence.mean) > half and (evidence.mean > 0) is evidence.is_positive
+        assert evidence.is_still_seen() is is_on_its_side
     if half is not None and abs(evidence.mean) > half * (1 + 1e-3):
         assert evidence.p_value <= ALPHA * (1 + 1e-6)
+
+
+def test_what_was_found_keeps_its_direction() -> None:
+    """Differences that turn round do not turn round what they established before; it is no longer seen."""
+    evidence = Evidence()
+    assert not evidence.is_still_seen()
+    for _ in range(40):
+        evidence.add(-1.0)
+    assert (evidence.is_positive, evidence.is_still_seen(), evidence.strongest_at) == (False, True, 40)
+    found = evidence.p_value
+    for _ in range(50):
+        evidence.add(0.0)
+        evidence.add(1.0)
+    assert evidence.mean > 0
+    assert (evidence.is_positive, evidence.is_still_seen(), evidence.strongest_at) == (False, False, 40)
+    assert evidence.p_value == found
+    for _ in range(400):
+        evidence.add(1.0)
+    assert (evidence.is_positive, evidence.is_still_seen(), evidence.strongest_at) == (True, True, 540)
+    assert evidence.p_value < found
 
 
 @given(differences, st.floats(0.001, 1000))

@@ -67,6 +67,43 @@ def test_a_slower_variant_is_told() -> None:
     assert report(lines, metric="duration_ms", better="higher").comparisons[0].verdict == "better"
 
 
+def turning(*parts: tuple[int, float]) -> list[dict[str, Any]]:
+    """Return lines with durations that ``b`` multiplies by another factor in each part, of so many lines."""
+    rng = random.Random(2)
+    factors = [factor for count, factor in parts for _ in range(count)]
+    durations = [rng.lognormvariate(0, 0.5) * (factor if n % 2 else 1) for n, factor in enumerate(factors)]
+    return [line("ab"[n % 2], duration_ms=100 * duration) for n, duration in enumerate(durations)]
+
+
+def test_a_difference_that_turns_round_does_not_turn_its_verdict_round() -> None:
+    """What was established keeps its direction, and is told as no longer seen, where the interval of now holds 0."""
+    lines = turning((600, 0.75), (1500, 1.13))
+    early, late = (report(part, metric="duration_ms") for part in (lines[:600], lines))
+    assert early.comparisons[0].verdict == "better"
+    (comparison,) = late.comparisons
+    assert (comparison.verdict, comparison.needed, comparison.p_value) == (
+        "was better",
+        None,
+        early.comparisons[0].p_value,
+    )
+    assert (comparison.low or 0) < 0 < (comparison.high or 0)
+    assert comparison.strongest_at is not None
+    assert 400 < comparison.strongest_at <= 640
+    said = f"b was better than a: established by about {comparison.strongest_at} requests, and no longer seen"
+    assert words(comparison, late) == said
+    assert late.as_dict()["comparisons"][0]["verdict"] == "was better"
+    assert late.as_dict()["comparisons"][0]["strongest_at"] == comparison.strongest_at
+    higher = report(lines, metric="duration_ms", better="higher").comparisons[0]
+    assert higher.verdict == "was worse"
+
+
+def test_a_difference_that_is_established_the_other_way_round_in_the_end_is_told() -> None:
+    """Where the evidence of now is the strongest there has been, it is what counts."""
+    (comparison,) = report(turning((400, 0.75), (6000, 1.5)), metric="duration_ms").comparisons
+    assert comparison.verdict == "worse"
+    assert (comparison.low or 0) > 0
+
+
 def test_failures_count_as_such() -> None:
     """The success rate counts errors, broken streams and clients that left; durations count successes alone."""
     kinds: list[dict[str, Any]] = [

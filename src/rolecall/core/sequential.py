@@ -71,12 +71,17 @@ class Pairing:
 
 @dataclass(slots=True)
 class Evidence:
-    """What the differences so far say. ``differing`` counts those that are not 0."""
+    """What the differences so far say. ``differing`` counts those that are not 0.
+
+    ``is_positive`` is the direction in which they said most, after ``strongest_at`` pairs; 0 of them: they say nothing.
+    """
 
     pairs: int = 0
     differing: int = 0
     total: float = 0.0
     squares: float = 0.0
+    strongest_at: int = 0
+    is_positive: bool = False
     _rho: float = 0.0
     _most: float = 0.0
 
@@ -93,7 +98,8 @@ class Evidence:
         if self._rho:
             spread = self.squares + self._rho
             now = (self.total * self.total / spread + math.log(self._rho / spread)) / 2
-            self._most = max(self._most, now)
+            if now > self._most:
+                self._most, self.strongest_at, self.is_positive = now, self.pairs, self.total > 0
 
     @property
     def is_enough(self) -> bool:
@@ -104,9 +110,18 @@ class Evidence:
     def p_value(self) -> float:
         """The chance of evidence as strong as the strongest so far, at any time, if there is no difference.
 
-        It never rises again: what was found stays found.
+        It never rises again: what was found stays found, in the direction in which it was found.
         """
         return math.exp(-self._most)
+
+    def is_still_seen(self, alpha: float = ALPHA) -> bool:
+        """Whether all pairs together still establish the direction that was found: the interval is on that side of 0.
+
+        If not, what is compared has changed on the way, or it was one of the ``alpha`` that are found by chance.
+        """
+        return (
+            self.is_enough and (self.total > 0) is self.is_positive and self._is_beyond(self.total, self.squares, alpha)
+        )
 
     @property
     def mean(self) -> float:

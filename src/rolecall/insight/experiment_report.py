@@ -12,7 +12,11 @@ from rolecall.core.sequential import ALPHA, FIRST_PAIRS, Evidence, split_evidenc
 from rolecall.insight.experiment_lines import Material
 from rolecall.insight.experiment_reading import AS_LOGARITHMS, Arm, Reading
 
-Verdict = Literal["better", "worse", "not enough data", "no difference seen", "incomplete log"]
+Verdict = Literal[
+    "better", "worse", "was better", "was worse", "not enough data", "no difference seen", "incomplete log"
+]
+    "better", "worse", "was better", "was worse", "not enough data", "no difference seen", "incomplete log"
+]
 
 _DOUBTED_BELOW = 0.001
 """Shares less likely than that are told: most often something is wrong then, and not with the dice."""
@@ -22,7 +26,9 @@ _DOUBTED_BELOW = 0.001
 class Comparison:
     """A variant against the control. ``difference``, ``low`` and ``high`` are of means, or ratios less 1.
 
-    ``needed`` is how many more requests, keys or sessions of the two would establish what is seen, if it is true. Of a
+    ``needed`` is how many more requests, keys or sessions of the two would establish what is seen, if it is true.
+    ``strongest_at`` is after about how many of them the evidence was strongest, where it was once enough: from there the
+    verdict has its direction, and "was better", "was worse" say that all of them together do not show it any more. Of a
     log in which lines may be missing there is the difference alone.
     """
 
@@ -35,6 +41,7 @@ class Comparison:
     p_value: float | None
     verdict: Verdict
     needed: int | None
+    strongest_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +112,14 @@ def _described(name: str, evidence: Evidence, experiment: Experiment) -> Compari
 def _tested(name: str, evidence: Evidence, reading: Reading, alpha: float) -> Comparison:
     experiment = reading.experiment
     half = evidence.half_width(alpha)
-    needed = evidence.pairs_needed(alpha)
-    if evidence.p_value <= alpha:
-        verdict: Verdict = "better" if (evidence.mean < 0) is experiment.is_lower_better else "worse"
-        needed = None
-    else:
-        verdict = "not enough data" if needed is not None or not evidence.is_enough else "no difference seen"
+    needed = strongest_at = None
     seen = reading.arms[name].compared + reading.arms[experiment.control_name].compared
+    if evidence.p_value <= alpha:
+        verdict = _found(evidence, alpha, experiment)
+        strongest_at = round(evidence.strongest_at * seen / evidence.pairs)
+    else:
+        needed = evidence.pairs_needed(alpha)
+        verdict = "not enough data" if needed is not None or not evidence.is_enough else "no difference seen"
     more = None if needed is None else math.ceil(max(0, needed - evidence.pairs) * seen / evidence.pairs)
     return Comparison(
         name,
@@ -123,7 +131,16 @@ def _tested(name: str, evidence: Evidence, reading: Reading, alpha: float) -> Co
         evidence.p_value,
         verdict,
         more,
+        strongest_at,
     )
+
+
+def _found(evidence: Evidence, alpha: float, experiment: Experiment) -> Verdict:
+    """Return what was established: its direction is that of the strongest evidence, whatever the mean is by now."""
+    is_better = evidence.is_positive is not experiment.is_lower_better
+    if evidence.is_still_seen(alpha):
+        return "better" if is_better else "worse"
+    return "was better" if is_better else "was worse"
 
 
 def _shown(difference: float, experiment: Experiment) -> float:
@@ -162,13 +179,16 @@ def _remarks(experiment: Experiment, reading: Reading) -> list[str]:
 def words(comparison: Comparison, report: Report) -> str:
     """Return what a comparison comes to, in a sentence."""
     experiment = report.experiment
+    unit = {"key": "keys", "session": "sessions", None: "requests"}[experiment.sticky]
     if comparison.verdict in {"better", "worse"}:
         return f"{comparison.variant} is {comparison.verdict} than {experiment.control_name}"
+    if comparison.verdict in {"was better", "was worse"}:
+        established = f"{comparison.variant} {comparison.verdict} than {experiment.control_name}"
+        return f"{established}: established by about {comparison.strongest_at:,} {unit}, and no longer seen"
     if comparison.verdict == "incomplete log":
         return "no verdict: lines may be missing"
     if comparison.verdict == "no difference seen":
         return "no difference in sight"
-    unit = {"key": "keys", "session": "sessions", None: "requests"}[experiment.sticky]
     if comparison.needed is None:
         return f"not enough data yet: {comparison.differing} pairs that differ, the test needs {FIRST_PAIRS}"
     more = f"about {comparison.needed:,} more {unit} of the two" if comparison.needed else "a few more"
