@@ -15,8 +15,6 @@ from rolecall.insight.experiment_reading import AS_LOGARITHMS, Arm, Reading
 Verdict = Literal[
     "better", "worse", "was better", "was worse", "not enough data", "no difference seen", "incomplete log"
 ]
-    "better", "worse", "was better", "was worse", "not enough data", "no difference seen", "incomplete log"
-]
 
 _DOUBTED_BELOW = 0.001
 """Shares less likely than that are told: most often something is wrong then, and not with the dice."""
@@ -27,8 +25,8 @@ class Comparison:
     """A variant against the control. ``difference``, ``low`` and ``high`` are of means, or ratios less 1.
 
     ``needed`` is how many more requests, keys or sessions of the two would establish what is seen, if it is true.
-    ``strongest_at`` is after about how many of them the evidence was strongest, where it was once enough: from there the
-    verdict has its direction, and "was better", "was worse" say that all of them together do not show it any more. Of a
+    ``strongest_at`` is after about how many of them the evidence was strongest, where it was once enough: from there
+    the verdict has its direction, and "was better", "was worse" say that all together do not show it any more. Of a
     log in which lines may be missing there is the difference alone.
     """
 
