@@ -81,11 +81,7 @@ def test_a_difference_that_turns_round_does_not_turn_its_verdict_round() -> None
     early, late = (report(part, metric="duration_ms") for part in (lines[:600], lines))
     assert early.comparisons[0].verdict == "better"
     (comparison,) = late.comparisons
-    assert (comparison.verdict, comparison.needed, comparison.p_value) == (
-        "was better",
-        None,
-        early.comparisons[0].p_value,
-    )
+    assert (comparison.verdict, comparison.needed) == ("was better", None)
     assert (comparison.low or 0) < 0 < (comparison.high or 0)
     assert comparison.strongest_at is not None
     assert 400 < comparison.strongest_at <= 640
