@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.invoke import call, environment
+from cli.invoke import call, environment, rolecall
 from insight.written_lines import line
 
 
@@ -86,10 +86,13 @@ def test_less_and_more_data_is_asked_for(path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "named"),
     [
-        (("--since", "1h"), 1, "x-prompt-id"),
+        (("--since", "1h"), 1, "rolecall: no request with a prompt id matches\n"),
+        (("--prompt", "nobody"), 1, "rolecall: no request with a prompt id matches\n"),
         (("--since", "soon"), 2, "soon"),
         (("--json", "--markdown"), 2, "exclude"),
-        (("--html", "/nowhere/at/all.html"), 1, "rolecall: /nowhere/at/all.html: No such file"),
+        (("--json", "--html", "-"), 2, "--json and --html - exclude each other"),
+        (("--html", "/nowhere/at/all.html"), 1, "rolecall: cannot write /nowhere/at/all.html: No such file"),
+        (("--html", "/"), 1, "rolecall: cannot write /: Is a directory"),
     ],
 )
 def test_what_cannot_be_done_is_said(options: tuple[str, ...], code: int, named: str, path: Path) -> None:
@@ -97,6 +100,48 @@ def test_what_cannot_be_done_is_said(options: tuple[str, ...], code: int, named:
     result = call("report", "prompts", "--file", path, *options)
     assert (result.exit_code, result.stdout) == (code, "")
     assert named in result.stderr
+
+
+def test_a_log_without_prompt_ids(path: Path) -> None:
+    """Who sends none is told how they are named."""
+    path.write_bytes(line(1))
+    result = call("report", "prompts", "--file", path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "header x-prompt-id" in result.stderr
+
+
+def test_a_page_on_stdout(path: Path) -> None:
+    """A dash is stdout, and no file of that name."""
+    result = rolecall("report", "prompts", "--file", path, "--html", "-", cwd=path.parent)
+    assert result.stdout.startswith("<!doctype html>")
+    assert result.stdout.endswith("</html>\n")
+    assert "1 of 43 lines" in result.stderr
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_page_that_cannot_be_written(path: Path) -> None:
+    """A full disk behind --html is told, without a traceback; what is no file is not replaced by one."""
+    result = rolecall("report", "prompts", "--file", path, "--html", "/dev/full")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "rolecall: cannot write /dev/full: No space left on device\n"
+    assert Path("/dev/full").is_char_device()
+
+
+def test_the_last_page_outlives_one_that_cannot_be_written(path: Path, tmp_path: Path) -> None:
+    """The page of yesterday stays as it is when there is no room for that of today, and nothing is left beside it."""
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    page = folder / "report.html"
+    page.write_text("yesterday")
+    resource = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
+    argv = ["rolecall", "report", "prompts", "--file", str(path), "--html", str(page)]
+    code = f"{resource}; import sys; sys.argv = {argv!r}; from rolecall.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f"rolecall: cannot write {page}: File too large\n")
+    assert [(each.name, each.read_text()) for each in folder.iterdir()] == [("report.html", "yesterday")]
 
 
 def test_without_the_library_that_draws(path: Path, tmp_path: Path) -> None:

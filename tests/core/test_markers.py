@@ -50,8 +50,13 @@ def test_groups_are_found_at_the_beginning(text: str, found: list[str]) -> None:
 
 
 def test_no_text_is_no_answer_without_markers() -> None:
-    """Of an answer without any text nothing is said."""
+    """Of an answer without any text nothing is said; calls of tools are none, whatever an engine writes beside them."""
     assert MARKERS.found(opening()) is None
+    for content in ("", None):
+        answer = Answer(opening=Opening(40))
+        answer.read(said(content=content, tool_calls=[{"function": {"name": "get_weather", "arguments": "{}"}}]))
+        assert answer.opening is not None
+        assert MARKERS.found(answer.opening) is None
 
 
 def test_no_more_is_kept_than_is_looked_at() -> None:

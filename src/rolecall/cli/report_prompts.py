@@ -22,6 +22,9 @@ from rolecall.insight.prompt_report import Report, make_report, tables
 from rolecall.insight.report_html import html as as_html
 from rolecall.insight.report_markdown import markdown as as_markdown
 from rolecall.insight.report_words import period
+from rolecall.runtime.private_file import write_in_place
+
+STDOUT = Path("-")
 
 Time = Annotated[str | None, typer.Option(help="30s, 10m, 2h, 1d ago, or an ISO time.", metavar="TIME")]
 
@@ -35,7 +38,9 @@ def prompts(  # noqa: PLR0913 - one argument for each option
     least: Annotated[
         int, typer.Option("--least", min=1, help="Requests below which nothing is recommended.")
     ] = LEAST_REQUESTS,
-    html: Annotated[Path | None, typer.Option(help="Write a web page with plots to this file.", metavar="FILE")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a web page with plots to this file; - is stdout.", metavar="FILE")
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of tables.")] = False,
     as_json: AsJson = False,
     file: Annotated[Path | None, typer.Option(help="The log to read.", metavar="PATH", envvar=ENVVAR)] = None,
@@ -43,29 +48,36 @@ def prompts(  # noqa: PLR0913 - one argument for each option
     config_dir: ConfigDir = None,
 ) -> None:
     """Report on requests with a prompt id: success, speed, lengths, refusals, and the model that suits each prompt."""
-    one_at_most(json=as_json, markdown=markdown)
+    to_stdout = html == STDOUT
+    one_at_most(json=as_json, markdown=markdown, **{"html -": to_stdout})
     now = datetime.now().astimezone()
     begin, end = (
         parsed(option, lambda text: parse_since(text, now), given)
         for option, given in (("--since", since), ("--until", until))
     )
-    report = _report(
-        file or default_log_path(config_dir),
-        Conditions(model, None, prompt, None, None, begin, end),
-        least,
-        memory,
-        now,
-    )
+    wanted = Conditions(model, None, prompt, None, None, begin, end)
+    report = _report(file or default_log_path(config_dir), wanted, least, memory, now)
     if not report.figures:
         tell(report.tally)
-        fail(
-            "no request with a prompt id in that time: clients name theirs in metadata.prompt_id, "
-            "or in the header x-prompt-id"
-        )
-    if html is not None:
-        html.write_text(as_html(report), encoding="utf-8", errors="replace")
+        fail(_nothing(wanted))
+    page = None if html is None else as_html(report).encode("utf-8", "replace")
+    if html is not None and page is not None and not to_stdout:
+        _write(html, page)
     with ending_quietly():
-        _print(report, html, markdown=markdown, as_json=as_json)
+        if to_stdout:
+            typer.echo(page, nl=False)
+            tell(report.tally)
+        else:
+            _print(report, html, markdown=markdown, as_json=as_json)
+
+
+def _write(file: Path, page: bytes) -> None:
+    """Put the page in the place of an older one, whole or not at all."""
+    try:
+        file.absolute().parent.stat()  # a folder that is misspelt is not made
+        write_in_place(file, page)
+    except OSError as error:
+        fail(f"cannot write {file}: {error.strerror}")
 
 
 def _report(path: Path, wanted: Conditions, least: int, memory_mb: int, now: datetime) -> Report:
@@ -77,6 +89,12 @@ def _report(path: Path, wanted: Conditions, least: int, memory_mb: int, now: dat
             fail(missing(path))
         except QueryError as error:
             fail(str(error))
+
+
+def _nothing(wanted: Conditions) -> str:
+    if wanted != Conditions():
+        return "no request with a prompt id matches"
+    return "no request has a prompt id: clients name theirs in metadata.prompt_id, or in the header x-prompt-id"
 
 
 def _print(report: Report, page: Path | None, *, markdown: bool, as_json: bool) -> None:

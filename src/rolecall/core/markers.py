@@ -29,8 +29,8 @@ class Opening:
     refuses: bool = False
 
     def take(self, text: str) -> None:
-        """Take in a piece of the text."""
-        if self.left > 0:
+        """Take in a piece of the text; an empty one, as a whole answer has beside calls of tools, is none."""
+        if text and self.left > 0:
             self.parts.append(text[: self.left])
             self.left -= len(text)
 

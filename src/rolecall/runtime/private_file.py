@@ -22,15 +22,20 @@ def write_privately(path: Path, text: str) -> None:
 def write_in_place(path: Path, data: bytes) -> None:
     """Write a file in one step that keeps its mode, its owner and the symbolic links that lead to it.
 
-    A new one is like any other file of this user, or of the folder's if root writes it. Raises ``OSError``.
+    A new one is like any other file of this user, or of the folder's if root writes it. What is no regular file, such
+    as a device or a pipe, is written to as it is. Raises ``OSError``.
     """
-    path = path.resolve()
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
+        mode = path.stat().st_mode
     except FileNotFoundError:
+        path = path.resolve()
         path.parent.mkdir(parents=True, exist_ok=True)
-        mode = None
-    _replace(path, data, mode)
+        _replace(path, data, None)
+        return
+    if stat.S_ISREG(mode):
+        _replace(path.resolve(), data, stat.S_IMODE(mode))
+    else:
+        path.write_bytes(data)
 
 
 def _replace(path: Path, data: bytes, mode: int | None) -> None:
