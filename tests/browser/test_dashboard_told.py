@@ -331,21 +331,83 @@ def test_who_goes_away_holds_no_stream(page: Page, told: Told, address: str) -> 
 
 
 def test_a_click_asks_the_server(page: Page, told: Told, address: str) -> None:
-    """Load, unload, pin and stop are one request each; a model that answers is unloaded only after a question."""
+    """Load, unload, pin and stop are one request each."""
     open_view(page, f"{address}/ui")
     page.click("[data-model='florence-2'] [data-act='load']")
     page.wait(lambda: told.posts == ["/v1/models/florence-2/load"])
     page.click("[data-model='llama-3.2-3b'] [data-act='pin']")
     page.wait(lambda: told.posts[-1] == "/v1/models/llama-3.2-3b/unpin")
-    page.click("[data-model='qwen3-vl-8b'] [data-act='unload']")
-    alert = page.driver.switch_to.alert
-    assert "answering 2 requests" in alert.text
-    alert.dismiss()
-    assert len(told.posts) == 2
     page.click("[data-request='req_live3'] button")
     page.wait(lambda: told.posts[-1] == "/v1/requests/req_live3/cancel")
     assert "stopping" in page.text("[data-request='req_live3']")
     assert not page.find("[data-request='req_live3'] button").is_enabled()
+
+
+@pytest.mark.parametrize(
+    ("state", "answering", "waits", "words"),
+    [
+        ("ready", 2, 0, "alpha is answering 2 requests. Unload it all the same?"),
+        (
+            "ready",
+            1,
+            1,
+            "alpha is answering 1 request. 1 request waits for alpha and will have it loaded again. Unload",
+        ),
+        ("starting", 0, 2, "2 requests wait for alpha and will have it loaded again. Unload it all the same?"),
+        ("starting", 0, 0, None),
+    ],
+)
+def test_unloading_what_is_in_use(page: Page, state: str, answering: int, waits: int, words: str | None) -> None:
+    """Who unloads a model that answers, or that requests wait for, is asked first; a load by hand is given up."""
+    by_hand = scenes.waiting(None, "alpha", None, 1, 1, state, 3.0) | {"purpose": "hand"}
+    row = model("alpha", state, in_flight=answering, waiting=waits + 1)
+    told = Told(snapshot(models=[row, model("beta", "ready")], queue=[by_hand]))
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        page.click("[data-model='alpha'] [data-act='unload']")
+        if words:
+            alert = page.driver.switch_to.alert
+            assert words in alert.text
+            alert.dismiss()
+        page.click("[data-model='beta'] [data-act='unload']")
+        page.wait(lambda: "/v1/models/beta/unload" in told.posts)
+        assert ("/v1/models/alpha/unload" in told.posts) is (words is None)
+
+
+def test_who_waits_for_a_load(page: Page) -> None:
+    """A request is told apart from a load by hand and from one at the start of the server."""
+    rows = [scenes.waiting(id_, "alpha", None, 1, 1, "starting", 3.0) for id_ in ("req_1", None, None)]
+    rows = [row | {"purpose": why} for row, why in zip(rows, ("request", "hand", "preload"), strict=True)]
+    with telling(Told(snapshot(models=[model("alpha", "starting")], queue=rows))) as url:
+        open_view(page, f"{url}/ui")
+        assert page.texts("#queue td:first-child") == ["alpha", "alpha loaded by hand", "alpha loaded at the start"]
+
+
+def test_how_many_are_loaded(page: Page) -> None:
+    """Those that can answer, asleep or not; one that loads is counted by itself, and left out of "Loaded only"."""
+    states = ("ready", "sleeping", "starting", "stopping", "stopped", "failed")
+    rows = [model(f"{state}-{number}", state) for number in (1, 2) for state in states]
+    with telling(Told(snapshot(models=rows))) as url:
+        open_view(page, f"{url}/ui")
+        page.click(".tools input[type='checkbox']")
+        page.wait(lambda: page.texts(".model h3") == ["ready-1", "sleeping-1", "ready-2", "sleeping-2"])
+        assert page.text("#models-title") == "Models 4 of 12 loaded, 2 loading"
+
+
+def test_nothing_written_yet(page: Page) -> None:
+    """A request that waits or is read has no tokens to tell; when none writes the speed of all is 0."""
+    rows = [
+        live_row(n, "alpha", state=state, ttft_ms=None, tokens=0, tokens_per_second=None)
+        for n, state in enumerate(("waiting", "loading", "answering"))
+    ]
+    told = Told(snapshot(live=rows))
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        assert page.texts("#live td:nth-child(5)") == ["–"] * 3
+        assert page.text("[data-total='speed']") == "0"
+        told.tell({"type": "live", "active": 0, "data": []})
+        page.until("#view", "No request is being served.")
+        assert page.text("[data-total='speed']") == "0"
 
 
 def test_a_press_holds_no_connection(page: Page, told: Told, address: str) -> None:

@@ -206,13 +206,18 @@ def test_who_was_to_go_and_is_pinned_stays() -> None:
 
 
 def test_the_queue_can_be_looked_at() -> None:
-    """Who waits for what, since when, and the place in that queue; the oldest first."""
+    """Who waits for what, what for, since when, and the place in that queue; the oldest first."""
     bench = Telling(spec("a"), spec("b", role_priority={"r": 1}))
     bench.post(ask(1, "a"))
     bench.post(ask(2, "a"), at=1)
-    bench.post(ask(3, "b", role="r"), at=2)
-    seen = [(w.waiter, w.model, w.role, w.since, w.place) for w in bench.scheduler.queue()]
-    assert seen == [(1, "a", None, 0, 1), (2, "a", None, 1, 2), (3, "b", "r", 2, 1)]
+    bench.post(ask(3, "b", role="r"), Arrived(4, Demand(), ("b",), "preload"), at=2)
+    seen = [(w.waiter, w.model, w.role, w.purpose, w.since, w.place) for w in bench.scheduler.queue()]
+    assert seen == [
+        (1, "a", None, "request", 0, 1),
+        (2, "a", None, "request", 1, 2),
+        (3, "b", "r", "request", 2, 1),
+        (4, "b", None, "preload", 2, 2),
+    ]
 
 
 def test_a_pinned_model_may_be_unloaded_by_hand() -> None:

@@ -164,13 +164,28 @@ def test_a_waiting_request_is_stopped_by_hand(tmp_path: Path) -> None:
             snapshot = next(read_events(feed.iter_lines()))
         (row,) = snapshot["live"]["data"]
         assert (row["state"], row["model"]) == ("loading", "slow")
-        assert snapshot["queue"]["data"][0]["request_id"] == row["request_id"]
+        (waits,) = snapshot["queue"]["data"]
+        assert (waits["request_id"], waits["purpose"]) == (row["request_id"], "request")
         told = server.get(f"/v1/requests/{row['request_id']}")
         assert (told["state"], told["line"]["requested_model"], told["line"]["status"]) == ("loading", "slow", None)
         assert server.http.post(f"/v1/requests/{row['request_id']}/cancel").status_code == 200
         asking.join(10)
         assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (400, "request_cancelled")
         server.await_waiting(0)
+
+
+def test_a_load_that_is_waited_for_says_what_for(tmp_path: Path) -> None:
+    """One at the start of the server is told apart from one by hand; neither is a request."""
+    with Rolecall(tmp_path, [fake_entry("slow", "--load-s=20", preload=True)]) as server:
+        server.await_waiting(1)
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/v1/models/slow/load", timeout=0.5)
+        with server.http.stream("GET", "/v1/events") as feed:
+            snapshot = next(read_events(feed.iter_lines()))
+    assert [(row["request_id"], row["purpose"]) for row in snapshot["queue"]["data"]] == [
+        (None, "preload"),
+        (None, "hand"),
+    ]
 
 
 # -- pinning

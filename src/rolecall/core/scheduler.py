@@ -123,7 +123,7 @@ class Scheduler(Policy):
         """Return all that wait, the oldest first."""
         places = {waiter: place for slot in self._slots.values() for place, waiter in enumerate(slot.queue, 1)}
         return [
-            Waiting(waiter.id, waiter.model, waiter.demand.role, waiter.arrived, places[waiter.id])
+            Waiting(waiter.id, waiter.model, waiter.demand.role, waiter.purpose, waiter.arrived, places[waiter.id])
             for waiter in self._waiters.values()
         ]
 

@@ -51,11 +51,12 @@ class Waiter:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A waiter for those who look: since when (s) it waits, for which model, and its place in the queue of that."""
+    """A waiter for those who look: for which model it waits, what for, since when (s), and its place among those."""
 
     waiter: int
     model: str
     role: str | None
+    purpose: Purpose
     since: float
     place: int
 

@@ -170,6 +170,7 @@ class Sections:
                 "request_id": ids.get(each.waiter),
                 "model": each.model,
                 "role": each.role,
+                "purpose": each.purpose,
                 "waiting_since": timestamp(epoch + each.since),
                 "position": each.place,
                 "state": rows[each.model].model.state.value,

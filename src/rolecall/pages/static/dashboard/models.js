@@ -20,11 +20,12 @@ const MANY = 8;
  */
 export function modelsPanel(store, acts, wish) {
   const shown = store.models.filter((row) => isMeant(row, wish));
-  const loaded = store.models.filter((row) => ["ready", "starting", "sleeping"].includes(row.state)).length;
+  const coming = store.models.filter((row) => row.state === "starting").length;
   return html`
     <section class="panel flush" aria-labelledby="models-title">
       <div class="panel-head">
-        <h2 id="models-title">Models <span class="soft">${loaded} of ${store.models.length} loaded</span></h2>
+        <h2 id="models-title">Models <span class="soft">${store.models.filter(isLoaded).length} of ${store.models.length} loaded${
+          coming ? `, ${coming} loading` : ""}</span></h2>
         ${store.models.length > MANY || wish.text || wish.loaded ? search(acts, wish) : nothing}
       </div>
       <ul class="models" aria-labelledby="models-title">
@@ -36,9 +37,11 @@ export function modelsPanel(store, acts, wish) {
   `;
 }
 
+const isLoaded = (row) => row.state === "ready" || row.state === "sleeping";
+
 function isMeant(row, { text, loaded }) {
   const words = `${row.model} ${row.display_name ?? ""} ${Object.keys(row.roles).join(" ")}`.toLowerCase();
-  return words.includes(text.trim().toLowerCase()) && !(loaded && row.state === "stopped");
+  return words.includes(text.trim().toLowerCase()) && (!loaded || isLoaded(row));
 }
 
 function search(acts, wish) {
@@ -122,15 +125,14 @@ function work(row) {
     row.in_flight ? `${row.in_flight} answering` : "",
     row.waiting ? `${row.waiting} waiting` : "",
   ].filter(Boolean);
-  const isUp = row.state === "ready" || row.state === "sleeping";
-  return words.length ? words.join(" · ") : isUp ? html`<span class="soft">idle</span>` : nothing;
+  return words.length ? words.join(" · ") : isLoaded(row) ? html`<span class="soft">idle</span>` : nothing;
 }
 
 function buttons(row, acts) {
   if (!row.managed) {
     return nothing; // somebody else runs it
   }
-  const isUp = ["ready", "sleeping", "starting"].includes(row.state);
+  const isUp = isLoaded(row) || row.state === "starting";
   const isEnding = row.state === "stopping"; // a button that is disabled loses the focus
   const [act, verb] = isUp ? ["unload", "Unload"] : ["load", "Load"]; // one button, which keeps the focus
   return html`

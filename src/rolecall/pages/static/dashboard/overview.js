@@ -1,6 +1,6 @@
 // The dashboard itself: what runs now.
 
-import { Refusal, ask, at } from "../shared.js";
+import { Refusal, ask, at, plural } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
 import { count, epoch, millis, moment, rate, span } from "./format.js";
 import { memoryPanel } from "./memory.js";
@@ -70,8 +70,8 @@ export class Overview {
   }
 
   async unload(row) {
-    const words = `${row.model} is answering ${row.in_flight === 1 ? "a request" : `${row.in_flight} requests`}. Unload it all the same?`;
-    if (!row.in_flight || confirm(words)) {
+    const doubts = against(row, this.app.store);
+    if (!doubts.length || confirm([...doubts, "Unload it all the same?"].join(" "))) {
       await this.begin(row, "unload");
     }
   }
@@ -95,6 +95,16 @@ export class Overview {
   }
 }
 
+/** What speaks against unloading a model. Who waits only for its being loaded does not: that is given up with it. */
+function against({ model, in_flight: answering, waiting }, store) {
+  const loads = store.queue.data.filter((row) => row.model === model && row.purpose !== "request").length;
+  const asking = waiting - loads;
+  return [
+    answering ? `${model} is answering ${plural(answering, "request")}.` : "",
+    asking > 0 ? `${plural(asking, "request")} ${asking === 1 ? "waits" : "wait"} for ${model} and will have it loaded again.` : "",
+  ].filter(Boolean);
+}
+
 function about(store) {
   const { profile, version, started_at: started } = store.server;
   return [
@@ -114,7 +124,7 @@ function figures(store) {
   const rows = [
     ["active", "being served", count(live.active)],
     ["waiting", "waiting", count(queue.waiting)],
-    ["speed", "tokens/s now", live.data.length ? rate(speed) : "0"],
+    ["speed", "tokens/s now", speed ? rate(speed) : "0"],
     ["requests", "requests", count(totals.requests)],
     ["errors", "errors", count(totals.errors)],
     ["completion_tokens", "tokens written", count(totals.completion_tokens)],

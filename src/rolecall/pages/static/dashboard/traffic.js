@@ -6,6 +6,7 @@ import { NONE, count, epoch, millis, rate, span } from "./format.js";
 import { figure, who } from "./lines.js";
 
 const STATES = { waiting: "waiting", loading: "loading", answering: "answering" };
+const LOADED = { hand: "loaded by hand", preload: "loaded at the start" };
 
 /** @param {import("./store.js").Store} store */
 export function livePanel(store, acts) {
@@ -56,7 +57,7 @@ function liveRow(store, row, acts) {
         isStopped ? "stopping" : row.state === "answering" && row.ttft_ms === null && row.stream ? "reading" : STATES[row.state]}</td>
       ${figure("time", span((store.now() - epoch(row.started)) / 1000))}
       ${figure("TTFT", millis(row.ttft_ms))}
-      ${figure("tokens", count(row.tokens))}
+      ${figure("tokens", count(row.tokens || null))}
       ${figure("tokens/s", rate(row.tokens_per_second))}
       <td role="cell" class="end"><button type="button" class="small" data-act="stop" ?disabled=${isStopped}
         aria-label=${`Stop the request to ${name}`} @click=${() => acts.stop(row)}>Stop</button></td>
@@ -100,7 +101,7 @@ function queueTable(store, data) {
 
 function queueRow(store, row) {
   const eta = row.eta_s === null ? (row.state === "ready" ? "when it is free" : NONE) : span(row.eta_s);
-  const words = row.request_id === null ? "loaded by hand" : row.role ? `role ${row.role}` : "";
+  const words = LOADED[row.purpose] ?? (row.role ? `role ${row.role}` : "");
   return html`
     <tr role="row" data-request=${row.request_id ?? ""}>
       ${who(row.model, words)}

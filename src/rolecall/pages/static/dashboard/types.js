@@ -14,13 +14,13 @@
  *   load_eta_s: number|null, failures: number, retry_at: string|null, error: string|null}} Model
  */
 /**
- * @typedef {{request_id: string|null, model: string, role: string|null, waiting_since: string, position: number,
+ * @typedef {{request_id: string|null, model: string, role: string|null, purpose: "request"|"hand"|"preload", waiting_since: string, position: number,
  *   state: string, eta_s: number|null}} Waiting
  */
 /**
  * @typedef {{request_id: string, endpoint: string, model: string|null, requested_model: string, role: string|null,
  *   key: string|null, client: string, stream: boolean, images: number, started: string,
- *   state: "waiting"|"loading"|"answering", ttft_ms: number|null, tokens: number|null, tokens_estimated: boolean,
+ *   state: "waiting"|"loading"|"answering", ttft_ms: number|null, tokens: number, tokens_estimated: boolean,
  *   tokens_per_second: number|null}} Live
  */
 /** @typedef {{ts: string, model: string, event: string, seconds: number|null, reason: string|null}} Entry */
