@@ -128,12 +128,64 @@ def test_prompts_become_messages() -> None:
         "role": "user",
         "parts": [{"type": "text", "content": "x" * MAX_TEXT}, {"type": "image_url"}],
     }
-    assert json.loads(content.output) == [
-        {"role": "assistant", "parts": [{"type": "text", "content": "y"}], "finish_reason": "length"}
+    assert json.loads(content.output) == [{"role": "assistant", "parts": [{"type": "text", "content": "y"}]}]
+
+
+CALL = {"type": "tool_call", "id": "c1", "name": "weather", "arguments": '{"in": "Paris"}'}
+RESULT = {"type": "tool_call_response", "id": "c1", "response": "rainy"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"in": "Paris"}'}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "c1", "content": "rainy"},
+        ],
+        [
+            {
+                "role": "assistant",
+                "content": [{"type": "tool_use", "id": "c1", "name": "weather", "input": {"in": "Paris"}}],
+            },
+            {"role": "tool", "content": [{"type": "text", "text": "rainy"}], "tool_call_id": "c1"},
+        ],
+        [
+            {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"in": "Paris"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": "rainy"},
+        ],
+    ],
+    ids=["chat completions", "messages", "responses"],
+)
+def test_calls_of_tools_and_their_results_are_parts(prompt: list[Any]) -> None:
+    """However the endpoint has them in its requests."""
+    assert json.loads(content_of({"prompt": prompt}).input) == [
+        {"role": "assistant", "parts": [CALL]},
+        {"role": "tool", "parts": [RESULT]},
     ]
 
 
-@pytest.mark.parametrize("prompt", ["text", ["one", "two"], None, [{"role": 1}], [7], "\ud800"])
+def test_a_result_among_the_parts_of_a_user() -> None:
+    """As /v1/messages has it: it stays the user's message."""
+    part = {
+        "type": "tool_result",
+        "tool_use_id": "c1",
+        "content": [{"type": "text", "text": "rainy"}, {"type": "image"}],
+    }
+    assert json.loads(content_of({"prompt": [{"role": "user", "content": [part]}]}).input) == [
+        {"role": "user", "parts": [RESULT]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["text", ["one", "two"], None, [{"role": 1}], [7], "\ud800", [{"tool_calls": 7}], [{"tool_calls": [7, {}]}]],
+)
 def test_any_prompt_becomes_something(prompt: Any) -> None:
     """Whatever a client sent as its prompt, it is JSON that protobuf takes."""
     content = content_of({"prompt": prompt, "response": None})

@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,26 @@ def test_other_endpoints_have_their_operations(traced: Rolecall, receiver: Recei
     assert client.attributes["gen_ai.operation.name"] == "embeddings"
 
 
+def test_the_prompt_is_named(traced: Rolecall, receiver: Receiver) -> None:
+    """As the conventions have it; what is not streamed says nothing of streams."""
+    headers = {"x-prompt-id": "caption", "x-prompt-version": "v2"}
+    _, client = spans_of(receiver, traced.line_of(ask(traced, "m", headers))["trace_id"], 2)
+    assert (client.attributes["gen_ai.prompt.name"], client.attributes["gen_ai.prompt.version"]) == ("caption", "v2")
+    assert "gen_ai.request.stream" not in client.attributes
+
+
+def test_an_answer_that_breaks_off_has_ended_with_an_error(traced: Rolecall, receiver: Receiver) -> None:
+    """The reason that it should have had is `error`, which is no reason of embeddings."""
+    with traced.stream("m", CANARY, fake={"drop_after_tokens": 1}) as answer, suppress(httpx.HTTPError):
+        answer.read()
+    _, client = spans_of(receiver, traced.line_of(answer)["trace_id"], 2)
+    assert client.attributes["gen_ai.response.finish_reasons"] == ["error"]
+    answer = traced.http.post("/v1/embeddings", json={"model": "m", "input": "x", "fake": {"error_status": 500}})
+    _, client = spans_of(receiver, traced.line_of(answer)["trace_id"], 2)
+    assert client.is_error
+    assert "gen_ai.response.finish_reasons" not in client.attributes
+
+
 def test_the_last_spans_are_sent_at_the_end(tmp_path: Path, receiver: Receiver) -> None:
     """What was served right before the end is not lost; a name given to the service is taken."""
     variables = environ(receiver, OTEL_BSP_SCHEDULE_DELAY="60000", OTEL_SERVICE_NAME="mine")
@@ -211,9 +232,7 @@ def test_prompts_are_in_spans_only_where_they_are_logged(tmp_path: Path, receive
         client = spans_of(receiver, line["trace_id"], 2)[-1]
     asked, answered = (json.loads(client.attributes[f"gen_ai.{way}.messages"]) for way in ("input", "output"))
     assert asked == [{"role": "user", "parts": [{"type": "text", "content": CANARY}]}]
-    assert answered == [
-        {"role": "assistant", "parts": [{"type": "text", "content": line["response"]}], "finish_reason": "stop"}
-    ]
+    assert answered == [{"role": "assistant", "parts": [{"type": "text", "content": line["response"]}]}]
 
 
 def test_a_sampler_of_the_environment_is_asked(tmp_path: Path, receiver: Receiver) -> None:
@@ -307,6 +326,14 @@ def test_two_parents_are_none(silent: Rolecall) -> None:
         ),
         ({"OTEL_BSP_MAX_QUEUE_SIZE": "0"}, "OTEL_BSP_MAX_QUEUE_SIZE: '0' is no whole number above 0"),
         ({"OTEL_BSP_SCHEDULE_DELAY": "-1"}, "OTEL_BSP_SCHEDULE_DELAY: '-1' is no whole number above 0"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_TIMEOUT": "-1"},
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT: '-1' is no number of seconds",
+        ),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "abc"}, "OTEL_EXPORTER_OTLP_TIMEOUT: 'abc' is no number of seconds"),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zip"}, "OTEL_EXPORTER_OTLP_COMPRESSION: 'zip' is none of none, gzip"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": CANARY}, "OTEL_EXPORTER_OTLP_HEADERS: it is no list of name=value"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "a=b,c"}, "OTEL_RESOURCE_ATTRIBUTES: it is no list of name=value"),
         ({"OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "x"}, "OpenTelemetry's variables (OTEL_…) cannot be used: "),
     ],
 )
@@ -316,6 +343,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path, variables: dict[str, str],
     assert done.returncode != 0
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+    assert CANARY not in done.stderr
 
 
 def test_without_the_extra_the_way_out_is_told(tmp_path: Path) -> None:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os.path
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from rolecall.errors import ConfigurationError
 
 MOST_WAITING = 5000
-_EXPORTER = "OTEL_TRACES_EXPORTER"
-_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-_FILES = tuple(
-    f"OTEL_EXPORTER_OTLP_{signal}{kind}"
-    for signal in ("TRACES_", "")
-    for kind in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
-)
+_EXPORTER, _ATTRIBUTES = "OTEL_TRACES_EXPORTER", "OTEL_RESOURCE_ATTRIBUTES"
+_OTLP = ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_")
+"""What the exporter's variables begin with; the former goes before the latter."""
+
+_COMPRESSIONS = ("none", "gzip", "deflate")
+_PAIR = re.compile(r"[^\s\"(),/:;<=>?@\[\\\]{}]+[ \t]*=[ \t!#-+\--:<-\[\]-~]*", re.ASCII)
+"""A name and a value as the exporter takes them; what else there is it would leave out."""
+
 _SAMPLER, _RATIO = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _KNOWN_SAMPLERS = (*_SAMPLERS, *(f"parentbased_{name}" for name in _SAMPLERS))
@@ -48,7 +49,7 @@ def sending_of(environ: Mapping[str, str]) -> Sending:
             f"{_EXPORTER}: rolecall sends traces over otlp, not {exporter!r}; unset it, or set none"
         )
     _check_protocol(environ)
-    _check_endpoints(environ)
+    _check_exporter(environ)
     _check_sampler(environ)
     return Sending(
         batch=_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512),
@@ -61,22 +62,31 @@ def _given(environ: Mapping[str, str], name: str) -> str:
     return environ.get(name, "").strip()
 
 
+def _exporters(environ: Mapping[str, str], *kinds: str) -> Iterator[tuple[str, str]]:
+    """Yield those of the exporter's variables that are set, with their values."""
+    for kind in kinds:
+        for name in (start + kind for start in _OTLP):
+            if given := _given(environ, name):
+                yield name, given
+
+
 def _check_protocol(environ: Mapping[str, str]) -> None:
-    name = next((name for name in _PROTOCOLS if _given(environ, name)), None)
-    if name is not None and _given(environ, name) != "http/protobuf":
+    for name, given in _exporters(environ, "PROTOCOL"):
+        if given == "http/protobuf":
+            return
         raise ConfigurationError(
-            f"{name}: rolecall sends traces over http/protobuf, not {_given(environ, name)!r}; unset it, and point "
+            f"{name}: rolecall sends traces over http/protobuf, not {given!r}; unset it, and point "
             "OTEL_EXPORTER_OTLP_ENDPOINT to the collector's port for HTTP (4318 by default)"
         )
 
 
-def _check_endpoints(environ: Mapping[str, str]) -> None:
-    for name in _ENDPOINTS:
-        if (given := _given(environ, name)) and not _is_url(given):
-            raise ConfigurationError(f"{name}: it is no URL such as http://127.0.0.1:4318")
-    for name in _FILES:
-        if (given := _given(environ, name)) and not Path(given).is_file():
-            raise ConfigurationError(f"{name}: there is no file {given}")
+def _check_exporter(environ: Mapping[str, str]) -> None:
+    for kind, is_right, why in _RULES:
+        for name, given in _exporters(environ, kind):
+            if not is_right(given):
+                raise ConfigurationError(f"{name}: {why.format(given)}")
+    if not _are_pairs(_given(environ, _ATTRIBUTES)):
+        raise ConfigurationError(f"{_ATTRIBUTES}: {_NO_PAIRS}")
 
 
 def _is_url(text: str) -> bool:
@@ -87,17 +97,38 @@ def _is_url(text: str) -> bool:
         return False
 
 
+def _is_timeout(text: str) -> bool:
+    return _is_between(text, 0.001, 86_400)
+
+
+def _are_pairs(text: str) -> bool:
+    return all(_PAIR.fullmatch(part) for each in text.split(",") if (part := each.strip()))
+
+
+_NO_PAIRS = "it is no list of name=value, with commas between them"
+_RULES: tuple[tuple[str, Callable[[str], bool], str], ...] = (
+    ("ENDPOINT", _is_url, "it is no URL such as http://127.0.0.1:4318"),
+    ("CERTIFICATE", os.path.isfile, "there is no file {}"),
+    ("CLIENT_KEY", os.path.isfile, "there is no file {}"),
+    ("CLIENT_CERTIFICATE", os.path.isfile, "there is no file {}"),
+    ("TIMEOUT", _is_timeout, "{!r} is no number of seconds from 0.001 to 86400"),
+    ("COMPRESSION", lambda text: text.lower() in _COMPRESSIONS, f"{{!r}} is none of {', '.join(_COMPRESSIONS)}"),
+    ("HEADERS", _are_pairs, _NO_PAIRS),  # which may be a key, and is not repeated
+)
+"""The exporter's variables by the end of their names, what is right, and what is said of the others."""
+
+
 def _check_sampler(environ: Mapping[str, str]) -> None:
     sampler, ratio = _given(environ, _SAMPLER).lower(), _given(environ, _RATIO)
     if sampler and sampler not in _KNOWN_SAMPLERS:
         raise ConfigurationError(f"{_SAMPLER}: {sampler!r} is none of {', '.join(_KNOWN_SAMPLERS)}")
-    if sampler.endswith("traceidratio") and ratio and not _is_ratio(ratio):
+    if sampler.endswith("traceidratio") and ratio and not _is_between(ratio, 0, 1):
         raise ConfigurationError(f"{_RATIO}: {ratio!r} is no number from 0 to 1")
 
 
-def _is_ratio(text: str) -> bool:
+def _is_between(text: str, least: float, most: float) -> bool:
     try:
-        return 0 <= float(text) <= 1
+        return least <= float(text) <= most
     except ValueError:
         return False
 

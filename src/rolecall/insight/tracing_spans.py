@@ -181,7 +181,6 @@ def _of_server(line: Mapping[str, Any]) -> Attributes:
             "client.address": client,
             "user_agent.original": agent,
             "error.type": _error_type(line),
-            "gen_ai.operation.name": _operation(line),
             "gen_ai.request.model": line["requested_model"],
             "gen_ai.response.model": line["model"],
             "rolecall.request_id": line["request_id"],
@@ -189,8 +188,6 @@ def _of_server(line: Mapping[str, Any]) -> Attributes:
             "rolecall.role_selector": line["role_selector"],
             "rolecall.key": line["key"],
             "rolecall.profile": line["profile"],
-            "rolecall.prompt_id": line["prompt_id"],
-            "rolecall.prompt_version": line["prompt_version"],
         }
     )
 
@@ -201,15 +198,24 @@ def _of_client(line: Mapping[str, Any]) -> Attributes:
             "gen_ai.operation.name": _operation(line),
             "gen_ai.provider.name": line["backend"],
             "gen_ai.request.model": line["model"],
-            "gen_ai.request.stream": line["stream"],
+            "gen_ai.request.stream": line["stream"] or None,
+            "gen_ai.prompt.name": line["prompt_id"],
+            "gen_ai.prompt.version": line["prompt_version"] if line["prompt_id"] else None,
             "gen_ai.response.model": line["model"],
-            "gen_ai.response.finish_reasons": [line["finish_reason"]] if line["finish_reason"] else None,
+            "gen_ai.response.finish_reasons": _finish_reasons(line),
             "gen_ai.usage.input_tokens": line["prompt_tokens"],
             "gen_ai.usage.output_tokens": line["completion_tokens"],
             "gen_ai.usage.reasoning.output_tokens": line["reasoning_tokens"],
             "error.type": _error_type(line),
         }
     )
+
+
+def _finish_reasons(line: Mapping[str, Any]) -> list[str] | None:
+    """Return why the model stopped; an answer that was to have a reason, and broke off before it, has `error`."""
+    if line["finish_reason"]:
+        return [line["finish_reason"]]
+    return ["error"] if line["error"] and _operation(line) in {"chat", "text_completion"} else None
 
 
 def _error_type(line: Mapping[str, Any]) -> str | None:
