@@ -81,6 +81,46 @@ def test_stats_take_the_filters_of_the_list(path: Path) -> None:
     assert requests("--since", "1h") == 0
 
 
+@pytest.mark.parametrize("form", [(), ("--json",), ("--csv",), ("--by", "")])
+def test_stats_that_no_request_matches_end_as_the_list_does(form: tuple[str, ...], path: Path) -> None:
+    """What matches nothing is told, with the status that the list and the report have for it."""
+    for pattern in ("nobody", "[z-a]*"):
+        result = call("logs", "stats", "--file", path, "--model", pattern, *form)
+        assert (result.exit_code, result.stderr.split()[-1]) == (1, "matches")
+        assert call("logs", "--file", path, "--model", pattern).exit_code == 1
+    path.write_bytes(b"")
+    assert "no request in" in call("logs", "stats", "--file", path, *form).stderr
+
+
+def test_a_name_with_brackets_is_found_by_itself(path: Path) -> None:
+    """A name that is a pattern, too, stands for itself as it does for the list."""
+    path.write_bytes(line(1, model="m[1]", prompt_id="[v2] caption") + line(2, model="m1"))
+    for options in (("--model", "m[1]"), ("--prompt", "[v2] caption")):
+        found = json.loads(call("logs", "stats", "--file", path, *options, "--by", "model", "--json").stdout)
+        assert "m[1]" in [row["model"] for row in found]
+
+
+def test_numbers_that_nothing_can_measure_cost_no_figure(path: Path) -> None:
+    """Values that no sum could hold are unknown and told, and the report has its figures, too."""
+    huge = {"prompt_tokens": 9 * 10**18, "images": 9 * 10**18, "load_ms": 1.7e308, "prompt_id": "caption"}
+    path.write_bytes(path.read_bytes() + lines(*range(30), completion_tokens=10**15, **huge))
+    result = call("logs", "stats", "--file", path)
+    assert result.exit_code == 0, result.output
+    assert ["qwen3-vl", "2", "0", "200"] in [row.split()[:4] for row in result.stdout.splitlines()]
+    assert "30 lines have a value of a wrong kind" in result.stderr
+    found = json.loads(call("report", "prompts", "--file", path, "--json").stdout)
+    assert [(row["prompt_tokens"], row["completion_tokens"]) for row in found["figures"]] == [(None, 30 * 10**15)]
+
+
+def test_sums_beyond_64_bits_are_whole(path: Path) -> None:
+    """Each number can be measured, their sum has no bound."""
+    path.write_bytes(lines(*range(9300), completion_tokens=10**15, images=10**15, prompt_id="caption"))
+    (row,) = json.loads(call("logs", "stats", "--file", path, "--json").stdout)
+    assert row["completion_tokens"] == 9300 * 10**15
+    (row,) = json.loads(call("report", "prompts", "--file", path, "--json").stdout)["figures"]
+    assert row["images"] == row["completion_tokens"] == 9300 * 10**15
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

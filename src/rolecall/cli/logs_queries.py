@@ -76,6 +76,8 @@ def stats(  # noqa: PLR0913 - one argument for each option
         else:
             print_rows_table(columns, [[_rounded(row) for row in values]], _HEADS)
         tell(database.tally)
+    if not any(row["requests"] for row in rows):
+        fail(f"no request in {path.absolute()}" + (" matches" if wanted != Conditions() else ""))
 
 
 def query(  # noqa: PLR0913 - one argument for each option

@@ -13,6 +13,8 @@ from typing import Any, get_args, get_type_hints
 
 from rolecall.gateway.recorder import RequestLine
 
+_MOST = 10**15
+"""No tokens, bytes or milliseconds (30,000 years) are more."""
 _TYPES: dict[Any, str] = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", bool: "BOOLEAN", list[str]: "VARCHAR[]"}
 
 
@@ -51,8 +53,8 @@ def typed(name: str) -> str:
     if kind == "VARCHAR[]":
         return f"TRY_CAST(TRY_CAST({text} AS JSON) AS VARCHAR[])"
     value = f"TRY_CAST({text} AS {kind})"
-    if kind == "DOUBLE":  # NaN and Infinity are no JSON, but are read; one of them would make every sum its own
-        return f"CASE WHEN isfinite({value}) THEN {value} END"
+    if kind in {"BIGINT", "DOUBLE"}:  # NaN is no number; what nothing can measure would be all of a sum
+        return f"CASE WHEN {value} BETWEEN -{_MOST} AND {_MOST} THEN {value} END"
     if name == "ts":  # what Python can hold, too
         return f"CASE WHEN {value} BETWEEN TIMESTAMPTZ '1970-01-01' AND TIMESTAMPTZ '9999-01-01' THEN {value} END"
     return value

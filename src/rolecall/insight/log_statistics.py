@@ -31,8 +31,8 @@ IS_OK = "(coalesce(status < 400, false) AND coalesce(error, '') = '')"
 FIGURES = {
     "requests": "count(*)",
     "errors": f"count(*) FILTER (NOT {IS_OK})",
-    "prompt_tokens": "sum(prompt_tokens)::BIGINT",
-    "completion_tokens": "sum(completion_tokens)::BIGINT",
+    "prompt_tokens": "sum(prompt_tokens)",
+    "completion_tokens": "sum(completion_tokens)",
     "ttft_ms_p50": "quantile_cont(ttft_ms, 0.5)",
     "ttft_ms_p95": "quantile_cont(ttft_ms, 0.95)",
     "duration_ms_p50": "quantile_cont(duration_ms, 0.5)",
@@ -67,8 +67,9 @@ class Conditions:
             (("key",), self.key),
         ):
             if pattern is not None:
-                found.append(" OR ".join(f"coalesce(regexp_full_match({name}, ?, 's'), false)" for name in columns))
-                parameters += [glob(pattern)] * len(columns)
+                is_like = "coalesce({0} = ? OR regexp_full_match({0}, ?, 's'), false)"
+                found.append(" OR ".join(is_like.format(name) for name in columns))
+                parameters += [pattern, glob(pattern)] * len(columns)
         if self.status is not None:
             found.append(status_sql(self.status))
         for comparison, time in ((">=", self.since), ("<", self.until)):
@@ -119,12 +120,23 @@ def glob(pattern: str) -> str:
     while rest:
         found = re.match(r"\[(?=(!?\]?))\1([^\]]*)\]", rest)  # a ] right at the beginning is one of the characters
         if found is not None:
-            inside = re.sub(r"([\\\[\]^&~|])", r"\\\1", found[1].removeprefix("!") + found[2])
-            expression += f"[{'^' if found[1].startswith('!') else ''}{inside}]"
+            members = _members(found[1].removeprefix("!") + found[2])
+            other, none = ("^", ".") if found[1].startswith("!") else ("", r"[^\s\S]")
+            expression += f"[{other}{members}]" if members else none
         else:
             expression += {"*": ".*", "?": "."}.get(rest[0]) or re.escape(rest[0])
         rest = rest[found.end() if found else 1 :]
     return expression
+
+
+def _members(inside: str) -> str:
+    """Return what stands in the brackets of a pattern as an expression has it; a range backwards has no members."""
+    ranges = re.findall(r"(.)(?:-(.))?", inside, re.DOTALL)
+    return "".join(
+        f"{re.escape(low)}-{re.escape(high)}" if high else re.escape(low)
+        for low, high in ranges
+        if not high or low <= high
+    )
 
 
 def statistics(database: LogDatabase, by: Sequence[str], conditions: Conditions) -> list[dict[str, Any]]:
