@@ -50,11 +50,23 @@ or 404.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 MAX_RETRY_AFTER_S = 120
 """OpenAI's SDKs do not retry at all when Retry-After is longer."""
+
+
+@contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Have an ``OSError`` name the file that it is about, unless it names one: a write on a full disk names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(file)
+        raise
 
 
 class ConfigurationError(Exception):

@@ -55,6 +55,20 @@ def rolecall(
     return subprocess.run(argv, env=env, cwd=cwd, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)), resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from rolecall.cli import main
+main()
+"""
+
+
+def on_a_full_disk(*arguments: str | Path, room: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own whose files take no more than ``room`` bytes."""
+    argv = [sys.executable, "-c", FULL, str(room), *map(str, arguments)]
+    return subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
 def in_terminal(*arguments: str | Path, columns: int, kind: str = "dumb") -> list[str]:
     """Return the lines that a command prints on a terminal of that width; a ``dumb`` one knows no colours."""
     ours, theirs = pty.openpty()

@@ -42,24 +42,6 @@ def test_a_name_of_two_lines_is_one_row(path: Path) -> None:
     assert any(row.startswith("a Success\N{REPLACEMENT CHARACTER} ") for row in shown)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-@pytest.mark.parametrize("command", [("report", "prompts"), ("logs", "stats")])
-def test_an_output_that_cannot_be_written_is_not_the_log(command: tuple[str, ...], path: Path) -> None:
-    """A full disk behind stdout is told as what it is, without a traceback."""
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "rolecall", *command, "--file", path],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            env=environment(),
-            text=True,
-            check=False,
-            timeout=60,
-        )
-    assert done.returncode == 1
-    assert done.stderr.strip() == "rolecall: cannot write the output: No space left on device"
-
-
 def test_json_and_markdown_and_a_page(path: Path, tmp_path: Path) -> None:
     """All forms come of one report; the page is a file that stands alone."""
     page = tmp_path / "report.html"

@@ -17,7 +17,7 @@ import duckdb
 import pytest
 from typer.testing import Result
 
-from cli.invoke import answer, call, environment, in_terminal
+from cli.invoke import answer, call, environment, in_terminal, on_a_full_disk
 from harness import CONFIGS, DEADLINE_S, Rolecall, eventually, fake_entry
 from rolecall.vision.sidecar import write_sidecar
 from vision.pictures import folder, photograph
@@ -309,19 +309,10 @@ def test_kill_loses_at_most_what_was_in_work(here: tuple[str, ...], tmp_path: Pa
     assert sorted(Path(each["file"]).name for each in records(out)) == names_in(pictures)
 
 
-FULL = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-from rolecall.cli import main
-main()
-"""
-
-
 def test_a_full_disk_ends_the_run(here: tuple[str, ...], tmp_path: Path) -> None:
     """Exit code 1 with what to do; the output is whole, and is continued once there is room."""
     pictures, out = folder(tmp_path / "p", 12), tmp_path / "out.jsonl"
-    argv = [sys.executable, "-c", FULL, "run", "sentence", str(pictures), "--out", str(out), *here]
-    ended = subprocess.run(argv, env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE_S)
+    ended = on_a_full_disk("run", "sentence", pictures, "--out", out, *here, room=2000)
     assert ended.returncode == 1
     assert "the disk is full" in ended.stderr
     assert "go on with --resume" in ended.stderr

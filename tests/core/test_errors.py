@@ -20,6 +20,7 @@ from rolecall.errors import (
     ShuttingDown,
     StartFailed,
     TooManyRequests,
+    naming,
 )
 
 # "    │   ├── BodyTooLarge               413"
@@ -128,3 +129,11 @@ def test_who_stopped_a_request_is_for_the_log_alone() -> None:
     assert error.summary(discreetly=True) == error.summary() == "request_cancelled: by the key boss"
     assert "boss" not in str(error.body())
     assert error.status == 400
+
+
+def test_an_error_of_the_system_names_its_file() -> None:
+    """One that has no name gets the file's, as that of a write does; one that has a name keeps it."""
+    with pytest.raises(OSError, match=r"\[Errno 28\] full: '/the/file'$"), naming("/the/file"):
+        raise OSError(28, "full")
+    with pytest.raises(FileNotFoundError, match="'/another'"), naming("/the/file"):
+        raise FileNotFoundError(2, "gone", "/another")

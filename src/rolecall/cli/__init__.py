@@ -8,8 +8,10 @@ a failed command has an empty stdout, unless the finding is the result (``models
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -55,6 +57,9 @@ _COMMANDS = {
 }
 """Each command's module and what it is in there: a Typer app, or a function."""
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Only a write has these, and files that we write are named in the error: so one without a name is about stdout."""
+
 
 class _Commands(TyperGroup):
     """Imports a command with the modules behind it when it is asked for: `logs` need not wait for the gateway's."""
@@ -77,10 +82,25 @@ class _Commands(TyperGroup):
             fail(str(error), 2)
         except (CommandError, RolecallError) as error:
             fail(str(error))
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line; a closed pipe is Typer's affair, any other failure of the system ends it in words."""
+        try:
+            return super().main(*args, **extra)
         except OSError as error:
-            if error.filename is None:  # a closed pipe is Typer's affair
-                raise
-            fail(f"{error.filename}: {error.strerror}")
+            sys.stderr.write(f"rolecall: {_told(error)}\n")
+            sys.exit(1)
+
+
+def _told(error: OSError) -> str:
+    said = error.strerror or str(error) or type(error).__name__
+    if error.filename is not None:
+        names = (name for name in (error.filename, error.filename2) if name is not None)
+        return f"{' -> '.join(map(str, names))}: {said}"
+    if error.errno not in _FULL:
+        return said
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+    return f"cannot write the output: {said}"
 
 
 def _leave_out() -> None:

@@ -24,7 +24,7 @@ from rolecall.discovery.discover import Discovery, discover
 from rolecall.discovery.discovered_file import as_text
 from rolecall.discovery.rules_file import RULES
 from rolecall.discovery.scan import Progress
-from rolecall.errors import ConfigurationError
+from rolecall.errors import ConfigurationError, naming
 from rolecall.runtime.config_folder import PlannedFile, read_file
 from rolecall.runtime.driver_probe import DriverProbe
 from rolecall.runtime.registry import CURATED, DISCOVERED, read_list
@@ -139,10 +139,11 @@ def _registry_as_it_will_be(settings: Settings) -> Iterator[Settings]:
         yield settings
         return
     with tempfile.TemporaryDirectory(prefix="rolecall-") as copy:
-        Path(copy, CURATED).write_bytes(shipped(CURATED).read_bytes())
-        for name in (DISCOVERED, RULES):
-            if (there := read_file(folder / name)) is not None:
-                Path(copy, name).write_bytes(there)
+        with naming(copy):
+            Path(copy, CURATED).write_bytes(shipped(CURATED).read_bytes())
+            for name in (DISCOVERED, RULES):
+                if (there := read_file(folder / name)) is not None:
+                    Path(copy, name).write_bytes(there)
         yield settings.model_copy(update={"config_dir": Path(copy)})
 
 

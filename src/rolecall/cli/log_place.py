@@ -45,8 +45,7 @@ def ending_quietly(*, interruptible: bool = False) -> Iterator[None]:
         raise typer.Exit from None
     except OSError as error:
         if error.filename is None:  # files that are read have names, stdout has none
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            fail(f"cannot write the output: {error.strerror}")
+            raise
         fail(f"cannot read the request log: {error.strerror}: {error.filename}")
 
 

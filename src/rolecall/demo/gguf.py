@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from rolecall.errors import naming
+
 VERSION = 3
 """Raise it with every change to what the files hold: existing ones are then replaced."""
 
@@ -73,7 +75,8 @@ def _write_text(path: Path, text: str) -> None:
 def _replace(path: Path, write: Writer) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
-        write(unfinished)
+        with naming(path):
+            write(unfinished)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

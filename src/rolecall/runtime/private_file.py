@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from rolecall.errors import naming
+
 
 def write_privately(path: Path, text: str) -> None:
     """Write a file of mode 0600 so that readers see the old or the new content, never a part of it.
@@ -35,7 +37,8 @@ def write_in_place(path: Path, data: bytes) -> None:
     if stat.S_ISREG(mode):
         _replace(path.resolve(), data, stat.S_IMODE(mode))
     else:
-        path.write_bytes(data)
+        with naming(path):
+            path.write_bytes(data)
 
 
 def _replace(path: Path, data: bytes, mode: int | None) -> None:
@@ -43,7 +46,7 @@ def _replace(path: Path, data: bytes, mode: int | None) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666 if mode is None else 0o600)
     try:
-        with os.fdopen(fd, "wb") as file:
+        with naming(path), os.fdopen(fd, "wb") as file:
             try:
                 before = path.stat()
             except OSError:

@@ -15,6 +15,7 @@ from typing import Any
 from rolecall.backends.base import Backend, Launch
 from rolecall.core.models import ModelEntry
 from rolecall.core.registry import Registry, RegistryError, read_registry, registry_schema
+from rolecall.errors import naming
 from rolecall.runtime.gguf_header import gguf_parts
 from rolecall.settings import standing
 
@@ -92,7 +93,8 @@ def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
         if private:
             temporary.unlink(missing_ok=True)
             temporary.touch(0o600)
-        temporary.write_bytes(_encoded(text))
+        with naming(path):
+            temporary.write_bytes(_encoded(text))
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import Table
 
-from rolecall.errors import ConfigurationError
+from rolecall.errors import ConfigurationError, naming
 from rolecall.runtime.private_file import locked, write_in_place
 from rolecall.runtime.registry_edit import FileEdit
 from rolecall.settings import SETTINGS_FILE, load_settings, standing
@@ -107,7 +107,8 @@ def _set(text: str, values: Mapping[str, Any]) -> str:
 def check_settings(config_dir: Path, text: str) -> None:
     """Raise ``ConfigurationError`` for a settings file that ``rolecall serve`` would refuse."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / SETTINGS_FILE).write_bytes(text.encode())
+        with naming(path := Path(folder) / SETTINGS_FILE):
+            path.write_bytes(text.encode())
         try:
             load_settings({"config_dir": folder}, {})
         except ConfigurationError as error:

@@ -11,6 +11,7 @@ It holds hashes of keys, tags of pictures, and no prompts. It is of mode 0600, a
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -27,7 +28,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from rolecall import __version__
-from rolecall.errors import ConfigurationError
+from rolecall.errors import ConfigurationError, naming
 from rolecall.runtime.state_items import Item
 
 MANIFEST = "rolecall-backup.json"
@@ -77,7 +78,7 @@ def write_archive(path: Path, items: Iterable[Item], origin: Mapping[str, Any], 
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "wb") as file:
+        with naming(path), os.fdopen(fd, "wb") as file:
             with _compressing(file, path.name) as out, tarfile.open(fileobj=out, mode="w|") as archive:
                 _add(archive, MANIFEST, asdict(manifest))
                 for item in items:
@@ -129,15 +130,18 @@ def _zstd(options: list[str], **streams: Any) -> Iterator[subprocess.Popen[bytes
         raise ConfigurationError("for .tar.zst the program zstd has to be on the PATH; .tar.gz needs nothing")
     with subprocess.Popen([program, *options], stderr=subprocess.PIPE, **streams) as process:
         try:
-            yield process
+            with suppress(BrokenPipeError):  # it has ended, and says below why
+                yield process
         except BaseException:
             process.kill()
             raise
-        if process.stdin is not None:
-            process.stdin.close()
+        finally:
+            if process.stdin is not None:
+                with suppress(BrokenPipeError):
+                    process.stdin.close()
         said = process.stderr.read() if process.stderr is not None else b""
         if process.wait() != 0:
-            raise OSError(said.decode(errors="replace").strip() or "zstd failed")
+            raise OSError(errno.EIO, said.decode(errors="replace").strip() or "zstd failed")
 
 
 # -- reading
@@ -155,7 +159,7 @@ def unpack(path: Path, folder: Path, tell: Tell) -> tuple[Manifest, Content]:
     """
     seen, end = Content(), None
     try:
-        with path.open("rb") as file, _expanding(file, path.name) as plain:
+        with naming(path), path.open("rb") as file, _expanding(file, path.name) as plain:
             with tarfile.open(fileobj=plain, mode="r|") as archive:
                 manifest = _manifest(archive, path)
                 while (member := archive.next()) is not None:
@@ -212,6 +216,6 @@ def _unpack(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> 
         raise NoBackup(f"the archive holds {member.name[:200]!r}, which no backup of rolecall has")
     path = folder.joinpath(*parts)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    with naming(path), path.open("xb") as file:
         shutil.copyfileobj(content, file)
     path.chmod(member.mode & 0o755 | 0o600)
