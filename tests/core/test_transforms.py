@@ -101,6 +101,12 @@ def test_nulls_are_silence() -> None:
     assert facts(chat(metadata={"prompt_id": None})).prompt_id is None
 
 
+def test_ids_of_other_kinds_are_written_as_json_has_them() -> None:
+    """Who finds an id in the log finds what was sent."""
+    written = [facts(chat(metadata={"prompt_id": sent})).prompt_id for sent in (True, 1.5, "True", ["x"])]
+    assert written == ["true", "1.5", "True", None]
+
+
 def test_not_all_endpoints_need_messages() -> None:
     """What holds no conversation has none to count."""
     assert facts({"model": "m", "input": ["a"]}, EMBEDDINGS) == RequestFacts(endpoint=EMBEDDINGS, model="m")

@@ -73,6 +73,11 @@ def test_a_cold_start_is_told_apart_from_waiting(server: Rolecall) -> None:
     assert line["duration_ms"] > line["load_ms"]
 
 
+def in_bytes(headers: dict[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    """Return headers as they are sent; texts are UTF-8."""
+    return [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in headers.items()]
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "expected"),
     [
@@ -84,15 +89,19 @@ def test_a_cold_start_is_told_apart_from_waiting(server: Rolecall) -> None:
         ({}, {"X-Prompt-Id": "h", "X-Prompt-Version": "9"}, ("h", "9")),
         ({"metadata": {"prompt_id": "p"}}, {"x-prompt-version": "9"}, ("p", "9")),
         ({"metadata": "text"}, {}, (None, None)),
+        ({}, {"x-prompt-id": "größe 🌉", "x-prompt-version": "1ö".encode("latin-1")}, ("größe 🌉", "1ö")),
+        ({}, {"x-prompt-id": "", "x-prompt-version": ""}, (None, None)),
         ({}, {}, (None, None)),
     ],
 )
 def test_prompts_are_known_by_metadata_or_headers(
-    server: Rolecall, body: dict[str, Any], headers: dict[str, str], expected: tuple[str | None, str | None]
+    server: Rolecall, body: dict[str, Any], headers: dict[str, str | bytes], expected: tuple[str | None, str | None]
 ) -> None:
-    """The id and version of a prompt come from the body's metadata, else from the headers."""
-    answer = server.http.post(CHAT, json=prompt("m", **body), headers=headers)
+    """The id and version of a prompt come from the body's metadata, else from the headers: in UTF-8, else latin-1."""
+    sent = {"user-agent": "Prüfer/1", **headers}
+    answer = server.http.post(CHAT, json=prompt("m", **body), headers=in_bytes(sent))
     line = server.line_of(answer)
+    assert line["client"].endswith(" Prüfer/1")
     assert (line["prompt_id"], line["prompt_version"]) == expected
 
 

@@ -87,14 +87,14 @@ class TestAnswers:
 
     def test_it_is_logged_and_answered_as_any_other(self, server: Rolecall) -> None:
         """One line with the id of the answer, the role, and who asked by which path; the choice is in the headers."""
-        headers = {"user-agent": "my-app/1", "x-prompt-id": "mine"}
+        headers = {b"user-agent": "möbel/1".encode(), b"x-prompt-id": "größe".encode(), b"x-session-id": "ü".encode()}
         answer = server.http.post(
             "/analyze_image", files={"file": ("p", PICTURE), "prompt": (None, "hi")}, headers=headers
         )
         line = server.line_of(answer)
         assert (line["endpoint"], line["model"], line["role"]) == ("/v1/chat/completions", "eyes", "vision_general")
-        assert (line["images"], line["status"], line["prompt_id"]) == (1, 200, "mine")
-        assert line["client"].endswith("my-app/1 via /analyze_image")
+        assert (line["images"], line["status"], line["prompt_id"]) == (1, 200, "größe")
+        assert line["client"].endswith("möbel/1 via /analyze_image")
         assert answer.headers["x-rolecall-model"] == "eyes"
         assert answer.headers["x-rolecall-role"] == "vision_general"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -166,7 +167,10 @@ def _turns(body: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(value: Any) -> str | None:
-    return str(value)[:200] if isinstance(value, str | int | float) else None
+    """Return an id; a number or a truth value is one as JSON writes it."""
+    if isinstance(value, int | float):
+        value = json.dumps(value)
+    return value[:200] if isinstance(value, str) else None
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,7 @@ from rolecall.core.sse import Answer
 from rolecall.core.trace_context import TraceContext
 from rolecall.core.transforms import RequestFacts
 from rolecall.errors import RolecallError
+from rolecall.gateway.header_text import header_text
 from rolecall.gateway.recorder import RequestLine, timestamp
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.markers import MarkersFile
@@ -77,8 +78,8 @@ class Account:
         line = self.line
         line.requested_model, line.stream = facts.model[:300], facts.stream
         line.messages, line.images = facts.messages, facts.images
-        line.prompt_id = facts.prompt_id or self._header(b"x-prompt-id")
-        line.prompt_version = facts.prompt_version or self._header(b"x-prompt-version")
+        line.prompt_id = facts.prompt_id or header_text(self.headers, b"x-prompt-id")
+        line.prompt_version = facts.prompt_version or header_text(self.headers, b"x-prompt-version")
         if line.prompt_id is not None and self._markers_file is not None:
             self._look_for(self._markers_file.markers)
         if self._keeps_prompts and (prompt := body.get("messages", body.get("prompt", body.get("input")))) is not None:
@@ -87,10 +88,6 @@ class Account:
     def _look_for(self, markers: Markers | None) -> None:
         if markers is not None:
             self._markers, self.answer.opening = markers, Opening(markers.chars)
-
-    def _header(self, name: bytes) -> str | None:
-        value = self.headers.get(name)
-        return None if value is None else value.decode("latin-1")[:200]
 
     def note_lease(self, lease: Lease) -> None:
         """Take in who serves it, and how long it waited for that; the waits for a second engine are added."""
@@ -138,5 +135,5 @@ def _ms(seconds: float) -> float:
 
 def _client(address: tuple[str, int] | None, headers: Mapping[bytes, bytes]) -> str:
     host = address[0] if address else "unknown"
-    agent = headers.get(b"user-agent", b"").decode("latin-1")[:100]
-    return f"{host} {agent}".strip()
+    agent = header_text(headers, b"user-agent") or ""
+    return f"{host} {agent[:100]}".strip()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rolecall.errors import RolecallError
 from rolecall.gateway.account import Account
 from rolecall.gateway.caller import Caller
 from rolecall.gateway.dispatch import CANNOT_SERVE, Dispatch
+from rolecall.gateway.header_text import header_text
 from rolecall.gateway.incoming import Incoming
 from rolecall.gateway.services import Services
 from rolecall.gateway.upstream import UpstreamResponse
@@ -136,13 +137,8 @@ def enter(  # noqa: PLR0913, PLR0917 - what a request is, and who serves it
         role=target.role,
         prompt=line.prompt_id,
         key=caller.name,
-        session=_text(headers, _SESSION),
+        session=header_text(headers, _SESSION),
         request_id=line.request_id or "",
     )
-    assignment = experiments.assign(asked, time.time(), _text(headers, _HEADER))
+    assignment = experiments.assign(asked, time.time(), header_text(headers, _HEADER))
     return None if assignment is None else Trial(services, caller, account, assignment)
-
-
-def _text(headers: Mapping[bytes, bytes], name: bytes) -> str | None:
-    value = headers.get(name)
-    return None if value is None else value.decode("latin-1").strip()[:200] or None

@@ -162,7 +162,7 @@ class Asker:
             async with self._waiting(refused):
                 await asyncio.sleep(wait_s)
 
-    async def _post(self, body: bytes, headers: dict[str, str]) -> httpx.Response:
+    async def _post(self, body: bytes, headers: dict[bytes, bytes]) -> httpx.Response:
         try:
             return await self._client.post(CHAT, content=body, headers=headers, timeout=TIMEOUT)
         except httpx.ConnectError as error:
@@ -179,10 +179,10 @@ def _body(question: Question) -> bytes:
     return orjson.dumps(body)
 
 
-def _headers(question: Question) -> dict[str, str]:
-    named = {"x-prompt-id": question.prompt_id, "x-prompt-version": question.prompt_version}
-    headers = {name: value.encode("ascii", "replace").decode() for name, value in named.items() if value}
-    return {"content-type": "application/json", **headers}
+def _headers(question: Question) -> dict[bytes, bytes]:
+    named = {b"x-prompt-id": question.prompt_id, b"x-prompt-version": question.prompt_version}
+    headers = {name: value.encode("utf-8", "replace") for name, value in named.items() if value}
+    return {b"content-type": b"application/json", **headers}
 
 
 def _reply(response: httpx.Response, seconds: float) -> Reply:

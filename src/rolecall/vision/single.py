@@ -23,6 +23,7 @@ from rolecall.core.parameters import STAND_INS
 from rolecall.errors import BadRequest, RolecallError, Unavailable, UpstreamError
 from rolecall.gateway.body import ClientGone
 from rolecall.gateway.caller import caller_of
+from rolecall.gateway.header_text import header_text
 from rolecall.gateway.routes import Json
 from rolecall.gateway.server import Gateway
 from rolecall.vision.ask import Asker, AskError, Question, Reply
@@ -46,12 +47,12 @@ _FORMS = ("/analyze_image", "/ocr")
 _MOST_TEXTS = 2048
 _ANALYSIS_SIDE = 1280
 _LANGUAGE = re.compile(r"[A-Za-z]{2,20}(?:[-_ ][A-Za-z0-9]{1,20}){0,4}")
-_FROM_HEADERS = {"prompt_id": "x-prompt-id", "prompt_version": "x-prompt-version"}
+_FROM_HEADERS = {"prompt_id": b"x-prompt-id", "prompt_version": b"x-prompt-version"}
 
 Work = Callable[[Input, "_Session"], Awaitable[Response]]
 
 
-_PASSED_ON = ("x-session-id", "x-rolecall-experiment")
+_PASSED_ON = (b"x-session-id", b"x-rolecall-experiment")
 """Headers of the request that its questions have, too: by them experiments tell whose they are."""
 
 
@@ -59,16 +60,17 @@ class _Session:
     """What one request asks with: a client within the process on behalf of its caller, and what it says of itself."""
 
     def __init__(self, gateway: Gateway, request: Request, client: httpx.AsyncClient) -> None:
-        agent = request.headers.get("user-agent", "")[:100]
+        headers = dict(request.scope["headers"])
+        agent = (header_text(headers, b"user-agent") or "")[:100]
         self._catalog = gateway.services.roster.catalog
         self._caller = caller_of(request.scope)
         client.headers["user-agent"] = f"{agent} via {request.scope['path']}".strip()
-        client.headers.update({name: request.headers[name] for name in _PASSED_ON if name in request.headers})
+        client.headers.update({name: headers[name] for name in _PASSED_ON if name in headers})
         self.client = client
         self.path: str = request.scope["path"]
         self.asker = Asker(client, patience_s=0)  # who asked is told when to come back
         self.sampling = gateway.services.roster.api_config.config.sampling
-        self.named = {name: request.headers.get(header) for name, header in _FROM_HEADERS.items()}
+        self.named = {name: header_text(headers, header) for name, header in _FROM_HEADERS.items()}
 
     def model(self, given: Input, role: str, capability: str) -> str:
         """Return the model that a request names, else the role, else any that can do it: many people have but one."""

@@ -17,6 +17,7 @@ from rolecall.errors import BodyTooLarge, RolecallError
 from rolecall.gateway.body import ClientGone, discard_body
 from rolecall.gateway.caller import Caller, Resolve, caller_of
 from rolecall.gateway.exchange import CLIENT_GONE
+from rolecall.gateway.header_text import header_text
 from rolecall.gateway.recorder import Recorder, RequestLine, timestamp
 from rolecall.gateway.request_id import new_request_id
 from rolecall.gateway.routes import Json
@@ -73,8 +74,8 @@ class Refusal:
         self._request_id = new_request_id()
         self._began = time.monotonic()
         address = request.scope.get("client")
-        agent = request.headers.get("user-agent", "")[:100]
-        client = f"{address[0] if address else 'unknown'} {agent}".strip()
+        agent = header_text(dict(request.scope["headers"]), b"user-agent") or ""
+        client = f"{address[0] if address else 'unknown'} {agent[:100]}".strip()
         self._line = RequestLine.begun(timestamp(time.time()), self._request_id, request.scope["path"], client)
         self._line.key = caller_of(request.scope).name
         self._headers: dict[str, str] = {}
