@@ -278,13 +278,25 @@ def test_a_key_for_requests_alone(page: Page, guarded: Rolecall) -> None:
 
 
 def test_a_key_that_is_revoked(page: Page, guarded: Rolecall) -> None:
-    """The page asks for another one at once, and shows nothing more."""
-    page.open(f"{guarded.base_url}/ui")
+    """The page asks for another one at once, which is shown nothing of what the one before was; nor is the way back."""
+    page.open(f"{guarded.base_url}/ui/datasets")
     enter(page, ADMIN)
-    page.wait(lambda: page.text("#link") == "live")
-    write_keys(guarded.config_dir / "keys.json", key_row("user", KEY))
-    page.wait(lambda: page.is_shown("#key-field"))
+    page.click("nav a[href='/ui/playground']")
+    page.click(".more summary")
+    page.write("#system", "of the boss")
+    page.find("#words").send_keys("ECHO secret", Keys.ENTER)
+    page.wait(lambda: page.texts(".turn.assistant > .text") == ["secret"])
+    write_keys(guarded.config_dir / "keys.json", key_row("user", KEY, models=["bee"]))
+    page.until("#key-problem", "revoked")
     assert not page.is_shown("#page")
+    enter(page, KEY)
+    page.wait(lambda: page.text("#target").split() == ["talk", "bee"])
+    assert page.all(".turn") == []
+    page.find("#words").send_keys("ECHO mine", Keys.ENTER)
+    page.wait(lambda: page.texts(".turn.assistant > .text") == ["mine"])
+    assert guarded.log_lines(2)[-1]["messages"] == 1
+    page.driver.back()
+    page.wait(lambda: page.run("return performance.getEntriesByType('navigation')[0].type;") == "reload")
 
 
 # -- the server

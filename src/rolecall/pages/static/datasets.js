@@ -66,7 +66,6 @@ class Page extends Guarded {
   }
 
   askForKey(message) {
-    this.job.leave();
     this.needKey(message);
   }
 

@@ -3,6 +3,7 @@
 // The key is kept for this tab alone, and goes out as a header: never in an address, which ends up in logs.
 
 const KEY = "rolecall.key";
+const REFUSED = "rolecall.refused"; // why the key before was not taken, for the form that asks for the next one
 
 /** An answer that is an error: `status` and `code` are the server's; 0 where none came. */
 export class Refusal extends Error {
@@ -17,12 +18,12 @@ export function storedKey() {
   return sessionStorage.getItem(KEY);
 }
 
-export function storeKey(key) {
-  if (key) {
-    sessionStorage.setItem(KEY, key);
-  } else {
-    sessionStorage.removeItem(KEY);
-  }
+/** Forget the key, and with it all that was shown, asked or written with it: the page is loaded anew. */
+function startOver(message = "") {
+  document.body.hidden = true; // until it is
+  sessionStorage.clear();
+  sessionStorage.setItem(REFUSED, message);
+  location.reload();
 }
 
 /** Return the answer itself, whose body may still be coming; throws `Refusal`. */
@@ -173,7 +174,8 @@ export class Guarded {
 /**
  * Ask for a key until `open`, which begins the page, is not refused for the want of one.
  * The page has `#key` for the form, `#page` with all else, and `#forget` for a key that is to be forgotten.
- * `command` makes a key that opens this page. Returns what asks for a key again, with a message.
+ * `command` makes a key that opens this page. Returns what has the page begin anew and ask for another key, with a
+ * message: nothing stays of what the key before was shown.
  */
 export async function withKey(open, command) {
   const [panel, page, forget] = ["key", "page", "forget"].map(at);
@@ -191,24 +193,31 @@ export async function withKey(open, command) {
     ),
   );
 
+  const refused = sessionStorage.getItem(REFUSED) ?? "";
+  sessionStorage.removeItem(REFUSED);
+
+  let key = storedKey();
+  addEventListener("pageshow", () => storedKey() !== key && location.reload()); // one that was kept for the way back
+
   async function attempt() {
     try {
       await open();
       panel.hidden = true;
       page.hidden = false;
-      forget.hidden = !storedKey();
+      forget.hidden = !key;
     } catch (error) {
       if (!(error instanceof Refusal && error.status === 401)) {
         throw error;
       }
-      need(storedKey() ? error.message : "");
+      if (key) {
+        startOver(error.message);
+      } else {
+        need(refused);
+      }
     }
   }
 
   function need(message) {
-    storeKey(null);
-    page.hidden = true;
-    forget.hidden = true;
     panel.hidden = false;
     say(problem, message, "bad");
     field.value = "";
@@ -217,19 +226,17 @@ export async function withKey(open, command) {
 
   function given(event) {
     event.preventDefault();
-    const key = field.value.trim();
-    if (/^[\x21-\x7e]{1,256}$/.test(key)) {
-      storeKey(key);
+    const value = field.value.trim();
+    if (/^[\x21-\x7e]{1,256}$/.test(value)) {
+      key = value;
+      sessionStorage.setItem(KEY, key);
       attempt();
     } else {
       need("That is no key: keys have no spaces and no special characters.");
     }
   }
 
-  forget.addEventListener("click", () => {
-    storeKey(null);
-    location.reload();
-  });
+  forget.addEventListener("click", () => startOver());
   await attempt();
-  return need;
+  return startOver;
 }

@@ -20,7 +20,6 @@ export class Feed {
   constructor(take, told) {
     this.take = take;
     this.told = told;
-    this.isEnded = false;
     this.hurry = () => {};
     this.leaving = new AbortController();
     document.addEventListener("visibilitychange", () => this.looked());
@@ -31,16 +30,9 @@ export class Feed {
 
   /** Connect, and return once the first event is there or none will come; throws `Refusal` for want of a key. */
   open() {
-    this.isEnded = false;
     return new Promise((resolve, reject) => {
       this.run(resolve).catch((error) => (error.status === 401 ? reject(error) : resolve()));
     });
-  }
-
-  end() {
-    this.isEnded = true;
-    this.leaving.abort();
-    this.hurry();
   }
 
   /** Try again now. */
@@ -60,7 +52,7 @@ export class Feed {
   async run(first) {
     let wait = FIRST_WAIT_MS;
     this.told({ state: "connecting" });
-    while (!this.isEnded) {
+    for (;;) {
       let said; // what the server has against it, as that too many watch already
       try {
         for await (const event of this.listen()) {
@@ -82,9 +74,6 @@ export class Feed {
       }
       clearTimeout(this.silence);
       first();
-      if (this.isEnded) {
-        return;
-      }
       const isHidden = document.hidden;
       const pause = isHidden ? 2 ** 31 - 1 : wait * (0.8 + 0.4 * Math.random());
       this.told({ state: isHidden ? "paused" : "lost", again: Date.now() + pause, error: said });

@@ -139,13 +139,9 @@ export class App extends Guarded {
     }
   }
 
-  /** The key is not in force any more: show nothing until there is another one. */
+  /** The key is not in force any more. */
   askForKey(message) {
     this.isOpen = false;
-    this.feed.end();
-    for (const dialog of document.querySelectorAll("dialog[open]")) {
-      dialog.close();
-    }
     this.needKey(message);
   }
 
