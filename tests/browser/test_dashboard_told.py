@@ -48,6 +48,14 @@ VARIED = [
 ]
 """Requests that some of these filters take and others do not."""
 
+CUT = """
+const cuts = (e) => /hidden|clip|auto/.test(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth;
+return [...document.querySelectorAll('body *')]
+  .filter((e) => e.textContent.includes(arguments[0]) && e.checkVisibility() && !e.matches('.unseen') && cuts(e))
+  .map((e) => `${e.tagName}.${e.className}`);
+"""
+"""Elements with a text in them that is wider than what is seen of it."""
+
 
 @pytest.fixture
 def told() -> Told:
@@ -163,7 +171,7 @@ def test_an_engine_that_fails(page: Page) -> None:
 
 
 def test_names_are_never_more_than_text(page: Page) -> None:
-    """Markup in a name is shown as it is, long ones are cut, and what is written from the right stays in its place."""
+    """Markup in a name is shown as it is, long ones wrap, and what is written from the right stays in its place."""
     told = Told(scenes.hostile())
     with telling(told) as url:
         for view in VIEWS:
@@ -180,6 +188,34 @@ def test_names_are_never_more_than_text(page: Page) -> None:
         page.click(".model:nth-child(4) [data-act='pin']")
         page.wait(lambda: told.posts == ["/v1/models/a/b c?d#e%2F/pin"])
         assert page.problems() == []
+
+
+@pytest.mark.parametrize("width", [1280, 820, 390])
+def test_a_long_name_is_shown_in_full(page: Page, width: int) -> None:
+    """Variants of a model differ at the end of their names: it is there to be read wherever one is named."""
+    names = [f"unsloth/Qwen3-VL-8B-Instruct-GGUF:UD-Q{bits}_K_XL" for bits in (4, 6)]
+    scene = snapshot(
+        gpus=[gpu_of([(name, 4000) for name in names])],
+        models=[model(name, "ready", roles={name: 50}, display_name=f"{name} by another name") for name in names],
+        live=[live_row(number, name, role=name) for number, name in enumerate(names)],
+        queue=[scenes.waiting(name, name, name, 1, 1, "ready", None) for name in names],
+        history=[line(number, name, role=name) for number, name in enumerate(names)],
+        timeline=[entry(60, name, "ready", 9.0, f"a request for {name}") for name in names],
+    )
+    page.resize(width, 900)
+    with telling(Told(scene)) as url:
+        open_view(page, f"{url}/ui")
+        page.wait(lambda: page.is_shown(".rows"))
+        assert page.run(CUT, "GGUF") == []
+        page.click("#timeline-table-button")
+        page.wait(lambda: page.is_shown("#timeline"))
+        assert page.run(CUT, "GGUF") == []
+        open_view(page, f"{url}/ui/requests")
+        page.wait(lambda: page.is_shown("#history"))
+        assert page.run(CUT, "GGUF") == []
+        page.click("#history a")
+        page.wait(lambda: page.is_shown("#request .facts"))
+        assert page.run(CUT, "GGUF") == []
 
 
 def test_more_models_than_colours(page: Page) -> None:
@@ -484,6 +520,14 @@ def test_one_request_in_full(page: Page, told: Told, address: str) -> None:
     page.driver.back()
     page.until("#decision", "tolerance 15")
     assert told.asked == ["limit=50"]
+
+
+def test_a_request_that_failed_in_full(page: Page, address: str) -> None:
+    """Its error is said once, after a line of how it ended."""
+    open_view(page, f"{address}/ui/requests?request=req_0003")
+    page.until("#request", "The engine ended within the answer.")
+    assert page.text("#request").count("The engine ended") == 1
+    assert page.text("#request .sheet-body p").startswith("502 engine crashed llama-3.2-3b ")
 
 
 def test_filters_are_in_the_address(page: Page, told: Told, address: str) -> None:

@@ -32,8 +32,7 @@ export function requestLink(app, line, words) {
 
 /** The cell that says which model, and something softly beside it. */
 export function who(name, words) {
-  return html`<td role="cell" class="wide-cell"><span class="cut" title=${name ?? ""}><bdi>${name ?? NONE}</bdi>
-    <span class="soft"><bdi>${words}</bdi></span></span></td>`;
+  return html`<td role="cell" class="wide-cell"><bdi>${name ?? NONE}</bdi> <span class="soft"><bdi>${words}</bdi></span></td>`;
 }
 
 /** A cell with a figure; `label` names it where there is no room for a head. */

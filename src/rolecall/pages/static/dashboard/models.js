@@ -74,7 +74,7 @@ function card(store, row, acts) {
   return html`
     <li class="model" data-model=${row.model}>
       <div class="who">
-        <h3 class="name" title=${row.model}><i class=${`swatch ${store.hue(row.model)} held`} aria-hidden="true"></i><bdi>${row.model}</bdi></h3>
+        <h3 class="name"><i class=${`swatch ${store.hue(row.model)} held`} aria-hidden="true"></i><bdi>${row.model}</bdi></h3>
         <p class="soft">${title ? html`<bdi>${title}</bdi> · ` : nothing}${row.backend}${
           row.capabilities.includes("vision") ? " · sees pictures" : ""}</p>
       </div>
@@ -125,7 +125,7 @@ function work(row) {
     row.in_flight ? `${row.in_flight} answering` : "",
     row.waiting ? `${row.waiting} waiting` : "",
   ].filter(Boolean);
-  return words.length ? words.join(" · ") : isLoaded(row) ? html`<span class="soft">idle</span>` : nothing;
+  return words.length ? words.map((each) => html`<span>${each}</span> `) : isLoaded(row) ? html`<span class="soft">idle</span>` : nothing;
 }
 
 function buttons(row, acts) {

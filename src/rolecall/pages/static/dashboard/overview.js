@@ -162,7 +162,7 @@ function recentTable(app, lines) {
       <table id="recent" role="table">
         <thead role="rowgroup">
           <tr role="row">
-            <th role="columnheader">Time</th>
+            <th role="columnheader">Begun</th>
             <th role="columnheader">Model</th>
             <th role="columnheader">Status</th>
             <th role="columnheader" class="number"><abbr title="Time to first token">TTFT</abbr></th>

@@ -189,7 +189,7 @@ export class Requests {
     const wanted = this.wanted();
     const isFiltered = Object.values(wanted).some(Boolean);
     return html`
-      <header class="head"><h1>Requests</h1><p class="soft">those that are over, newest first, from the request log</p></header>
+      <header class="head"><h1>Requests</h1><p class="soft">those that are over, the last to end first, from the request log</p></header>
       <section class="panel flush" aria-label="Requests">
         ${this.filters(wanted, isFiltered)}
         ${this.note ? html`<p class="soft pad">${this.note}</p>` : nothing}
@@ -250,7 +250,7 @@ export class Requests {
         <table id="history" role="table">
           <thead role="rowgroup">
             <tr role="row">
-              <th role="columnheader">Time</th>
+              <th role="columnheader">Begun</th>
               <th role="columnheader">Model</th>
               <th role="columnheader">Status</th>
               <th role="columnheader" class="narrow-off">Key</th>

@@ -5,7 +5,7 @@ import { html, nothing, render } from "./lit.js";
 import { count, millis, moment, rate, span } from "./format.js";
 import { outcome, statusBadge } from "./lines.js";
 
-const OWN = new Set(["prompt", "response", "ts", "request_id"]); // what has a place of its own
+const OWN = new Set(["prompt", "response", "ts", "request_id", "error"]); // what has a place of its own
 
 export class Sheet {
   /** @param {import("./start.js").App} app */

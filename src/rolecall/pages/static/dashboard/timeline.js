@@ -2,6 +2,7 @@
 
 import { html, nothing, repeat, svg } from "./lit.js";
 import { NONE, clock, moment, span } from "./format.js";
+import { figure, who } from "./lines.js";
 import { lives } from "./lives.js";
 
 const SPANS = [
@@ -100,7 +101,7 @@ function chartRow(store, { name, stretches, marks }, x, forgotten) {
   const words = `${loads === 1 ? "1 load" : `${loads} loads`}${marks.length ? `, ${marks.length} failed` : ""}${last ? `, ${last.kind} at last` : ""}`;
   return html`
     <li>
-      <span class="label" title=${name}><bdi>${name}</bdi><span class="unseen">: ${words}</span></span>
+      <span class="label"><bdi>${name}</bdi><span class="unseen">: ${words}</span></span>
       <svg class=${`lane ${hue}`} width="100%" height="20" aria-hidden="true">
         ${forgotten ? svg`<rect class="is-unknown" x="0" y="0" width=${`${x(forgotten)}%`} height="20"></rect>` : nothing}
         ${stretches.map(({ kind, from, to, words: why }) => svg`<rect class=${`is-${kind}`} x=${`${x(from)}%`} y="3" height="14" rx="2"
@@ -151,9 +152,9 @@ function entryRow(entry) {
   return html`
     <tr role="row">
       <td role="cell" class="time">${moment(entry.ts)}</td>
-      <td role="cell"><bdi class="cut" title=${entry.model}>${entry.model}</bdi></td>
-      <td role="cell" class=${["failed", "crashed"].includes(entry.event) ? "bad" : ""}>${WORDS[entry.event] ?? entry.event}</td>
-      <td role="cell" class="number">${entry.seconds === null ? NONE : entry.seconds.toFixed(1)}</td>
+      ${who(entry.model, "")}
+      <td role="cell" class=${["failed", "crashed"].includes(entry.event) ? "state bad" : "state"}>${WORDS[entry.event] ?? entry.event}</td>
+      ${figure("seconds", entry.seconds === null ? NONE : entry.seconds.toFixed(1))}
       <td role="cell" class="soft why">${entry.reason ?? ""}</td>
     </tr>
   `;
