@@ -145,6 +145,18 @@ def test_without_a_server_it_is_read_from_the_folders(tmp_path: Path) -> None:
         assert len(samples(other, dataset)) == 3
 
 
+def test_an_empty_file_of_datasets_is_none(tmp_path: Path) -> None:
+    """What a full disk left of a first dataset does not keep anybody from a backup."""
+    folders = configured(tmp_path)
+    datasets = state_of(folders) / "datasets"
+    datasets.mkdir()
+    (datasets / "datasets.duckdb").touch()
+    file = tmp_path / "b.tar.gz"
+    answer("backup", file, *folders)
+    with tarfile.open(file) as archive:
+        assert not [name for name in archive.getnames() if "datasets" in name]
+
+
 def test_datasets_that_the_backup_does_not_have_stay(tmp_path: Path) -> None:
     """After kill -9 they are in the log beside their file: a backup from before leaves that alone as well."""
     server = Rolecall(tmp_path / "one", [fake_entry("m")])

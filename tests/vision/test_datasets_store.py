@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,87 @@ def test_a_full_disk_corrupts_nothing(tmp_path: Path) -> None:
         store.record(job, [Result(sample.id, ("dark",), "m")])
     assert store.dataset(dataset.id).tagged == 400
     store.close()
+
+
+FIRST = """
+import resource, sys
+from pathlib import Path
+from rolecall.errors import DiskFull
+from rolecall.vision.datasets_store import DatasetStore
+import duckdb, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    DatasetStore(Path(sys.argv[1])).add_dataset("one", "/photos", [], 0)
+except DiskFull as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.parametrize("room", [0, 4096, 8192, 12288, 20000, 266_240])
+def test_the_first_dataset_on_a_full_disk(room: int, tmp_path: Path) -> None:
+    """Nothing is left of the file that found no room, so that all can go on once there is some."""
+    path = tmp_path / "datasets.duckdb"
+    argv = [sys.executable, "-c", FIRST, str(path), str(room)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    assert f"no room to write {path}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+    with closing(DatasetStore(path)) as store:
+        assert store.add_dataset("one", "/photos", [], 0).name == "one"
+
+
+def test_an_empty_file_is_as_none(tmp_path: Path) -> None:
+    """It is what a full disk left of one, and is replaced, with the log that lies beside it and the link that stays."""
+    link, path = tmp_path / "datasets.duckdb", tmp_path / "elsewhere.duckdb"
+    path.touch()
+    link.symlink_to(path)
+    path.with_name("elsewhere.duckdb.wal").write_bytes(b"of another file")
+    for _ in range(2):
+        with closing(DatasetStore(link)) as store:
+            assert store.datasets() == []
+    assert link.is_symlink()
+    assert sorted(each.name for each in tmp_path.iterdir()) == [link.name, path.name]
+
+
+MAKER = """
+import sys
+from pathlib import Path
+from rolecall.errors import DatasetsUnavailable
+from rolecall.vision.datasets_store import DatasetStore
+import duckdb
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    try:
+        store = DatasetStore(Path(sys.argv[1]))
+    except DatasetsUnavailable as error:
+        assert "held by another process" in error.message, error.message
+    else:
+        break
+store.add_dataset(sys.argv[2], "/photos", [], 0)
+store.close()
+"""
+
+
+def test_two_that_make_the_file_at_once(tmp_path: Path) -> None:
+    """The second one takes what the first one made: no dataset is lost."""
+    path = tmp_path / "datasets.duckdb"
+    names = ["one", "two", "three"]
+    with ExitStack() as stack:
+        makers = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", MAKER, str(path), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                )
+            )
+            for name in names
+        ]
+        assert [maker.stdout.readline() for maker in makers if maker.stdout] == [b"ready\n"] * 3
+        for maker in makers:
+            maker.communicate(b"go\n", timeout=60)
+    assert [maker.returncode for maker in makers] == [0, 0, 0]
+    with closing(DatasetStore(path)) as store:
+        assert sorted(dataset.name for dataset in store.datasets()) == sorted(names)
 
 
 # -- the thread

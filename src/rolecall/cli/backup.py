@@ -24,6 +24,7 @@ from rolecall.runtime.state_folder import alone, is_in_use
 from rolecall.runtime.state_items import DATASETS, SNAPSHOT, Item, items_of, key_file_of
 from rolecall.runtime.state_places import making_folders, places, put_all
 from rolecall.settings import SETTINGS_FILE, Settings, load_settings
+from rolecall.vision.datasets_store import DatasetStore, is_made
 
 _NAMED = 3
 
@@ -162,7 +163,7 @@ def _notes(manifest: Manifest, settings: Settings) -> Iterator[str]:
 def _datasets(settings: Settings, url: str | None) -> Iterator[list[Item]]:
     """Yield a copy of the datasets' file that nobody writes to, if there is one. It has lost its name already."""
     path = settings.state_dir / DATASETS
-    if not path.exists():
+    if not is_made(path):
         yield []
         return
     copy = path.with_name(SNAPSHOT)
@@ -185,8 +186,6 @@ def _copy_datasets(settings: Settings, path: Path, copy: Path, url: str | None) 
         if problem is None:
             return
         asked = f"\nthe server that runs was asked for a copy: {problem}"
-    from rolecall.vision.datasets_store import DatasetStore  # noqa: PLC0415 - DuckDB, which takes 50 MB
-
     try:
         with contextlib.closing(DatasetStore(path)) as store:
             store.copy_to(copy)

@@ -12,12 +12,13 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rolecall.errors import Conflict, DatasetsUnavailable, DiskFull, NotFound
+from rolecall.runtime.private_file import locked
 from rolecall.vision.datasets_records import Dataset, FileFacts, Job, Result, Sample, Tags, Wish
 
 if TYPE_CHECKING:
@@ -62,36 +63,16 @@ _TO_DO = "dataset_id = ? AND NOT missing AND job_id IS DISTINCT FROM ? AND (? OR
 class DatasetStore:
     """The open file. Every method raises ``DatasetsUnavailable`` or ``DiskFull`` if the file cannot be used.
 
-    A write that fails leaves what was there before.
+    It is made whole or not at all, and a write that fails leaves what was there before.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
         self._clock = clock
         with _failures(path):
-            import duckdb  # noqa: PLC0415 - takes 50 MB
-
-            self._sql: DuckDBPyConnection = duckdb.connect(str(path), config=_CONFIG)
-            try:
-                self._prepare()
-            except BaseException:
-                self._sql.close()
-                raise
-
-    def _prepare(self) -> None:
-        self._sql.execute("CREATE TABLE IF NOT EXISTS about (version INTEGER)")
-        found = self._sql.execute("SELECT version FROM about").fetchall()
-        if found and found[0][0] > VERSION:
-            raise DatasetsUnavailable(
-                f"{self._path} was written by a newer rolecall (version {found[0][0]} of its form; this one knows "
-                f"{VERSION}). Use that one, or move the file away to begin anew."
-            )
-        self._sql.execute(_SCHEMA)
-        ((last_id,),) = self._sql.execute(_LAST_ID).fetchall()
-        # In older files datasets have ids of the one sequence; so none of their ids is given a second time.
-        self._sql.execute(f"CREATE SEQUENCE IF NOT EXISTS dataset_ids START {(last_id or 0) + 1}")
-        if not found:
-            self._sql.execute("INSERT INTO about VALUES (?)", [VERSION])
+            if not is_made(path):
+                _make(path.resolve())
+            self._sql = _opened(path)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -355,6 +336,61 @@ class DatasetStore:
                 self._sql.rollback()
             raise
         self._do("COMMIT")
+
+
+def is_made(path: Path) -> bool:
+    """Whether there is a file of datasets; one of 0 bytes is what a full disk left of one."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def _make(path: Path) -> None:
+    """Make a file without datasets under another name, and give it its own once it is whole."""
+    new = path.with_name(f".{path.name}.new")
+    with locked(path.parent):  # of two processes the second one finds what the first one made
+        if is_made(path):
+            return
+        try:
+            new.unlink(missing_ok=True)
+            with closing(_opened(new)) as sql:
+                sql.execute("CHECKPOINT")
+            _log_of(path).unlink(missing_ok=True)  # of a file that was taken away
+            new.replace(path)
+        finally:
+            for rest in (new, _log_of(new)):
+                rest.unlink(missing_ok=True)
+
+
+def _log_of(path: Path) -> Path:
+    """Return where DuckDB writes what is not in the file yet."""
+    return path.with_name(f"{path.name}.wal")
+
+
+def _opened(path: Path) -> DuckDBPyConnection:
+    import duckdb  # noqa: PLC0415 - takes 50 MB
+
+    sql = duckdb.connect(str(path), config=_CONFIG)
+    try:
+        _prepare(sql, path)
+    except BaseException:
+        sql.close()
+        raise
+    return sql
+
+
+def _prepare(sql: DuckDBPyConnection, path: Path) -> None:
+    sql.execute("CREATE TABLE IF NOT EXISTS about (version INTEGER)")
+    found = sql.execute("SELECT version FROM about").fetchall()
+    if found and found[0][0] > VERSION:
+        raise DatasetsUnavailable(
+            f"{path} was written by a newer rolecall (version {found[0][0]} of its form; this one knows "
+            f"{VERSION}). Use that one, or move the file away to begin anew."
+        )
+    sql.execute(_SCHEMA)
+    ((last_id,),) = sql.execute(_LAST_ID).fetchall()
+    # In older files datasets have ids of the one sequence; so none of their ids is given a second time.
+    sql.execute(f"CREATE SEQUENCE IF NOT EXISTS dataset_ids START {(last_id or 0) + 1}")
+    if not found:
+        sql.execute("INSERT INTO about VALUES (?)", [VERSION])
 
 
 def _job(row: Sequence[Any]) -> Job:
