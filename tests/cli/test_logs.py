@@ -121,7 +121,7 @@ def test_a_compressed_file_that_is_broken_is_told(path: Path) -> None:
     assert ids(logs(path, "--json", "-n", "1").stdout) == [1]
     told = logs(path, "show", "req-0000")
     assert told.exit_code == 1
-    assert f"it is cut short, or not compressed by gzip: {path}.1.gz" in told.stderr
+    assert f"it is damaged, cut short, or not compressed by gzip: {path}.1.gz" in told.stderr
 
 
 def test_file_met_under_two_names_is_read_once(path: Path) -> None:

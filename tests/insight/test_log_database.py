@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from insight.written_lines import NOON, line, lines
 from rolecall.gateway.recorder import Recorder, RequestLine
 from rolecall.insight.log_columns import column_types
-from rolecall.insight.log_database import QueryError, Tally, columns_of, foreign_query, opened_database
+from rolecall.insight.log_database import QueryError, Tally, foreign_query, needs_of, opened_database
 from rolecall.insight.log_reader import parse_time
 
 
@@ -235,6 +235,86 @@ def test_a_file_that_cannot_be_read_is_left_out_and_told(path: Path) -> None:
     assert not any("/proc" in reason for reason in found.left_out)
 
 
+@pytest.mark.parametrize("damage", ["a byte of a gzip", "the end of a zstd"])
+def test_what_unpacks_to_something_else_is_left_out_and_told(damage: str, path: Path) -> None:
+    """A compressed file that makes a line which is no record is compared with its check sum."""
+    path.write_bytes(lines(1))
+    if damage == "a byte of a gzip":
+        path.with_name(path.name + ".1.gz").write_bytes(gzip.compress(lines(2, 3, 4), 0).replace(b'{"ts"', b'x"ts"', 1))
+    else:
+        whole = subprocess.run(["zstd", "-q"], input=lines(*range(9000)), capture_output=True, check=True).stdout
+        path.with_name(path.name + ".1.zst").write_bytes(whole[: len(whole) // 2])
+    found = tally(path)
+    assert found.lines == 1
+    assert [reason.partition(", ")[0] for reason in found.left_out] == [
+        f"{path.name}.1.{damage.rsplit(maxsplit=1)[-1].replace('gzip', 'gz').replace('zstd', 'zst')}: it is damaged"
+    ]
+    assert ids(path) == [1]
+
+
+def test_a_half_line_costs_a_sound_compressed_file_nothing(path: Path) -> None:
+    """What was packed half is counted, and the other lines of the file are there."""
+    path.with_name(path.name + ".1.gz").write_bytes(gzip.compress(lines(1, 2) + line(3)[:50]))
+    path.write_bytes(lines(4))
+    assert tally(path) == Tally(lines=4, broken=1)
+    assert ids(path) == [1, 2, 4]
+
+
+def test_files_that_cannot_be_read_cost_the_others_nothing(path: Path) -> None:
+    """Some with reasons that name them, some with reasons that do not: the sound ones around them are read once."""
+    path.write_bytes(lines(9))
+    for number, extra in enumerate((b"", b"behind", b""), start=1):
+        path.with_name(f"{path.name}.{number}.gz").write_bytes(gzip.compress(lines(number)) + extra)
+    path.with_name(path.name + ".4.gz").write_bytes(b"none")
+    path.with_name(path.name + ".5.gz").write_bytes(gzip.compress(lines(5, response="x" * 40_000_000)))
+    assert ids(path) == [1, 3, 5, 9]
+    left_out = tally(path).left_out
+    assert sorted(reason.partition(":")[0] for reason in left_out) == [f"{path.name}.2.gz", f"{path.name}.4.gz"]
+
+
+def test_a_line_of_hundreds_of_megabytes_costs_its_file(path: Path) -> None:
+    """A hole in a file is a line without an end: what is left out for it, and from what length on, is told."""
+    path.write_bytes(lines(1))
+    with path.with_name(path.name + ".1").open("wb") as file:
+        file.write(line(2))
+        file.seek(2**28 + 2**20)
+        file.write(b"\n" + line(3))
+    assert tally(path) == Tally(lines=1, left_out=(f"{path.name}.1: it has a line of more than 256 MB",))
+
+
+# --- feedback
+
+
+def said(request_id: str = "req-0001", **fields: Any) -> bytes:
+    """Return a line of feedback."""
+    return json.dumps({"ts": "2026-01-31T12:00:00Z", "request_id": request_id, **fields}).encode() + b"\n"
+
+
+def test_feedback_that_makes_no_sense_is_counted_and_told(path: Path) -> None:
+    """Lines that the dashboard takes for none are none here, too; they and files that cannot be read cost no other."""
+    path.write_bytes(lines(1))
+    nonsense = [b"half\n", said(score="NaN"), said(score=7), said(), said(score=0.5).replace(b"2026", b"year")]
+    beside = path.with_name("chat_proxy.feedback.jsonl")
+    beside.write_bytes(said(score=1.0) + b"".join(nonsense))
+    beside.with_name(beside.name + ".1.gz").write_bytes(gzip.compress(said("req-0002", label="up"))[:-8])
+    with foreign_query(path, "SELECT request_id, score FROM feedback") as (database, answer):
+        assert answer.dicts() == [{"request_id": "req-0001", "score": 1.0}]
+    assert database.tally.unheard == len(nonsense)
+    assert [reason.partition(":")[0] for reason in database.tally.left_out] == [f"{beside.name}.1.gz"]
+    assert any("5 lines of the feedback make no sense" in words for words in database.tally.words())
+
+
+@pytest.mark.parametrize("kind", ["folder", "no gzip"])
+def test_damaged_feedback_fails_no_query(kind: str, path: Path) -> None:
+    """A query of the feedback tells of it; one of the requests alone does not open it."""
+    path.write_bytes(lines(1))
+    beside = path.with_name("chat_proxy.feedback.jsonl" + ("" if kind == "folder" else ".1.gz"))
+    beside.mkdir() if kind == "folder" else beside.write_bytes(b"no gzip")
+    for table, told in (("requests", []), ("feedback", [beside.name]), ("query('FROM feed' || 'back')", [beside.name])):
+        with foreign_query(path, f"SELECT count(*) FROM {table}") as (database, _):
+            assert [reason.partition(":")[0] for reason in database.tally.left_out] == told
+
+
 def test_lines_of_tens_of_megabytes(path: Path) -> None:
     """Prompts with many images make long lines; they are read, with more memory and one thread."""
     path.write_bytes(lines(1) + line(2, response="x" * 40_000_000) + lines(3))
@@ -378,15 +458,25 @@ def test_memory_is_limited(path: Path) -> None:
         ("SUMMARIZE requests", None),
         ("SELECT requests FROM requests", None),
         ("SELECT COLUMNS('.*_ms') FROM requests", None),
+        ("SELECT c FROM requests AS r(a, b, c)", None),
+        ("SELECT key FROM requests AS r(a, b, key)", None),
+        ("SELECT count(*) FROM requests NATURAL JOIN requests r", None),
+        ("SELECT m FROM (PIVOT requests ON model IN ('m') USING count(*))", None),
+        ("SELECT column_name FROM information_schema.columns", None),
+        ("SELECT column_name FROM duckdb_columns()", None),
+        ("SELECT 'star', raw.model FROM requests raw", {"model"}),
         ("SELECT model FROM query('SELECT model, role FROM requests')", None),
     ],
 )
 def test_only_what_a_query_needs_is_read(sql: str, columns: set[str] | None, path: Path) -> None:
     """The columns of a statement are found wherever they stand in it, and it works with them alone."""
     with duckdb.connect() as connection:
-        assert columns_of(connection, sql) == columns
+        assert needs_of(connection, sql).columns == columns
     path.write_bytes(lines(1))
-    assert rows(path, sql)
+    with foreign_query(path, sql) as (_, answer):
+        found = answer.dicts()
+    with opened_database(path) as database:
+        assert database.ask(sql).dicts() == found
 
 
 def test_files_are_closed_at_the_end(path: Path) -> None:
@@ -414,6 +504,14 @@ def test_a_with_that_writes_is_refused(path: Path) -> None:
     path.write_bytes(lines(1))
     with pytest.raises(QueryError, match="that reads"):
         rows(path, "WITH a AS (DELETE FROM raw.lines RETURNING 1) SELECT count(*) FROM a")
+
+
+@pytest.mark.parametrize("table", ["raw.lines", 'memory."RAW".feedback'])
+def test_what_is_behind_the_views_is_refused(table: str, path: Path) -> None:
+    """The tables behind the views have what is no record, too."""
+    path.write_bytes(lines(1))
+    with pytest.raises(QueryError, match="the views requests and feedback"):
+        rows(path, f"SELECT count(*) FROM {table}")
 
 
 @pytest.mark.parametrize("sql", ["SELECT r FROM requests AS r", 'SELECT "R" AS r FROM requests r'])

@@ -8,18 +8,17 @@ connection reads no file, writes none, and loads nothing.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rolecall.core.wording import counted
-from rolecall.insight.feedback_table import load_feedback, make_feedback
+from rolecall.insight.feedback_table import FEEDBACK, load_feedback, make_feedback
 from rolecall.insight.log_columns import (
     INNER,
     column_types,
@@ -27,11 +26,10 @@ from rolecall.insight.log_columns import (
     is_record,
     quoted,
     read_types,
-    text,
     typed,
 )
 from rolecall.insight.log_files import open_log
-from rolecall.insight.log_reader import Compression, Part
+from rolecall.insight.log_loading import Lines, Loading, threads
 from rolecall.insight.memory_bound import bounded_memory
 
 if TYPE_CHECKING:
@@ -42,15 +40,16 @@ if TYPE_CHECKING:
 
 VIEW = "requests"
 _LINES = f"{INNER}.lines"
-_LINE_BYTES = 2**24
-"""Lines may be twice as long; that much memory is taken for each thread."""
-_LONG_LINE_BYTES = 2**27
-"""For logs with longer lines, which prompts with many images make; they are read by one thread."""
-_MAX_THREADS = 8
 _ALWAYS = frozenset({"ts", "request_id"})
 _BATCH_ROWS = 1000
 _WORDS = re.compile(r"\w+")
 _WRITES = re.compile(r'"type":"(?:DELETE|INSERT|UPDATE|MERGE\w*)_QUERY_NODE"')
+_TELLS_OF_COLUMNS = re.compile(
+    r"\"class\":\"STAR\"|\"ref_type\":\"NATURAL\"|\"type\":\"PIVOT\"|\"column_name_alias\":\[[^\]]"
+    r"|\b(?:information_schema|sqlite_master|(?:duckdb|pragma|pg)_\w+)\b",
+    re.IGNORECASE,
+)
+"""Where columns count that are not named: all of them, those that two tables share, their places, their list."""
 _ALIAS = re.compile(r'"type":"BASE_TABLE","alias":"([^"]+)"')
 _CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
@@ -70,13 +69,15 @@ class QueryError(Exception):
 class Tally:
     """What a log holds: lines that are not empty, those that are no records of requests, and records with wrong values.
 
-    ``left_out`` are the reasons why files, which look like a part of the log, are not in it.
+    ``left_out`` are the reasons why files, which look like a part of the log, are not in it; ``unheard`` are lines of
+    feedback, where that is asked for, that make no sense.
     """
 
     lines: int = 0
     broken: int = 0
     wrong: int = 0
     left_out: tuple[str, ...] = ()
+    unheard: int = 0
 
     def words(self) -> Iterator[str]:
         """Yield what of the log is not in what was asked of it."""
@@ -86,6 +87,9 @@ class Tally:
         if self.wrong:
             have = "has" if self.wrong == 1 else "have"
             yield f"{counted(self.wrong, 'line')} {have} a value of a wrong kind, which is taken as unknown"
+        if self.unheard:
+            make = "makes" if self.unheard == 1 else "make"
+            yield f"{counted(self.unheard, 'line')} of the feedback {make} no sense, skipped"
         yield from (f"left out: {reason}" for reason in self.left_out)
 
 
@@ -124,6 +128,14 @@ class LogDatabase:
             yield rows
 
 
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a statement needs: columns, None for all, and whether it needs the feedback."""
+
+    columns: frozenset[str] | None
+    feedback: bool
+
+
 @contextmanager
 def opened_database(
     path: Path,
@@ -137,25 +149,26 @@ def opened_database(
 
     ``None`` stands for all columns, which take some 400 MB for a million lines. Raises FileNotFoundError if there are
     no files, OSError for one that the recorder wrote and that cannot be read, and ``QueryError`` where the memory is
-    not enough. A line that is no record is counted; a file that is none is left out and told. With ``feedback`` there
-    is the view of that name as well.
+    not enough. A line that is no record is counted; a file that is none is left out and told. The view ``feedback`` is
+    empty but with ``feedback``.
     """
     with ExitStack() as stack:
         found = open_log(path, stack, since)
         connection = stack.enter_context(_connection(memory_mb))
         wanted = [name for name in column_types() if columns is None or name in columns or name in _ALWAYS]
         with _errors():
-            why = _load(connection, found.files, wanted)
-            if feedback:
-                make_feedback(connection)
-                load_feedback(connection, path)
+            _make_empty(connection, wanted)
+            loading = Loading(connection, _lines(wanted))
+            loading.load(found.files)
+            unheard, why = load_feedback(connection, path) if feedback else (0, [])
             _close(connection)
             counts = connection.execute(
                 "SELECT count(*), count(*) FILTER (NOT _is_record), count(*) FILTER (_is_record AND _is_wrong) "
                 f"FROM {_LINES}"
             ).fetchone()
         lines, broken, wrong = counts or (0, 0, 0)
-        yield LogDatabase(connection, Tally(lines, broken, wrong, (*found.left_out, *why)))
+        left_out = (*found.left_out, *loading.left_out, *why)
+        yield LogDatabase(connection, Tally(lines, broken, wrong, left_out, unheard))
 
 
 @contextmanager
@@ -166,28 +179,30 @@ def foreign_query(path: Path, sql: str, memory_mb: int = 1024) -> Iterator[tuple
     """
     with bounded_memory(memory_mb):
         with _errors(), _connection(memory_mb) as connection:
-            columns = columns_of(connection, sql)
-        with opened_database(path, columns, memory_mb=memory_mb, feedback=True) as database:
+            needs = needs_of(connection, sql)
+        with opened_database(path, needs.columns, memory_mb=memory_mb, feedback=needs.feedback) as database:
             yield database, database.ask(sql)
 
 
-def columns_of(connection: DuckDBPyConnection, sql: str) -> set[str] | None:
-    """Return the columns that a statement needs, None for all; raises ``QueryError`` if it does more than read."""
+def needs_of(connection: DuckDBPyConnection, sql: str) -> Needs:
+    """Return what a statement needs; raises ``QueryError`` if it does more than read the views."""
     import duckdb  # noqa: PLC0415 - see above
 
     if [each.type for each in connection.extract_statements(sql)] != [duckdb.StatementType.SELECT]:
         raise QueryError("one statement that reads is wanted: SELECT, FROM, WITH, DESCRIBE, SUMMARIZE")
-    _make_empty(connection, column_types())
-    make_feedback(connection)
+    _make_empty(connection, list(column_types()))
     _close(connection)
     connection.execute(f"EXPLAIN {sql}")
     (tree,) = connection.execute("SELECT json_serialize_sql(?::VARCHAR)->'statements'", [sql]).fetchone() or ("",)
     if _WRITES.search(tree):
         raise QueryError("a statement that reads is wanted: its WITH deletes, inserts or updates")
+    if f'"schema_name":"{INNER}"' in tree.lower():
+        raise QueryError(f"a statement that reads the views {VIEW} and {FEEDBACK} is wanted: {INNER} is behind them")
     words = {word.lower() for word in _WORDS.findall(tree)}
-    if not words.isdisjoint({"star", "query", "query_table"}) or _names_the_row(tree):
-        return None
-    return {name for name in column_types() if name in words}
+    is_open = not words.isdisjoint({"query", "query_table"})
+    if is_open or _TELLS_OF_COLUMNS.search(tree) or _names_the_row(tree):
+        return Needs(None, is_open or FEEDBACK in words)
+    return Needs(frozenset(name for name in column_types() if name in words), FEEDBACK in words)
 
 
 def _names_the_row(tree: str) -> bool:
@@ -202,7 +217,7 @@ def _connection(memory_mb: int) -> Iterator[DuckDBPyConnection]:
 
     with duckdb.connect(":memory:", config=_CONFIG) as connection:
         connection.execute(f"SET memory_limit = '{memory_mb}MB'")
-        connection.execute(f"SET threads = {min(_MAX_THREADS, len(os.sched_getaffinity(0)))}")
+        connection.execute(f"SET threads = {threads()}")
         connection.execute("SET enable_progress_bar = false")
         with _interruptible(connection):
             yield connection
@@ -234,53 +249,20 @@ def _interruptible(connection: DuckDBPyConnection) -> Iterator[None]:
         ours.close()
 
 
-def _load(connection: DuckDBPyConnection, files: Sequence[Part], columns: Sequence[str]) -> list[str]:
-    """Read what can be read of the files; return the reasons against the others."""
-    import duckdb  # noqa: PLC0415 - see above
-
+def _lines(columns: Sequence[str]) -> Lines:
     types = column_types()
-    _make_empty(connection, {name: types[name] for name in columns})
-    try:
-        _read(connection, files, columns, _LINE_BYTES)
-    except (duckdb.IOException, duckdb.InvalidInputException):
-        pass  # a file is no log, or a line is very long: they are looked at one by one
-    else:
-        return []
-    connection.execute("SET threads = 1")
-    why = []
-    for file in files:
-        try:
-            _read(connection, [file], columns, _LONG_LINE_BYTES)
-        except (duckdb.IOException, duckdb.InvalidInputException) as error:
-            why.append(f"{file.name}: {str(error).splitlines()[0].replace(file.path, file.name)}")
-    return why
+    values = {"_is_wrong": ("BOOLEAN", f"coalesce({has_wrong_value()}, false)")}
+    values.update((name, (types[name], typed(name))) for name in columns)
+    return Lines(_LINES, read_types(columns), is_record(), values)
 
 
-def _make_empty(connection: DuckDBPyConnection, columns: Mapping[str, str]) -> None:
+def _make_empty(connection: DuckDBPyConnection, columns: Sequence[str]) -> None:
+    """Make the views, and the tables behind them."""
     connection.execute(f"CREATE SCHEMA {INNER}")
-    typed_columns = ", ".join(f"{quoted(name)} {kind}" for name, kind in columns.items())
-    connection.execute(f"CREATE TABLE {_LINES} (_is_record BOOLEAN, _is_wrong BOOLEAN, {typed_columns})")
+    _lines(columns).make(connection)
     names = ", ".join(map(quoted, columns))
     connection.execute(f"CREATE VIEW {VIEW} AS SELECT {names} FROM {_LINES} WHERE _is_record")
-
-
-def _read(connection: DuckDBPyConnection, files: Sequence[Part], columns: Sequence[str], line_bytes: int) -> None:
-    """Read files into the table, all of them or none."""
-    kinds: dict[Compression, list[str]] = {}
-    for file in files:
-        kinds.setdefault(file.compression, []).append(file.path)
-    read = ", ".join(f"{quoted(name)}: '{kind}'" for name, kind in read_types(columns).items())
-    options = f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {line_bytes}"
-    values = ", ".join(
-        [f"coalesce({is_record()}, false)", f"coalesce({has_wrong_value()}, false)", *map(typed, columns)]
-    )
-    sources = [
-        f"SELECT {values} FROM read_json([{', '.join(map(text, paths))}], {options}, compression = '{kind}', "
-        f"columns = {{{read}}})"
-        for kind, paths in kinds.items()
-    ]
-    if sources:
-        connection.execute(f"INSERT INTO {_LINES} {' UNION ALL '.join(sources)}")
+    make_feedback(connection)
 
 
 def _close(connection: DuckDBPyConnection) -> None:

@@ -31,12 +31,12 @@ def unpacked_copy(file: BinaryIO, compression: Compression) -> Iterator[BinaryIO
 
 
 def unpacked(file: BinaryIO, compression: Compression) -> Iterator[bytes]:
-    """Yield what a file holds, from its beginning; raises ``OSError`` where it is broken."""
+    """Yield what a file holds, from its beginning; raises ``OSError`` where it is broken, ENOPKG for want of zstd."""
     file.seek(0)
     try:
         yield from _gzip(file) if compression == "gzip" else _zstd(file)
     except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise _broken(file, "it is cut short, or not compressed by gzip") from None
+        raise _broken(file, "it is damaged, cut short, or not compressed by gzip") from None
 
 
 def _gzip(file: BinaryIO) -> Iterator[bytes]:
@@ -49,7 +49,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
     """Have the program unpack it: the module for it comes with Python 3.14."""
     program = shutil.which("zstd")
     if program is None:
-        raise _broken(file, "the program zstd, which reads it, is not on the PATH")
+        raise OSError(errno.ENOPKG, "the program zstd, which reads it, is not on the PATH", str(file.name))
     with subprocess.Popen(
         [program, "-d", "-c", "-q"], stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as process:
@@ -60,7 +60,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
             process.kill()
             raise
     if process.returncode:
-        raise _broken(file, "it is cut short, or not compressed by zstd")
+        raise _broken(file, "it is damaged, cut short, or not compressed by zstd")
 
 
 def _broken(file: BinaryIO, why: str) -> OSError:
