@@ -149,6 +149,8 @@ def test_output_is_followed(page: Page, server: Rolecall) -> None:
     page.run("document.querySelector('#output pre').scrollTop = 0;")
     page.click("#output-follow")
     page.wait(lambda: page.run(at_end))
+    page.until("#output-following", "following")
+    assert page.run("return document.activeElement.tagName;") == "PRE"
     page.press(Keys.ESCAPE)
     page.wait(lambda: not page.is_shown("#output"))
     assert page.run("return document.activeElement.dataset.act;") == "output"

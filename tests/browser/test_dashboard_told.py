@@ -334,6 +334,26 @@ def test_a_server_that_goes_and_comes_back(page: Page, told: Told) -> None:
         assert not page.is_shown("#gone .note")
 
 
+def test_output_of_a_server_that_goes_and_comes_back(page: Page, told: Told) -> None:
+    """What was shown stays while the server is away, and who had scrolled up is left there when it is back."""
+    told.output = [f"line {number}" for number in range(300)]
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+        port = int(url.rpartition(":")[2])
+        page.click("[data-model='qwen3-vl-8b'] [data-act='output']")
+        page.until("#output pre", "line 299")
+        page.until("#output-following", "following")
+    page.until("#output", "The connection is lost")
+    assert page.text("#output pre").endswith("line 299")
+    assert page.text("#output-following") == ""
+    page.run("document.querySelector('#output pre').scrollTop = 200;")
+    page.wait(lambda: page.is_shown("#output-follow"))
+    told.output.append("and more")
+    with telling(told, port):
+        page.until("#output pre", "and more")
+        assert page.run("return document.querySelector('#output pre').scrollTop;") == 200
+
+
 def test_a_stream_that_ends(page: Page, told: Told, address: str) -> None:
     """It is taken up again, and what is told then takes the place of what was before."""
     open_view(page, f"{address}/ui")

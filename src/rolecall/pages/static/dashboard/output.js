@@ -14,6 +14,7 @@ export class Output {
     this.dialog = /** @type {HTMLDialogElement} */ (at("output"));
     this.model = null;
     this.isFollowing = true;
+    this.isConnected = false;
     this.state = "";
     this.problem = null;
     this.leaving = new AbortController();
@@ -31,12 +32,13 @@ export class Output {
     Object.assign(this, { model, opener, isFollowing: true, problem: null, state: "connecting…" });
     this.draw();
     this.text = this.dialog.querySelector("pre");
+    this.text.replaceChildren();
     this.dialog.showModal();
     this.begin();
   }
 
   begin() {
-    this.problem = null;
+    Object.assign(this, { problem: null, isConnected: false });
     this.leaving = new AbortController();
     this.follow(this.model, this.leaving.signal);
   }
@@ -61,8 +63,6 @@ export class Output {
     const path = `/v1/models/${encodeURIComponent(model)}/output?follow=1&lines=${FIRST_LINES}`;
     while (!signal.aborted) {
       try {
-        this.text.replaceChildren();
-        this.lines = 0;
         for await (const event of events(path, { signal })) {
           this.take(event);
         }
@@ -72,16 +72,22 @@ export class Output {
         }
         if (error instanceof Refusal && error.status >= 400 && error.status < 500) {
           this.problem = error.message;
-          this.say("");
+          this.lost("");
           return;
         }
       }
-      this.say("The connection is lost; trying again…");
+      this.lost("The connection is lost; trying again…");
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
   }
 
   take(event) {
+    const { scrollTop } = this.text;
+    if (!this.isConnected) {
+      this.isConnected = true;
+      this.text.replaceChildren(); // what was there before the connection broke is told again, as far as it is kept
+      this.lines = 0;
+    }
     if (event.type === "restart") {
       this.append("— started anew —\n", "mark");
     }
@@ -92,9 +98,7 @@ export class Output {
       this.append(`${event.lines.join("\n")}\n`, "");
     }
     this.say(this.text.childElementCount ? "" : "It has printed nothing yet.");
-    if (this.isFollowing) {
-      this.text.scrollTop = this.text.scrollHeight;
-    }
+    this.text.scrollTop = this.isFollowing ? this.text.scrollHeight : scrollTop;
   }
 
   append(text, kind) {
@@ -108,6 +112,11 @@ export class Output {
       this.lines -= Number(this.text.firstElementChild.dataset.lines);
       this.text.firstElementChild.remove();
     }
+  }
+
+  lost(state) {
+    this.isConnected = false;
+    this.say(state);
   }
 
   say(state) {
@@ -127,6 +136,7 @@ export class Output {
   end() {
     this.isFollowing = true;
     this.text.scrollTop = this.text.scrollHeight;
+    this.text.focus({ preventScroll: true }); // the button is about to go, and the focus would with it
     this.draw();
   }
 
@@ -136,7 +146,9 @@ export class Output {
         <div class="sheet-head">
           <h2 id="output-title">Output of <bdi>${this.model}</bdi></h2>
           <div class="row">
-            ${this.isFollowing ? html`<span class="soft">following</span>` : html`<button type="button" class="small" id="output-follow" @click=${() => this.end()}>Follow</button>`}
+            ${this.isFollowing
+              ? html`<span class="soft" id="output-following">${this.isConnected ? "following" : ""}</span>`
+              : html`<button type="button" class="small" id="output-follow" @click=${() => this.end()}>Follow</button>`}
             <button type="button" class="small" id="output-close" @click=${() => this.dialog.close()}>Close</button>
           </div>
         </div>
