@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from browser.told import ago, entry, gpu_of, line, live_row, model, snapshot
@@ -24,14 +25,14 @@ DECISION = {
 }
 
 
-def history(count: int) -> list[dict[str, Any]]:
+def history(count: int, names: Sequence[str] = NAMES) -> list[dict[str, Any]]:
     """Return lines, the oldest first; one failed, and of one the client left."""
     odd: dict[int, dict[str, Any]] = {
-        1: {"model": "qwen3-vl-8b", "requested_model": "role:caption"},
+        1: {"model": names[0], "requested_model": "role:caption"},
         3: {"status": 502, "error": "engine_crashed: The engine ended within the answer.", "completion_tokens": None},
         5: {"status": 499, "error": "client_disconnected: The client left."},
     }
-    rows = ((number, NAMES[number % 4], "caption" if number % 2 else None) for number in range(count, 0, -1))
+    rows = ((number, names[number % len(names)], "caption" if number % 2 else None) for number in range(count, 0, -1))
     return [line(number, name, role=role, **odd.get(number, {})) for number, name, role in rows]
 
 
@@ -85,44 +86,71 @@ def waiting(  # noqa: PLR0917 - the fields of a row
     }
 
 
-def swaps() -> list[dict[str, Any]]:
-    """Return what four models did in the last quarter of an hour."""
+def swaps(gone: str = "florence-2", stays: str = "qwen3-vl-8b", comes: str = "gemma-3-12b") -> list[dict[str, Any]]:
+    """Return what three models did in the last quarter of an hour."""
     return [
-        entry(880, "florence-2", "load", None, "a request for role:caption"),
-        entry(870, "florence-2", "ready", 9.8),
-        entry(720, "florence-2", "evicted", 150.0, "made room for qwen3-vl-8b"),
-        entry(719, "florence-2", "unloaded", 1.0),
-        entry(719, "qwen3-vl-8b", "load", None, "a request for role:caption"),
-        entry(700, "qwen3-vl-8b", "ready", 18.8),
-        entry(500, "gemma-3-12b", "load", None, "a request"),
-        entry(480, "gemma-3-12b", "failed", 20.0, "CUDA error: out of memory"),
-        entry(470, "gemma-3-12b", "load", None, "a request"),
-        entry(450, "gemma-3-12b", "ready", 20.0),
-        entry(200, "gemma-3-12b", "sleep", 250.0, "idle for 4 min"),
-        entry(150, "gemma-3-12b", "wake", None, "a request"),
-        entry(147, "gemma-3-12b", "awake", 3.0),
-        entry(60, "gemma-3-12b", "unload", 87.0, "idle"),
-        entry(59, "gemma-3-12b", "unloaded", 1.0),
-        entry(8, "gemma-3-12b", "load", None, "a request for role:chat"),
+        entry(880, gone, "load", None, "a request for role:caption"),
+        entry(870, gone, "ready", 9.8),
+        entry(720, gone, "evicted", 150.0, f"made room for {stays}"),
+        entry(719, gone, "unloaded", 1.0),
+        entry(719, stays, "load", None, "a request for role:caption"),
+        entry(700, stays, "ready", 18.8),
+        entry(500, comes, "load", None, "a request"),
+        entry(480, comes, "failed", 20.0, "CUDA error: out of memory"),
+        entry(470, comes, "load", None, "a request"),
+        entry(450, comes, "ready", 20.0),
+        entry(200, comes, "sleep", 250.0, "idle for 4 min"),
+        entry(150, comes, "wake", None, "a request"),
+        entry(147, comes, "awake", 3.0),
+        entry(60, comes, "unload", 87.0, "idle"),
+        entry(59, comes, "unloaded", 1.0),
+        entry(8, comes, "load", None, "a request for role:chat"),
     ]
 
 
-def crowd(models: int = 20, requests: int = 100) -> dict[str, Any]:
-    """Return many models on two cards, and as many requests as the server tells of."""
-    kinds = ("ready", "stopped", "sleeping", "ready", "stopped")
-    names = [f"{NAMES[number % 4]}-q{number % 7 + 2}_k_m-{number:02}" for number in range(models)]
-    roles = ({"caption": 90, "chat": 40}, {"chat": 70}, {"tags": 60, "description": 55, "ocr": 40}, {"embed": 80})
-    rows = [
-        model(name, kinds[number % 5], roles=roles[number % 4], vram_reserved_mb=2400 if number % 5 in {0, 3} else 0)
-        | {"devices": [{"index": number % 2, "uuid": f"GPU-{number % 2}"}], "in_flight": requests // models}
-        for number, name in enumerate(names)
-    ]
+def crowd() -> dict[str, Any]:
+    """Return 20 models on two cards and 100 requests, as many as the server tells of; the last waits for a model."""
+    rows = [_one_of_many(number) for number in range(20)]
+    gone, stays, comes = rows[1], rows[0], rows[9]
+    comes |= {"state": "starting", "load_fraction": 0.62, "load_eta_s": 5.4, "waiting": 1}
+    comes |= {"devices": [{"index": 1, "uuid": "GPU-1"}], "vram_reserved_mb": comes["footprint_mb"]}
     up = [row for row in rows if row["state"] == "ready"]
-    cards = [
-        gpu_of([(row["model"], 2400) for row in up if row["devices"][0]["index"] == index], index) for index in (0, 1)
+    live = [
+        live_row(number, up[number % len(up)]["model"], started=ago(number / 9 + 1), tokens=4 * number + 20)
+        for number in range(99)
     ]
-    served = [live_row(number, up[number % len(up)]["model"], started=ago(number)) for number in range(requests)]
-    return snapshot(gpus=cards, models=rows, live=served, history=history(50), timeline=swaps())
+    for row in up:
+        row["in_flight"] = sum(each["model"] == row["model"] for each in live)
+    live.append(live_row(99, comes["model"], state="loading", ttft_ms=None, tokens=0, tokens_per_second=None))
+    held: tuple[list[tuple[str, int]], ...] = ([], [])
+    for row in rows:
+        for device in row["devices"]:
+            held[device["index"]].append((row["model"], row["vram_reserved_mb"]))
+    return snapshot(
+        gpus=[gpu_of(models, index) for index, models in enumerate(held)],
+        models=rows,
+        live=live,
+        queue=[waiting("req_live99", comes["model"], None, 6, 1, "starting", 5.4)],
+        history=history(50, [row["model"] for row in up]),
+        timeline=swaps(gone["model"], stays["model"], comes["model"]),
+        totals={"requests": 18230, "errors": 12, "prompt_tokens": 924130, "completion_tokens": 312048, "loads": 96}
+        | {"evictions": 71},
+    )
+
+
+def _one_of_many(number: int) -> dict[str, Any]:
+    state = ("ready", "stopped", "sleeping", "ready", "stopped")[number % 5]
+    roles = ({"caption": 90, "chat": 40}, {"chat": 70}, {"tags": 60, "description": 55, "ocr": 40}, {"embed": 80})
+    mb = (4600, 1800, 5600, 2400)[number % 4]
+    row = model(
+        f"{NAMES[number % 4]}-q{number % 7 + 2}_k_m-{number:02}", state, roles=roles[number % 4], footprint_mb=mb
+    )
+    row["devices"] = [{"index": number % 2, "uuid": f"GPU-{number % 2}"}] if state != "stopped" else []
+    if state == "ready":
+        row |= {"vram_reserved_mb": mb, "ready_since": ago(700 + 170 * number)}
+    elif state == "sleeping":
+        row |= {"vram_reserved_mb": 300, "sleep_level": 1, "backend": "vllm"}
+    return row
 
 
 def trouble() -> dict[str, Any]:

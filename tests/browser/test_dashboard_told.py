@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from browser import scenes
@@ -19,6 +20,9 @@ from photographs import encoded, scene
 from rolecall.insight.history import Question
 from rolecall.insight.log_reader import Wanted, parse_since, parse_status
 
+LIGHT = (246, 246, 244)
+GROUNDS = {"dashboard-dark": (22, 23, 22), "dashboard-request": (111, 111, 110)}
+"""The colour of the page's ground in the pictures of the documentation: in the dark, and behind a dialog."""
 DOCS = Path(__file__).parents[2] / "docs"
 VIEWS = ("/ui", "/ui/requests", "/ui/playground")
 SCENES = {"afternoon": scenes.afternoon, "nothing": snapshot, "trouble": scenes.trouble, "hostile": scenes.hostile}
@@ -713,10 +717,12 @@ def test_landmarks_and_headings(page: Page, address: str) -> None:
 
 
 def test_the_pictures_of_the_documentation(page: Page, tmp_path: Path) -> None:
-    """They can be drawn, are no larger than they need be, and those in `docs/` are named in it."""
+    """They can be drawn in the colours of the page, are not large, and those in `docs/` are named in it."""
     drawn = draw_dashboard(page, tmp_path)
     text = (DOCS / "dashboard.md").read_text(encoding="utf-8")
     for path in drawn:
         assert 5_000 < path.stat().st_size < 120_000
+        with Image.open(path) as image:
+            assert image.convert("RGB").getpixel((0, image.height - 1)) == GROUNDS.get(path.stem, LIGHT), path.name
         assert (DOCS / path.name).is_file()
         assert f"({path.name})" in text
