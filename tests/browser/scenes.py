@@ -39,6 +39,7 @@ def history(count: int, names: Sequence[str] = NAMES) -> list[dict[str, Any]]:
 def afternoon() -> dict[str, Any]:
     """Return three models on a card, one of which is being loaded, and requests at them."""
     sees = ["text", "vision"]
+    nothing: dict[str, Any] = {"ttft_ms": None, "tokens": 0, "tokens_per_second": None}
     return snapshot(
         gpus=[gpu_of([("qwen3-vl-8b", 9000), ("llama-3.2-3b", 3100), ("gemma-3-12b", 6200)])],
         models=[
@@ -54,9 +55,10 @@ def afternoon() -> dict[str, Any]:
         ],
         live=[
             live_row(1, "qwen3-vl-8b", role="caption", key="laptop", images=1),
-            live_row(2, "qwen3-vl-8b", started=ago(1), ttft_ms=None, tokens=0, tokens_per_second=None),
+            live_row(2, "qwen3-vl-8b", started=ago(1), **nothing),
             live_row(3, "llama-3.2-3b", tokens=412, tokens_per_second=88.0, started=ago(9)),
-            live_row(4, "gemma-3-12b", role="chat", state="loading", ttft_ms=None, tokens=0, tokens_per_second=None),
+            live_row(4, "gemma-3-12b", role="chat", state="loading", started=ago(6), **nothing),
+            live_row(5, "florence-2", role="caption", state="waiting", started=ago(2), **nothing),
         ],
         queue=[
             waiting("req_live4", "gemma-3-12b", "chat", 6, 1, "starting", 5.4),

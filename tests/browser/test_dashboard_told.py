@@ -116,7 +116,7 @@ def test_an_afternoon(page: Page, address: str) -> None:
         "chat 60",
     ]
     assert page.texts("[data-model='remote'] button") == []
-    assert len(page.all("#live tbody tr")) == 4
+    assert len(page.all("#live tbody tr")) == 5
     assert [text.split("\n")[0] for text in page.texts("#queue tbody td:nth-child(4)")] == ["5.4 s", "19 s", "–"]
     assert page.texts(".rows .label bdi") == ["florence-2", "gemma-3-12b", "llama-3.2-3b", "qwen3-vl-8b"]
     assert page.text("[data-total='requests']") == "1,284"
