@@ -259,6 +259,74 @@ def test_line_after_close_is_counted_and_told(path: Path, caplog: pytest.LogCapt
     assert "is closed" in caplog.text
 
 
+# --- the first line of all --------------------------------------------------------------------------------------------
+
+
+def beginnings(*paths: Path) -> list[int]:
+    """The numbers of the lines that say that the log begins with them."""
+    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    assert all(line.get("log_begins", True) is True for line in lines)
+    return [line["n"] for line in lines if "log_begins" in line]
+
+
+def test_the_first_line_of_a_log_says_so(path: Path) -> None:
+    """It is the last key of the very first line, whether the file is still to be made or an empty one."""
+    for _ in range(2):
+        with closing(Recorder(path)):  # opened, and nothing is written
+            pass
+        assert path.read_bytes() == b""
+    with closing(Recorder(path)) as recorder:
+        recorder.record({"n": 0, "prompt": [{"log_begins": 5}]})
+        record_numbers(recorder, range(1, 600))
+    with closing(Recorder(path)) as recorder:
+        record_numbers(recorder, range(600, 610))
+    first, second, *_ = path.read_bytes().splitlines()
+    assert first == b'{"n":0,"prompt":[{"log_begins":5}],"log_begins":true}'
+    assert second == b'{"n":1}'
+    assert beginnings(path) == [0]
+
+
+def test_the_first_line_stays_the_only_one(path: Path) -> None:
+    """Rotation, and a file that is removed from outside while it is written, begin no other log."""
+    with closing(Recorder(path, max_bytes=100, backups=99)) as recorder:
+        record_numbers(recorder, range(100))
+        wait_until(lambda: path.exists() and 99 in numbers(path))
+        files = files_oldest_first(path)
+        assert beginnings(*files) == [0]
+        for file in files:
+            file.unlink()
+        record_numbers(recorder, range(100, 110))
+        wait_until(lambda: path.exists() and 109 in numbers(*files_oldest_first(path)))
+        assert beginnings(*files_oldest_first(path)) == []
+
+
+@pytest.mark.parametrize("older", ["log.jsonl.1", "log.jsonl.7.gz", "log.jsonl-20261120", "log-20261120.jsonl.xz"])
+def test_a_log_that_has_older_files_does_not_begin(older: str, path: Path) -> None:
+    """What logrotate has moved, compressed or not, was before; a new or empty file beside it is no beginning."""
+    path.with_name(older).write_bytes(b"x")
+    with closing(Recorder(path)) as recorder:
+        record_numbers(recorder, range(1))
+    assert beginnings(path) == []
+    path.write_bytes(b"")
+    with closing(Recorder(path)) as recorder:
+        record_numbers(recorder, range(1))
+    assert beginnings(path) == []
+
+
+def test_a_first_line_that_could_not_be_written_says_it_later(path: Path) -> None:
+    """A folder that is not there yet is no reason to forget it; what is no file of lines begins nothing."""
+    folder = path.with_name("below")
+    folder.write_text("in the way")
+    with closing(Recorder(folder / "log.jsonl", retry_s=0.02)) as recorder:
+        record_numbers(recorder, range(2))
+        wait_until(lambda: recorder.problem)
+        folder.unlink()
+    assert beginnings(folder / "log.jsonl") == [0]
+    with closing(Recorder(path.with_name("other.jsonl"))) as recorder:
+        recorder.record({})
+    assert path.with_name("other.jsonl").read_bytes() == b"{}\n"
+
+
 # --- rotation ---------------------------------------------------------------------------------------------------------
 
 

@@ -272,19 +272,65 @@ START = {"start": "2026-11-01"}
     [
         pytest.param([1], {}, "", "", id="one file"),
         pytest.param([1], START, "", "after the experiment's start", id="one file, begun late"),
-        pytest.param([1, 2], {}, "give it a start", "", id="rotated, no start"),
-        pytest.param([1, 2], START, "what was before is missing", "", id="rotated, begins later"),
+        pytest.param([1, 2], {}, "names no start", "", id="rotated, no start"),
+        pytest.param(
+            [1, 2], START, "after the experiment's start: what was before may", "", id="rotated, begins later"
+        ),
         pytest.param([1, 1000], START, "", "", id="rotated, reaches back"),
     ],
 )
 def test_a_log_that_may_lack_lines_is_told(
     ages: list[int], fields: dict[str, Any], gap: str, note: str, tmp_path: Path
 ) -> None:
-    """A log that was rotated has all lines only if it reaches back to the start that the experiment names."""
+    """A log that does not say where it began has all lines if it was not rotated, or reaches back to the start."""
     path = written(tmp_path / "log.jsonl", *([line("a", at=NOW - days * 24 * HOUR)] for days in ages))
     _, gaps, notes = material(path, **fields)
-    assert [gap in found for found in gaps] == ([True] if gap else [])
+    assert bool(gaps) is bool(gap)
+    assert gap in "\n".join(gaps)
     assert [note in found for found in notes] == ([True] if note else [])
+
+
+@pytest.mark.parametrize("name", ["log.jsonl.1", "log.jsonl.1.gz", "log-20270114.jsonl"])
+def test_an_old_file_alone_is_no_whole_log(name: str, tmp_path: Path) -> None:
+    """The one file that is left may be a rotated one, of which nobody knows what was before it."""
+    row = orjson.dumps(line("a"))
+    (tmp_path / name).write_bytes(gzip.compress(row) if name.endswith(".gz") else row)
+    assert "names no start" in "\n".join(material(tmp_path / "log.jsonl")[1])
+    (tmp_path / "log.jsonl").touch()
+    assert "names no start" in "\n".join(material(tmp_path / "log.jsonl")[1])
+
+
+@pytest.mark.parametrize("metric", ["success", "feedback"])
+def test_a_log_that_shows_its_first_line_is_whole(metric: str, tmp_path: Path) -> None:
+    """However often log and feedback were rotated, whether the experiment's start is before it, or there is none."""
+    path = tmp_path / "log.jsonl"
+    for name in (path, feedback_path(path)):
+        rows = [[{**line("a", at=NOW + day * 24 * HOUR), "score": 1}] for day in range(4)]
+        written(name, *reversed(rows))
+        first = {**rows[0][0], "prompt": [{"x": "y" * 100_000}], "log_begins": True}
+        name.with_name(f"{name.name}.3.gz").write_bytes(gzip.compress(orjson.dumps(first) + b"\n"))
+    assert material(path, metric=metric)[1] == material(path, metric=metric, **START)[1] == []
+    assert len(material(path, metric=metric)[2]) == 0
+    (note,) = material(path, metric=metric, **START)[2]
+    assert "after the experiment's start" in note
+    feedback_path(path).with_name("log.feedback.jsonl.3.gz").unlink()
+    assert bool(material(path, metric=metric)[1]) is (metric == "feedback")
+    path.with_name("log.jsonl.3.gz").unlink()
+    assert material(path, metric=metric)[1]
+
+
+def test_the_start_that_would_do_is_named(tmp_path: Path) -> None:
+    """Where lines may be missing there is a later start from which all are there: with it there is a verdict."""
+    path = written(tmp_path / "log.jsonl", [line("a", at=NOW + 60)], [line("a", at=NOW + 0.5)])
+    said: list[dict[str, Any]] = [{"ts": timestamp(NOW + 7.25), "request_id": "r", "score": 1}]
+    written(feedback_path(path), said, said)
+    for fields, start in (({}, "2027-01-15T08:00:01Z"), ({"metric": "feedback"}, "2027-01-15T08:00:08Z")):
+        *_, advice = material(path, **START, **fields)[1]
+        assert f"start = {start} would do. It drops the requests before it" in advice
+        assert material(path, start=start, **fields)[1] == []
+    assert "the experiment was over by then" in material(path, end=timestamp(NOW))[1][-1]
+    path.with_name("log.jsonl.9.xz").write_bytes(b"x")
+    assert "would do" not in "\n".join(material(path, **START)[1])
 
 
 def test_feedback_that_was_rotated_away_is_told(tmp_path: Path) -> None:
@@ -293,8 +339,9 @@ def test_feedback_that_was_rotated_away_is_told(tmp_path: Path) -> None:
     said: list[dict[str, Any]] = [{"ts": timestamp(NOW), "request_id": "r", "score": 1}]
     written(feedback_path(path), said, said)
     assert material(path, **START)[1] == []
-    (gap,) = material(path, metric="feedback", **START)[1]
-    assert gap.startswith("the feedback was rotated and begins on 2027-01-15")
+    assert material(path, metric="feedback", **START)[1][0].startswith(
+        "the feedback was rotated and begins on 2027-01-15"
+    )
 
 
 def test_nothing_is_established_where_lines_may_be_missing() -> None:

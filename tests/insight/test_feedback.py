@@ -110,7 +110,7 @@ def test_feedback_is_a_view_of_the_log(tmp_path: Path) -> None:
     with foreign_query(path, sql) as (_, answer):
         assert answer.dicts() == []
     rows = [
-        {"ts": "2026-11-20T10:00:01.000Z", "request_id": "a", "score": 0, "label": "old"},
+        {"ts": "2026-11-20T10:00:01.000Z", "request_id": "a", "score": 0, "label": "old", "log_begins": True},
         {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 0.5, "key": "k"},
         {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 1.0, "key": "k"},
     ]

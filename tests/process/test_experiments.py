@@ -281,7 +281,15 @@ def test_an_experiment_with_two_models_is_reported(tmp_path: Path) -> None:
         assert "| small is worse than now" in markdown
         both = rolecall(server, "report", "experiment", "f", "--markdown", "--json", code=2)
         assert "--json and --markdown exclude each other" in both.stderr
-        last = server.log_lines()[-1]["request_id"]
+        for path in (server.log_path, feedback_path(server.log_path)):
+            path.rename(path.with_name(f"{path.name}.1"))
+        answer = ask(server)
+        posted = {"request_id": answer.headers["x-request-id"], "score": "up"}
+        assert server.http.post("/v1/feedback", json=posted).status_code == 200
+        rotated = report(server, "f")
+        assert (rotated["is_complete"], rotated["comparisons"][0]["verdict"], rotated["remarks"]) == (True, "worse", [])
+        assert sum(variant["feedbacks"] for variant in rotated["variants"]) == 91
+        last = server.log_lines()[-2]["request_id"]
         assert "feedback.score" in rolecall(server, "logs", "show", last, "--file", str(server.log_path)).stdout
 
 

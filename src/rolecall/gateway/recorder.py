@@ -128,6 +128,8 @@ class RequestLine:
     """Messages or prompt; only with ``log_prompts``, the key is absent until it is set."""
     response: str | None = field(default=None, init=False)
     """Text of the answer; only with ``log_prompts``, the key is absent until it is set."""
+    log_begins: bool | None = field(default=None, init=False)
+    """That there was no line before this one; put into the file by whoever opens it, the key is absent elsewhere."""
 
     @classmethod
     def begun(cls, ts: str, request_id: str, endpoint: str, client: str) -> RequestLine:

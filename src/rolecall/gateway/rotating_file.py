@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import stat
 from contextlib import suppress
 from itertools import islice
@@ -16,12 +17,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".Z")
+"""What names of files end with that logrotate has compressed."""
+_MARK = b',"log_begins":true}\n'
+
 
 class RotatingFile:
     """A file of lines, appended to and rotated by size. It blocks and belongs to one thread.
 
     Renamed, removed or truncated from outside (logrotate) it goes on in a new file at the same path. Several processes
     may write to one path: rotation is done by one of them at a time.
+
+    Where there was nothing yet, neither the file nor an older one, its first line gets a last field ``log_begins``: so
+    whoever reads it later knows that nothing is missing before it, however often it was rotated since.
     """
 
     def __init__(self, path: Path, max_bytes: int, backups: int) -> None:
@@ -30,6 +38,7 @@ class RotatingFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._fd: int | None = None
+        self._may_begin = True
 
     def append(self, lines: deque[bytes]) -> None:
         """Write the lines, taking each from the left once it is in the file as a whole; no lines: only open it.
@@ -56,6 +65,8 @@ class RotatingFile:
                 return
             if self._is_full(size, lines[0]) and self._rotate(fd):
                 continue
+            if self._may_begin and size == 0:
+                lines[0] = _marked(lines[0])
             self._write(fd, size, lines, self._fitting(size, lines))
 
     def _current(self) -> tuple[int, int]:
@@ -63,6 +74,7 @@ class RotatingFile:
             self.close()
             self._fd = self._open()
             self._end_half_line(self._fd)
+            self._may_begin = self._may_begin and self._has_nothing(self._fd)
         return self._fd, os.fstat(self._fd).st_size
 
     def _is_at_path(self, fd: int) -> bool:
@@ -79,6 +91,12 @@ class RotatingFile:
         except FileNotFoundError:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             return os.open(self.path, flags, 0o600)
+
+    def _has_nothing(self, fd: int) -> bool:
+        found = os.fstat(fd)
+        with suppress(OSError):  # a folder that cannot be listed
+            return stat.S_ISREG(found.st_mode) and found.st_size == 0 and not siblings(self.path)
+        return False
 
     @staticmethod
     def _end_half_line(fd: int) -> None:
@@ -97,6 +115,7 @@ class RotatingFile:
             whole = 0
             while lines and whole + len(lines[0]) <= done:
                 whole += len(lines.popleft())
+                self._may_begin = False
             if whole < done:
                 self._cut(fd, start + whole, start + done)
 
@@ -152,6 +171,29 @@ class RotatingFile:
 
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{self.path.name}.{number}") if number else self.path
+
+
+def _marked(line: bytes) -> bytes:
+    """Return an object's line with the field; one that has it, or that is no object with fields, as it is."""
+    is_bare = line.endswith(b"}\n") and not line.endswith((_MARK, b"{}\n"))
+    return line[:-2] + _MARK if is_bare else line
+
+
+def siblings(path: Path) -> list[str]:
+    """Return the names of older files of a log: ``LOG.1.gz``, ``LOG-20261120``, ``LOG-20261120.zst`` and so on.
+
+    What is rotated moves to a higher number: the order is that in which nothing is missed then.
+    """
+    date = r"\d{4}-?\d\d[\dTZ_:-]*"
+    named = rf"{re.escape(path.name)}(?:\.\d{{1,6}}|[.-]{date})"
+    dated = rf"{re.escape(path.stem)}[.-]{date}{re.escape(path.suffix)}"
+    endings = "|".join(map(re.escape, COMPRESSED))
+    pattern = re.compile(rf"(?:{named}|{dated})(?:{endings})?|{re.escape(path.name)}(?:{endings})")
+    try:
+        found = [sibling.name for sibling in path.parent.iterdir() if pattern.fullmatch(sibling.name)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(found, key=lambda name: (len(name), name))
 
 
 def _lock(fd: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import orjson
 
 from rolecall.core.experiments import Experiment
 from rolecall.insight.feedback import Judgement, feedback_path, judgements
-from rolecall.insight.log_files import LogFiles, begins, open_log
+from rolecall.insight.log_files import LogFiles, begins, is_first, open_log
 from rolecall.insight.log_reader import Fields, Part, oldest_first, parse_entry
 
 
@@ -34,14 +35,15 @@ def open_material(log_path: Path, experiment: Experiment, stack: ExitStack) -> M
 
     Raises ``FileNotFoundError`` if there is no log, ``OSError`` for a file that cannot be read, then or with the lines.
     """
-    log = open_log(log_path, stack)
-    gaps = list(_gaps("log", log, experiment))
-    judged: Mapping[str, Judgement] = {}
+    logs = {"log": open_log(log_path, stack)}
     with suppress(FileNotFoundError):
-        feedback = open_log(feedback_path(log_path), stack)
-        judged = judgements(feedback.files)
-        gaps += _gaps("feedback", feedback, experiment) if experiment.metric == "feedback" else ()
-    return Material(_naming(log.files, experiment.name), judged, gaps, list(_notes(log, experiment)))
+        logs["feedback"] = open_log(feedback_path(log_path), stack)
+    judged = judgements(logs["feedback"].files) if "feedback" in logs else {}
+    if experiment.metric != "feedback":
+        logs.pop("feedback", None)
+    lines = _naming(logs["log"].files, experiment.name)
+    gaps, notes = _gaps(logs, log_path, experiment), _notes(logs["log"], log_path, experiment)
+    return Material(lines, judged, list(gaps), list(notes))
 
 
 def _naming(parts: Sequence[Part], experiment: str) -> Iterator[Fields]:
@@ -51,30 +53,49 @@ def _naming(parts: Sequence[Part], experiment: str) -> Iterator[Fields]:
             yield entry.fields
 
 
-def _gaps(what: str, log: LogFiles, experiment: Experiment) -> Iterator[str]:
-    """Yield why a log may lack what it had at an earlier look.
-
-    One that was never rotated has all. Of one that was, nobody knows how many files are gone already: it must reach
-    back to before the experiment.
-    """
-    yield from (f"lines may be missing: {why}" for why in log.left_out)
-    start = experiment.span[0]
-    if len(log.files) <= 1 or (start is not None and _beginning(log) <= start):
-        return
-    reach = f"the {what} was rotated and begins on {_moment(_beginning(log))}"
-    if start is None:
-        yield f"{reach}, and the experiment does not say when it began: give it a start, from which all lines are there"
-    else:
-        yield f"{reach}, after the experiment's start: what was before is missing, and nothing can be established"
-
-
-def _notes(log: LogFiles, experiment: Experiment) -> Iterator[str]:
-    start = experiment.span[0]
-    if len(log.files) == 1 and start is not None and _beginning(log) > start:
+def _gaps(logs: Mapping[str, LogFiles], path: Path, experiment: Experiment) -> Iterator[str]:
+    """Yield why logs may lack what they had at an earlier look, and which start would do."""
+    left_out = [f"lines may be missing: {why}" for log in logs.values() for why in log.left_out]
+    yield from left_out
+    start, end = experiment.span
+    at = 0.0
+    for what, log in logs.items():
+        if not _is_whole(log, path if what == "log" else feedback_path(path), start):
+            at = max(at, _beginning(log))
+            begun = f"the {what} was rotated and begins on {_moment(_beginning(log))}"
+            was = "and the experiment names no start" if start is None else "after the experiment's start"
+            yield f"{begun}, {was}: what was before may be missing"
+    if end is not None and at >= end:
+        yield "nothing can be established any more: the experiment was over by then"
+    elif at and not left_out:
         yield (
-            f"the log begins on {_moment(_beginning(log))}, after the experiment's start: if lines were moved "
-            "elsewhere, nothing is established"
+            f"a verdict needs a start from which all is there: start = {_second_from(at)} would do. It drops the "
+            "requests before it, and each start is a test of its own: move it once"
         )
+
+
+def _is_whole(log: LogFiles, path: Path, start: float | None) -> bool:
+    """Whether no line of an experiment can be missing at the beginning.
+
+    A log that shows its first line has all. Older versions did not mark it: then there is the present file alone,
+    which was never rotated, or the log reaches back to before the experiment, as nobody knows how many files are gone.
+    """
+    if not log.files or (start is not None and _beginning(log) <= start):
+        return True
+    return [file.name for file in log.files] == [path.name] or is_first(log.files[-1])
+
+
+def _notes(log: LogFiles, path: Path, experiment: Experiment) -> Iterator[str]:
+    start = experiment.span[0]
+    if start is not None and _beginning(log) > start and _is_whole(log, path, start):
+        yield (
+            f"the log begins on {_moment(_beginning(log))}, after the experiment's start: if older lines were moved "
+            "elsewhere or removed, nothing is established"
+        )
+
+
+def _second_from(at: float) -> str:
+    return f"{datetime.fromtimestamp(math.ceil(at), timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _moment(at: float) -> str:

@@ -12,14 +12,24 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rolecall.insight.log_reader import Compression, Part, blocks, open_parts, open_regular, parse_time
+from rolecall.gateway.rotating_file import COMPRESSED, siblings
+from rolecall.insight.log_reader import (
+    Compression,
+    Part,
+    blocks,
+    oldest_first,
+    open_parts,
+    open_regular,
+    parse_entry,
+    parse_time,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
-_NOT_READ = frozenset({".bz2", ".xz", ".lz4", ".Z"})
+_NOT_READ = frozenset(COMPRESSED) - _COMPRESSIONS.keys()
 _TRIES = 5
 _TS = re.compile(rb'"ts":\s*"([^"]{1,40})"')
 _DURATION = re.compile(rb'"duration_ms":\s*(\d+(?:\.\d+)?)')
@@ -44,10 +54,10 @@ def open_log(path: Path, stack: ExitStack, since: datetime | None = None) -> Log
     Raises FileNotFoundError if there are none, and OSError for one that the recorder wrote and that cannot be read.
     """
     for attempt in range(_TRIES):
-        names = _siblings(path)
+        names = siblings(path)
         with ExitStack() as opened:
             found = _open_all(path, names, opened, since)
-            if names == _siblings(path) or attempt == _TRIES - 1:  # else something was compressed or moved meanwhile
+            if names == siblings(path) or attempt == _TRIES - 1:  # else something was compressed or moved meanwhile
                 stack.push(opened.pop_all())
                 break
     if found.is_there:
@@ -96,21 +106,13 @@ def begins(part: Part) -> float:
     return moment.timestamp() + (float(took[1]) / 1e3 if took else 0)
 
 
-def _siblings(path: Path) -> list[str]:
-    """Return the names of what may belong to the log: ``LOG.1.gz``, ``LOG-20261120``, ``LOG-20261120.zst`` and so on.
+def is_first(part: Part) -> bool:
+    """Whether a log began with this file, by what its first line says; raises OSError for one that cannot be read.
 
-    What is rotated moves to a higher number: the order is that in which nothing is missed then.
+    Lines of versions that did not say it yet say nothing.
     """
-    date = r"\d{4}-?\d\d[\dTZ_:-]*"
-    named = rf"{re.escape(path.name)}(?:\.\d{{1,6}}|[.-]{date})"
-    dated = rf"{re.escape(path.stem)}[.-]{date}{re.escape(path.suffix)}"
-    endings = "|".join(map(re.escape, [*_COMPRESSIONS, *_NOT_READ]))
-    pattern = re.compile(rf"(?:{named}|{dated})(?:{endings})?|{re.escape(path.name)}(?:{endings})")
-    try:
-        found = [sibling.name for sibling in path.parent.iterdir() if pattern.fullmatch(sibling.name)]
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    return sorted(found, key=lambda name: (len(name), name))
+    entry = parse_entry(next(oldest_first([part]), b""))
+    return entry is not None and entry.fields.get("log_begins") is True
 
 
 def _identity(fd: int) -> tuple[int, int]:
