@@ -105,6 +105,7 @@ class FakeProcess:
         self.pid = pid
         self.signals: list[int] = []
         self.lines: list[str] = []
+        self.problem_of_log: str | None = None
         self.spared: list[str | None] = []
         self._obeys = frozenset(obeys)
         self._code: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -139,6 +140,10 @@ class FakeProcess:
     def tail(self, lines: int) -> list[str]:
         """Return the last of ``lines``."""
         return self.lines[-lines:]
+
+    def log_problem(self) -> str | None:
+        """Return what the test says."""
+        return self.problem_of_log
 
 
 @dataclass

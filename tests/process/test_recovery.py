@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from functools import partial
@@ -140,3 +141,21 @@ def test_a_body_of_too_many_values_is_refused_at_once(tmp_path: Path) -> None:
         status, _, answer = server.exchange(http_request(body))
         assert status == 400
         assert b"too many values" in answer
+
+
+def test_a_full_disk_of_the_state_folder_is_told(tmp_path: Path) -> None:
+    """An engine that ends for want of room says so in its request's error, and /health until there is room again."""
+    with Rolecall(tmp_path, [fake_entry("m")], settings={"log_path": "/dev/null"}) as server:
+        pid, full = server.process.pid, resource.RLIMIT_FSIZE
+        soft, hard = resource.prlimit(pid, full)
+        resource.prlimit(pid, full, (0, hard))  # from here on no file of it, nor of its engines, takes anything
+        answered = server.chat("m")
+        assert answered.status_code == 503
+        log = server.state / "engine-logs" / "m.log"
+        assert f"its log {log} cannot be written: File too large" in answered.json()["error"]["message"]
+        problem = server.get("/health")["problems"]["state"]
+        assert problem.startswith(f"which engines run cannot be written to {server.state}")
+        assert problem.endswith("File too large")
+        resource.prlimit(pid, full, (soft, hard))
+        eventually(lambda: server.get("/health")["status"] == "ok")
+        assert eventually(lambda: server.chat("m").status_code == 200)

@@ -206,6 +206,17 @@ async def test_an_exit_while_ready(bench: Bench, code: int) -> None:
     assert life.told == ["started", "ready", "exit"]
 
 
+@pytest.mark.parametrize("lines", [[], ["it begins"]])
+async def test_a_log_that_cannot_be_written_any_more(bench: Bench, lines: list[str]) -> None:
+    """It is told with the end of an engine, for which it may be the reason, and which can't say so itself."""
+    life = await bench.ready()
+    bench.process.lines = lines
+    bench.process.problem_of_log = "its log m.log cannot be written: No space left on device"
+    bench.process.exit(1)
+    told = "exit code 1, and its log m.log cannot be written: No space left on device"
+    assert await life.end() == "\n".join([told + ". The engine's last lines:", *lines] if lines else [told])
+
+
 async def test_a_kill_while_ready(make: Make) -> None:
     """The signal is named."""
     life = make()

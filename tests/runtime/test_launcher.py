@@ -114,6 +114,18 @@ async def test_the_log_and_its_tail(launcher: EngineLauncher) -> None:
     assert launcher.log_path("m").stat().st_mode & 0o777 == 0o600
 
 
+async def test_whether_the_log_can_be_written(launcher: EngineLauncher, tmp_path: Path) -> None:
+    """To find out adds nothing that would be seen; what is in the way is named with the file."""
+    process = await launcher.start("m", python("print('one')"))
+    assert await process.wait() == 0
+    assert process.log_problem() is None
+    assert process.tail(2) == ["one"]
+    log = launcher.log_path("m")
+    log.unlink()
+    log.symlink_to("/dev/full")
+    assert process.log_problem() == f"its log {log} cannot be written: No space left on device"
+
+
 async def test_the_tail_of_a_long_log(launcher: EngineLauncher) -> None:
     """Of much output the last lines are returned, in order."""
     process = await launcher.start("m", python("for i in range(20000): print('line', i)"))

@@ -149,13 +149,20 @@ def test_nonsense_in_an_entry_never_crashes(tmp_path_factory: pytest.TempPathFac
 
 
 def test_a_disk_that_takes_nothing_is_survived(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The change stays to be written."""
+    """The change stays to be written; it is told once, and stays a problem until it is written."""
     path.parent.write_text("a file where the folder should be", encoding="utf-8")
     store = LearntStore(path)
     store.observe_load(KEY, 1)
-    store.save()
+    for _ in range(3):
+        store.save()
     assert store.is_dirty
-    assert "cannot be written" in caplog.text
+    told = f"what was learnt of the models' memory cannot be written to {path}: File exists"
+    assert str(store.file.problem) == told
+    assert caplog.messages.count(told) == caplog.text.count("cannot be written") == 1
+    path.parent.unlink()
+    store.save()
+    assert store.file.problem is None
+    assert LearntStore(path).load_s(KEY) == 1
 
 
 def test_what_is_observed_while_it_is_written_is_not_lost(path: Path) -> None:

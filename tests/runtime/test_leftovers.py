@@ -221,6 +221,31 @@ def test_a_folder_that_does_not_exist_or_is_odd(tmp_path: Path, caplog: pytest.L
     assert str(tmp_path / "file") in caplog.text
 
 
+async def test_a_disk_that_takes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It stays a problem, told once, until something can be written; by then no engine need be left to write of."""
+    folder = tmp_path / "engines"
+    roll = EngineRoll(folder)
+    await roll.write_again()
+    assert not folder.exists()
+    folder.touch()  # a file in the way
+    roll.add(record("a", os.getpid()))
+    roll.add(record("b", os.getpid()))
+    await roll.write_again()
+    assert caplog.text.count("cannot be written") == 1
+    folder.unlink()
+    await roll.write_again()
+    assert set(json.loads(roll.path.read_text())["engines"]) == {"a", "b"}
+    roll.path.with_name(f".{roll.path.name}.{os.getpid()}").mkdir()  # nothing can be written, but files go
+    roll.remove("a")
+    roll.remove("b")
+    assert not roll.path.exists()
+    assert "cannot be written" in str(roll.file.problem)
+    roll.path.with_name(f".{roll.path.name}.{os.getpid()}").rmdir()
+    await roll.write_again()
+    assert roll.file.problem is None
+    assert list(folder.iterdir()) == []
+
+
 def test_the_identity_of_a_process_that_is_gone() -> None:
     """It is not running, now or later."""
     gone = Identity.of(2**30)

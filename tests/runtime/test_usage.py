@@ -140,8 +140,10 @@ async def test_a_disk_that_takes_nothing_is_told_once(tmp_path: Path, caplog: py
         book.begin(key())
         await book.write()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    assert "cannot be written" in str(book.file.problem)
     folder.mkdir()
     await book.write()
+    assert book.file.problem is None
     assert read_usage(folder / "usage.json") != {}
 
 

@@ -198,8 +198,10 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
         counting = Counting.of(settings, tokens, pictures, http)
         experiments = ExperimentsFile(settings.config_dir / EXPERIMENTS)
         markers = MarkersFile(settings.config_dir)
-        services = Services(roster, supervisor, transport, recorder, images, counting, experiments, markers)
-        gateway = Gateway(services, Inference(services), _keys(roster.settings, stack))
+        keys = _keys(roster.settings, stack)
+        kept = [roster.footprints.store.file, roll.file, tokens.file, *([keys.usage.file] if keys else [])]
+        services = Services(roster, supervisor, transport, recorder, images, counting, experiments, markers, kept=kept)
+        gateway = Gateway(services, Inference(services), keys)
         gateway.configure()
         stack.push_async_callback(supervisor.close)
         await supervisor.adopt()
@@ -212,6 +214,7 @@ async def running_gateway(roster: Roster) -> AsyncIterator[Gateway]:
             _go_on(gateway.watch_experiments, _EXPERIMENTS_S),
             _go_on(gateway.write_usage, SAVE_EVERY_S),
             _go_on(tokens.write, SAVE_EVERY_S),
+            _go_on(roll.write_again, SAVE_EVERY_S),
         ):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         supervisor.preload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rolecall.core.selection import Selection
@@ -13,6 +14,7 @@ from rolecall.gateway.tracing import Tracing
 from rolecall.gateway.unreachable import Unreachable
 from rolecall.gateway.upstream import Transport
 from rolecall.runtime.experiments import ExperimentsFile
+from rolecall.runtime.kept_file import KeptFile
 from rolecall.runtime.markers import MarkersFile
 from rolecall.runtime.roster import Roster
 from rolecall.runtime.supervisor import Supervisor
@@ -38,6 +40,9 @@ class Services:
     choices: deque[tuple[str | None, Selection]] = field(default_factory=lambda: deque(maxlen=MOST_CHOICES))
     """What was chosen for the last requests by a role, by their id: the line has the reason alone."""
 
+    kept: Sequence[KeptFile] = ()
+    """The files of the state folder that are written while it runs."""
+
     additions: dict[str, str | None] = field(default_factory=dict)
     """What is wrong with what was added to the gateway, by its name, in words; None where all is well."""
 
@@ -49,6 +54,7 @@ class Services:
             "api_keys": key_problem,
             "experiments": self.experiments.problem,
             "markers": self.markers.problem,
+            "state": "; ".join(file.problem for file in self.kept if file.problem) or None,
             **self.additions,
         }
 

@@ -207,7 +207,9 @@ class Instance:
         log.warning("%s ended: %s", self.model, reason)
         lines = process.tail(_SEARCHED_LINES)
         last = "\n".join(lines[-TAIL_LINES:])
-        error = f"{reason}. The engine's last lines:\n{last}" if lines else f"{reason}, without a word"
+        problem = process.log_problem()  # for which many an engine ends, and can't say so
+        told = f"{reason}, and {problem}" if problem else reason if lines else f"{reason}, without a word"
+        error = f"{told}. The engine's last lines:\n{last}" if lines else told
         is_loading = self._busy_since is not None and self._adopted is None
         lost_port = self._has_lost_port or (is_loading and says_port_is_taken(lines))
         return Exit(error, ran_out_of_memory([*lines, reason]), lost_port)

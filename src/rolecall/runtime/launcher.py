@@ -68,6 +68,10 @@ class Process(Protocol):
         """Return the last lines of its output."""
         ...
 
+    def log_problem(self) -> str | None:
+        """Return why nothing can be added to its output, None if something can."""
+        ...
+
 
 class Launcher(Protocol):
     """Starts engine processes."""
@@ -117,6 +121,18 @@ class _FamilyProcess:
         except OSError:
             return []
         return [line.rstrip() for line in text.splitlines() if line.strip()][-lines:]
+
+    def log_problem(self) -> str | None:
+        """Return why no line can be added to its output, None if one was: there is no other way to know."""
+        try:
+            fd = os.open(self.record.log_path, os.O_WRONLY | os.O_APPEND)
+            try:
+                os.write(fd, b"\n")
+            finally:
+                os.close(fd)
+        except OSError as error:
+            return f"its log {self.record.log_path} cannot be written: {error.strerror}"
+        return None
 
     def _is_led(self) -> bool:
         return self.record.identity.is_running()

@@ -24,6 +24,7 @@ from rolecall.core.learning import (
     ran_out,
     wake_s,
 )
+from rolecall.runtime.kept_file import KeptFile
 from rolecall.runtime.registry import write_atomically
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class LearntStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.file = KeptFile(path, "what was learnt of the models' memory")
         self._learnt = _load(path)
         self.is_dirty = False
 
@@ -94,16 +95,14 @@ class LearntStore:
         ]
 
     def save(self) -> None:
-        """Write what has changed; a disk that takes nothing is warned about, and tried again with the next call."""
+        """Write what has changed; what a disk did not take is tried again with the next call."""
         if not self.is_dirty:
             return
         self.is_dirty = False  # before the look at what is known: what is observed from here on sets it again
         entries = [{"key": asdict(key), "learnt": asdict(one)} for key, one in self._learnt.items()]
-        try:
-            write_atomically(self._path, json.dumps({"version": VERSION, "entries": entries}, indent=1) + "\n")
-        except OSError as error:
+        text = json.dumps({"version": VERSION, "entries": entries}, indent=1) + "\n"
+        if not self.file.written(lambda: write_atomically(self.file.path, text)):
             self.is_dirty = True
-            log.warning("what was learnt of the models' memory cannot be written to %s: %s", self._path, error)
 
     def _time(self, key: FootprintKey, seconds: Callable[[Learnt], float | None]) -> float | None:
         known = self._learnt

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from rolecall.core.vram import Placement, Share
 from rolecall.runtime import family
 from rolecall.runtime.family import Family
+from rolecall.runtime.kept_file import KeptFile
 from rolecall.runtime.registry import write_atomically
 
 log = logging.getLogger(__name__)
@@ -145,12 +146,13 @@ class EngineRoll:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._owner = Identity.of(os.getpid())
+        self.file = KeptFile(folder / f"{self._owner.pid}.json", "which engines run")
         self._engines: dict[str, EngineRecord] = {}
 
     @property
     def path(self) -> Path:
         """The file of this process."""
-        return self._folder / f"{self._owner.pid}.json"
+        return self.file.path
 
     def add(self, record: EngineRecord) -> None:
         """Write an engine down; the launcher does it before the engine begins."""
@@ -178,16 +180,23 @@ class EngineRoll:
         if model in self._engines:
             self.add(replace(self._engines[model], **changes))
 
+    async def write_again(self) -> None:
+        """Write what a disk did not take the last time; to be called now and then."""
+        if self.file.problem is not None:
+            self._write()
+
     def _write(self) -> None:
+        self.file.written(self._put)
+
+    def _put(self) -> None:
         engines = {model: record.row() for model, record in self._engines.items()}
         try:
-            if engines:
+            if engines or self.file.problem is not None:  # without any it shows whether it can be written by now
                 text = json.dumps({"owner": asdict(self._owner), "engines": engines})
                 write_atomically(self.path, text, private=True)
-            else:
+        finally:
+            if not engines:
                 self.path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("engine processes cannot be written down in %s: %s", self.path, error)
 
     def reap(self) -> list[str]:
         """End the engines whose rolecall is gone and return their models; those of a running one are left alone."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rolecall.core.token_estimate import TokenModel
+from rolecall.runtime.kept_file import KeptFile
 from rolecall.runtime.registry import write_atomically
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,11 @@ class TokenMemory:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.file = KeptFile(path, "what was learnt of tokens")
         self._models = dict(_read(path))
         self._written: dict[str, tuple[int, str]] = {
             name: (model.revision, json.dumps(model.to_json())) for name, model in self._models.items()
         }
-        self._has_failed = False
         self._writing = threading.Lock()  # at the end, the thread of an earlier write may still be at it
 
     def model(self, name: str) -> TokenModel:
@@ -57,12 +57,12 @@ class TokenMemory:
 
     async def write(self) -> None:
         """Write what has changed, without holding up the loop."""
-        if self.is_dirty:
+        if self.is_dirty or self.file.problem is not None:
             await asyncio.to_thread(self._write, self._text())
 
     def close(self) -> None:
         """Write what has changed, now."""
-        if self.is_dirty:
+        if self.is_dirty or self.file.problem is not None:
             self._write(self._text())
 
     def _revision(self, name: str) -> int:
@@ -76,15 +76,8 @@ class TokenMemory:
         return f'{{"version": {VERSION}, "models": {{\n' + ",\n".join(rows) + "\n}}\n"
 
     def _write(self, text: str) -> None:
-        try:
-            with self._writing:
-                write_atomically(self._path, text)
-        except OSError as error:
-            if not self._has_failed:  # once; it is tried again with the next change
-                log.warning("what was learnt of tokens cannot be written to %s: %s", self._path, error)
-            self._has_failed = True
-        else:
-            self._has_failed = False
+        with self._writing:
+            self.file.written(lambda: write_atomically(self.file.path, text))
 
 
 def _read(path: Path) -> Iterator[tuple[str, TokenModel]]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rolecall.core.keys import ApiKey
 from rolecall.core.quota import NOTHING, Usage, admit, day_of, on_day_of, spend
+from rolecall.runtime.kept_file import KeptFile
 from rolecall.runtime.private_file import write_privately
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,10 @@ class UsageBook:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._path = path
+        self.file = KeptFile(path, "what API keys have used")
         self._clock = clock
         self._used = read_usage(path)
         self._is_dirty = False
-        self._has_failed = False
         self._writing = threading.Lock()  # the last text is written while the thread of an earlier one still runs
         self._text_number = self._written_number = 0
 
@@ -72,20 +72,12 @@ class UsageBook:
 
     def _write(self, text: str, number: int) -> None:
         with self._writing:
-            if number > self._written_number:  # not over a later one
-                self._replace(text, number)
-
-    def _replace(self, text: str, number: int) -> None:
-        try:
-            write_privately(self._path, text)
-        except OSError as error:
-            self._is_dirty = True
-            if not self._has_failed:  # once, and not every two seconds
-                log.warning("what API keys have used cannot be written to %s: %s", self._path, error)
-            self._has_failed = True
-        else:
-            self._has_failed = False
-            self._written_number = number
+            if number <= self._written_number:  # not over a later one
+                return
+            if self.file.written(lambda: write_privately(self.file.path, text)):
+                self._written_number = number
+            else:
+                self._is_dirty = True
 
 
 def _id(key: ApiKey) -> str:
