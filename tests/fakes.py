@@ -119,6 +119,10 @@ class FakeProcess:
         """Return the exit code once it has ended."""
         return await asyncio.shield(self._code)
 
+    def is_ending(self) -> bool:
+        """Whether it has ended."""
+        return self._code.done()
+
     def send(self, signal_number: int) -> None:
         """Note the signal, and end if it is one that this process obeys."""
         self.signals.append(signal_number)

@@ -104,7 +104,7 @@ events: st.SearchStrategy[Event] = st.one_of(
     st.builds(BecameReady, names, st.none() | seconds),
     st.builds(Measured, names, by_device, st.none() | mb),
     st.builds(FellAsleep, names),
-    st.builds(Exited, names, st.text(), st.booleans()),
+    st.builds(Exited, names, st.text(), st.booleans(), st.booleans()),
     st.builds(Freed, names),
     st.builds(Observed, by_device),
     st.builds(Adopted, names, placements),

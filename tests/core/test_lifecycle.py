@@ -31,6 +31,11 @@ def test_an_exit_that_was_asked_for_is_no_crash(state: State) -> None:
         assert advance(state, Step.EXIT) is (State.STOPPED if state is State.STOPPING else State.FAILED)
 
 
+def test_a_crash_of_what_was_to_stop_is_a_failure() -> None:
+    """An engine that had ended by itself before it was told to is no engine that stopped."""
+    assert advance(State.STOPPING, Step.CRASH) is State.FAILED
+
+
 @pytest.mark.parametrize("state", State)
 def test_every_state_can_be_left_for_stopped(state: State) -> None:
     """No state is a trap: steps lead from each to STOPPED."""

@@ -12,6 +12,7 @@ from rolecall.core.events import (
     Arrived,
     BecameReady,
     Cancelled,
+    Event,
     Exited,
     Grant,
     Purpose,
@@ -501,6 +502,56 @@ def test_crash_after_crash_is_backed_off() -> None:
     assert bench.scheduler.status(bench.now)[0].retry_in_s == 0
 
 
+def test_crash_that_is_noticed_after_the_stop_was_decided() -> None:
+    """An answer that broke off leaves a model idle before its crash is known: it is backed off as after any crash."""
+    bench = Bench(spec("a"), spec("b", idle_unload_s=1))
+    pauses = []
+    for waiter in range(0, 8, 2):
+        bench.post(named(waiter, "a"), BecameReady("a"), at=bench.now + BACKOFF_LIMIT_S)
+        assert bench.post(named(waiter + 1, "b"), at=bench.now + 1) == []
+        assert bench.post(Released("a")) == ["stop a"]
+        assert bench.post(Exited("a", "killed by SIGSEGV", by_itself=True)) == ["start b"]
+        bench.post(BecameReady("b"), Released("b"))
+        assert bench.states()["a"] == "failed"
+        pauses.append(bench.scheduler.status(bench.now)[0].retry_in_s)
+        assert bench.post(Tick(), at=bench.now + 1) == ["stop b"]
+        bench.post(Exited("b"))
+    assert pauses == [0, 1, 2, 4]
+    bench.post(named(8, "a"), at=bench.now + 1)
+    assert bench.error().message.startswith("The model 'a' crashed: killed by SIGSEGV")
+
+
+def test_end_that_was_asked_for_is_no_crash() -> None:
+    """Whatever it ended with: the next start has no pause, and nothing is said of it."""
+    bench = Bench(spec("a"), spec("b"))
+    bench.ready("a")
+    assert bench.post(named(1, "b")) == ["stop a"]
+    assert bench.post(Exited("a", "exit code 139")) == ["start b"]
+    assert (bench.states()["a"], bench.scheduler.status(bench.now)[0].failures) == ("stopped", 0)
+
+
+def test_load_that_fails_when_nobody_waits_for_it_any_more() -> None:
+    """It is a start that failed, though it was to be broken off: the next one is backed off."""
+    bench = Bench(spec("a"), spec("b"))
+    bench.post(named(1, "a"), named(2, "b"))
+    assert bench.post(Cancelled(1)) == ["stop a"]
+    assert bench.post(Exited("a", "no such file", by_itself=True)) == ["start b"]
+    bench.post(BecameReady("b"), Released("b"), named(3, "a"))
+    assert bench.error().message.startswith("The model 'a' did not start: no such file")
+    assert bench.error().retry_after_s == 1
+
+
+@pytest.mark.parametrize("later", [[], [UnloadRequested("a")], [configured(spec("b"))]])
+def test_crash_of_what_has_to_go_makes_way_all_the_same(later: list[Event]) -> None:
+    """An unload, and a registry without the model, forget its failures; so they do right before one is known."""
+    bench = Bench(spec("a"), spec("b"))
+    bench.ready("a")
+    assert bench.post(named(1, "b")) == ["stop a"]
+    bench.post(*later)
+    assert bench.post(Exited("a", "killed", by_itself=True)) == ["start b"]
+    assert bench.states().get("a") == ("stopped" if later == [UnloadRequested("a")] else None if later else "failed")
+
+
 def test_exit_frees_the_memory_at_once() -> None:
     """A crash gives the memory to the next in line."""
     bench = Bench(spec("a"), spec("b"))
@@ -590,7 +641,7 @@ def test_engine_that_dies_while_it_drains() -> None:
     bench = Bench(spec("a"))
     bench.ready("a")
     bench.post(named(1, "a"), UnloadRequested("a"))
-    assert bench.post(Exited("a")) == []
+    assert bench.post(Exited("a", by_itself=True)) == []
     assert bench.post(Tick(), Released("a"), at=10_000) == []
     assert bench.states() == {"a": "stopped"}
 

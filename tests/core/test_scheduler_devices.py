@@ -468,6 +468,19 @@ def test_nonsense_after_waking_means_a_new_start_and_no_more_sleep() -> None:
     assert bench.post(ask(3, "b")) == ["stop a"]
 
 
+def test_waking_that_fails_when_nobody_waits_for_it_any_more() -> None:
+    """It was to be stopped, and ended by itself: it is a crash, and the model does not sleep again."""
+    bench = Bench(spec("a", 600, sleep=(LIGHT,), load_s=20), spec("b", 600), sleep_mb=1000)
+    bench.ready("a")
+    bench.post(ask(1, "b"), FellAsleep("a"), BecameReady("b"), Released("b"), ask(2, "a"), Exited("b"), Freed("b"))
+    assert bench.post(ask(3, "b"), Cancelled(2)) == ["stop a"]
+    assert bench.post(Exited("a", "nonsense", by_itself=True), Freed("a")) == ["start b"]
+    assert next(row for row in bench.scheduler.status(0) if row.name == "a").failures == 1
+    assert bench.post(BecameReady("b"), Released("b"), ask(4, "a")) == ["grant 3 b", "stop b"]
+    assert bench.post(Exited("b"), Freed("b"), BecameReady("a"), Released("a")) == ["start a", "grant 4 a"]
+    assert bench.post(ask(5, "b")) == ["stop a"]
+
+
 def test_request_that_comes_while_its_model_falls_asleep() -> None:
     """It waits until the model sleeps, and wakes it."""
     bench = Bench(spec("a", sleep=(LIGHT,), idle_unload_s=10, load_s=20), sleep_mb=1000)

@@ -236,19 +236,19 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
     @rule(number=st.integers(0, 20), out_of_memory=st.booleans())
     def does_not_start(self, number: int, *, out_of_memory: bool) -> None:
         loading = self.some("loading")
-        self.exit(loading[number % len(loading)], out_of_memory=out_of_memory)
+        self.exit(loading[number % len(loading)], by_itself=True, out_of_memory=out_of_memory)
 
     @precondition(lambda self: self.some("ready", "dozing", "asleep", "waking"))
     @rule(number=st.integers(0, 20), out_of_memory=st.booleans())
     def crashes(self, number: int, *, out_of_memory: bool) -> None:
         running = self.some("ready", "dozing", "asleep", "waking")
-        self.exit(running[number % len(running)], out_of_memory=out_of_memory)
+        self.exit(running[number % len(running)], by_itself=True, out_of_memory=out_of_memory)
 
     @precondition(lambda self: self.some("stopping"))
-    @rule(number=st.integers(0, 20))
-    def has_stopped(self, number: int) -> None:
+    @rule(number=st.integers(0, 20), by_itself=st.booleans(), out_of_memory=st.booleans())
+    def has_stopped(self, number: int, *, by_itself: bool, out_of_memory: bool) -> None:
         stopping = self.some("stopping")
-        self.exit(stopping[number % len(stopping)])
+        self.exit(stopping[number % len(stopping)], by_itself=by_itself, out_of_memory=by_itself and out_of_memory)
 
     @precondition(lambda self: bool(self.lingering))
     @rule(number=st.integers(0, 20))
@@ -409,13 +409,15 @@ class SchedulerInAnyWorld(RuleBasedStateMachine):
             )
         )
 
-    def exit(self, engine: Engine, *, out_of_memory: bool = False) -> None:
+    def exit(self, engine: Engine, *, by_itself: bool = False, out_of_memory: bool = False) -> None:
         name = engine.spec.name
         del self.engines[name]
         self.cut[name] += len(engine.in_flight)
         if engine.placement:
             self.lingering.add(name)
-        self.post(Exited(name, out_of_memory=out_of_memory))
+        self.post(Exited(name, out_of_memory=out_of_memory, by_itself=by_itself))
+        if engine.phase != "stopping" and not engine.may_go:
+            assert self.scheduler.state(name) is not State.STOPPED, "a crash was taken for a stop"
         while self.cut[name]:  # their answers are over
             self.cut[name] -= 1
             self.post(Released(name))

@@ -74,6 +74,26 @@ def test_an_end_that_nobody_asked_for_is_a_failure() -> None:
     assert ("c", "start") not in tally.loads
 
 
+def test_an_end_by_itself_after_a_stop_was_decided() -> None:
+    """It is a failure of what the engine did until then, and the decision counts as well; nothing of it stays."""
+    tally = heard(
+        (Tick(), [Start("a")]),
+        BecameReady("a", 1.0),
+        (Tick(), [Stop("a", "room")]),
+        Exited("a", by_itself=True),
+        (Tick(), [Start("a")]),
+        (Tick(), [Stop("a", "unwanted")]),
+        Exited("a", by_itself=True),
+        (Tick(), [Start("a")]),
+        BecameReady("a", 3.0),
+        (Tick(), [Stop("a", "room")]),
+        Exited("a"),
+    )
+    assert +tally.failures == {("a", "crash"): 1, ("a", "start"): 1}
+    assert dict(tally.departures) == {("a", "stop", "room"): 2, ("a", "stop", "unwanted"): 1}
+    assert loads(tally) == {("a", "start"): (2, 4.0)}
+
+
 def test_a_crash_that_is_followed_by_a_start_at_once() -> None:
     """The scheduler may start the model again in the same moment: it is a crash nevertheless, and the start counts."""
     tally = heard((Tick(), [Start("a")]), BecameReady("a", 1.0), (Exited("a"), [Start("a")]), BecameReady("a", 2.0))

@@ -53,6 +53,24 @@ def test_ends_that_nobody_asked_for() -> None:
     assert life[-1] == ("crashed", "a", 10, "killed by SIGSEGV", None)
 
 
+def test_an_end_by_itself_after_a_stop_was_decided() -> None:
+    """The crash is told with its words, after the decision, and with the time for which it had been ready."""
+    life = told(
+        (0, Start("a")),
+        (6, BecameReady("a", 6.0)),
+        (16, Stop("a", "room", "made room for b")),
+        (16.5, Exited("a", "killed by SIGSEGV", by_itself=True)),
+        (20, Start("a")),
+        (21, Stop("a", "unwanted", "nobody waits for it")),
+        (22, Exited("a", "no such file", by_itself=True)),
+    )
+    assert life[2:4] == [
+        ("evicted", "a", 10, "made room for b", "room"),
+        ("crashed", "a", 10.5, "killed by SIGSEGV", None),
+    ]
+    assert life[-1] == ("failed", "a", 2, "no such file", None)
+
+
 def test_a_model_that_was_there_before() -> None:
     """An engine of an earlier run is ready without a load; a late word of one that stops is none."""
     life = told((0, Adopted("a", ())), (5, Stop("a", "unload", "unloaded by hand")), (6, BecameReady("a", 9.0)))

@@ -348,6 +348,22 @@ def test_a_model_makes_room_for_another_without_breaking_an_answer(tight: Roleca
     assert tight.line_of(other.result())["load_ms"] > 0
 
 
+def test_a_crash_while_another_model_waits_for_its_room(tight: Rolecall) -> None:
+    """It is a crash as at any other time, and the other model has the room at once."""
+    with ThreadPoolExecutor(1) as pool, tight.stream("left", fake=SLOW | {"tokens": 1000}) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        other = pool.submit(tight.chat, "right")
+        tight.await_waiting(1)
+        os.kill(tight.row("left")["pid"], signal.SIGKILL)
+        assert rest_of(lines)[0][-1]["error"]["code"] == "engine_error"
+        assert other.result().status_code == 200
+    row = tight.row("left")
+    assert (row["state"], row["failures"]) == ("failed", 1)
+    assert "SIGKILL" in row["error"]
+    assert 'rolecall_model_failures_total{kind="crash",model="left"} 1.0' in tight.http.get("/metrics").text
+
+
 def test_only_one_engine_is_ever_there(tight: Rolecall) -> None:
     """While clients alternate between two models that do not fit together, no two engines live side by side."""
     together = 0

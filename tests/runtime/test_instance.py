@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ class Life:
         self.told: list[str] = []
         self.exit: Exit | None = None
         self.is_progressing = False
+        self.port = 0
         self.changed = asyncio.Event()
         listener = Listener(
             on_started=self._on_started,
@@ -122,6 +124,7 @@ def make(tmp_path: Path, http: httpx.AsyncClient, lives: list[Life]) -> Make:
         launch = Launch(argv, f"{url}/v1", sleeps=(sleep_calls(url, sleeps),) if sleeps else ())
         engines = launcher or EngineLauncher(tmp_path, os.environ)
         lives.append(Life(Instance("m", launch, engines, http, **{"load_timeout_s": 20, **options})))
+        lives[-1].port = port
         return lives[-1]
 
     return begin
@@ -223,6 +226,54 @@ async def test_a_kill_while_ready(make: Make) -> None:
     await life.tells("ready")
     os.kill(life.pid, signal.SIGKILL)
     assert (await life.end()).startswith("killed by SIGKILL. The engine's last lines:")
+
+
+async def test_a_kill_that_is_noticed_after_a_stop(make: Make) -> None:
+    """An engine that was dead before it was asked to end has crashed, with its last lines, whoever knew of it."""
+    life = make()
+    await life.tells("ready")
+    os.kill(life.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, life.pid, os.WEXITED | os.WNOWAIT)  # noqa: ASYNC222 - the loop must not turn
+    life.instance.stop()
+    assert (await life.end()).startswith("killed by SIGKILL. The engine's last lines:")
+    assert life.told == ["started", "ready", "exit"]
+
+
+async def test_a_connection_that_breaks_before_a_stop(make: Make) -> None:
+    """Whoever sees an answer cut off by a crash may ask for the end at once: the engine was on its way out by then."""
+    life = make("--crash-after-tokens", "1", "--spawn-child")
+    await life.tells("ready")
+    reader, writer = await asyncio.open_connection("127.0.0.1", life.port)
+    body = b'{"messages": [], "stream": true, "fake": {"tokens": 2}}'
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    with suppress(ConnectionResetError):
+        await reader.read()
+    life.instance.stop()
+    writer.close()
+    assert (await life.end()).startswith("killed by SIGKILL. The engine's last lines:")
+
+
+async def test_an_engine_that_crashes_when_it_is_asked_to_end(bench: Bench) -> None:
+    """That is no crash: it was to go."""
+    bench.engines.obeys = ()
+    life = await bench.ready()
+    life.instance.stop()
+    await until(lambda: bench.process.signals)
+    bench.process.exit(-signal.SIGSEGV)
+    assert not await life.end()
+    assert life.exit is None
+
+
+async def test_an_engine_that_is_given_up_before_it_is_to_stop(bench: Bench) -> None:
+    """It was not well, and that is told, though somebody wants its room while it is being ended for it."""
+    bench.engines.obeys = ()
+    life = await bench.ready(patience=replace(BRISK, term_grace_s=20))
+    bench.engines.ready.clear()
+    await until(lambda: bench.process.signals)
+    life.instance.stop()
+    bench.process.exit(0)
+    assert "health" in await life.end()
 
 
 async def test_a_stop_before_the_start(make: Make) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -311,6 +312,21 @@ async def test_those_who_clean_up_have_the_time_for_it(launcher: EngineLauncher,
     assert await process.wait() == -signal.SIGKILL
     assert Path(path) not in shared_memory()
     assert not is_running(int(tracker))
+
+
+async def test_a_process_that_is_on_its_way_out(launcher: EngineLauncher) -> None:
+    """Whoever sees its connection closed by its death knows that it takes no signal any more; not before."""
+    script = "import socket, sys, os; s = socket.create_connection(('127.0.0.1', int(sys.argv[1]))); s.recv(1); "
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        process = await launcher.start("m", python(script + "os._exit(3)", str(listener.getsockname()[1])))
+        connection, _ = await asyncio.to_thread(listener.accept)
+    assert not process.is_ending()
+    with connection:
+        connection.sendall(b"x")
+        assert connection.recv(1) == b""
+    assert process.is_ending()
+    assert await process.wait() == 3
+    assert process.is_ending()
 
 
 async def test_a_thread_may_outlive_the_first_one(launcher: EngineLauncher) -> None:

@@ -217,6 +217,37 @@ async def test_a_crash_is_followed_by_a_new_start(make: Make, launcher: FakeLaun
     assert launcher.started == ["a", "a"]
 
 
+async def test_a_crash_that_was_not_known_when_the_model_was_to_go(make: Make, launcher: FakeLauncher) -> None:
+    """It is one nevertheless, and the other model has the room."""
+    a, b = spec("a"), spec("b")
+    supervisor = make(a, b, budget_mb=1000)
+    launcher.ready |= {"a", "b"}
+    lease = await take(supervisor, a)
+    waits = ask(supervisor, b)
+    await asyncio.sleep(0)
+    launcher.processes["a"].exit(-signal.SIGSEGV)
+    lease.release()
+    assert status(supervisor, "a").model.state is State.STOPPING
+    (await waits).release()
+    row = status(supervisor, "a").model
+    assert (row.state, row.failures) == (State.FAILED, 1)
+    assert "SIGSEGV" in (row.error or "")
+
+
+async def test_a_load_that_lost_its_port_and_is_not_wanted(make: Make, launcher: FakeLauncher) -> None:
+    """It is not started on another port: it was to go."""
+    a = spec("a")
+    supervisor = make(a)
+    waits = ask(supervisor, a)
+    await until(lambda: "a" in launcher.processes)
+    launcher.processes["a"].lines = ["error: Address already in use"]
+    launcher.processes["a"].exit(1)
+    ended = asyncio.create_task(supervisor.unload(a.entry))
+    waits.cancel()
+    await asyncio.wait_for(ended, 10)
+    assert launcher.started == ["a"]
+
+
 # -- leases and cancellation
 
 

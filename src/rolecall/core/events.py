@@ -144,12 +144,14 @@ class FellAsleep:
 class Exited:
     """An engine's processes are gone. ``error`` says why if nobody asked for it.
 
-    Its memory may be shown as taken for a while: it is free when ``Freed`` says so.
+    ``by_itself``: it ended before it was told to, though it may have been decided by then that it stops. Its memory may
+    be shown as taken for a while: it is free when ``Freed`` says so.
     """
 
     model: str
     error: str = "the engine exited"
     out_of_memory: bool = False
+    by_itself: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from rolecall.core.events import (
 )
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.reductions import next_context
+from rolecall.core.room import BEGINS_ANEW
 from rolecall.core.slot import REDUCED_S, Slot, Waiter, backoff_s
 from rolecall.core.vram import Placement
 from rolecall.core.wording import spoken
@@ -162,9 +163,14 @@ class Intake(Choosing):
             self.ledger.doze(slot.name, slot.asleep.residual_mb)
 
     def _exited(self, slot: Slot, event: Exited) -> None:
-        woke_badly = slot.state is State.STARTING and slot.asleep is not None
-        crashed = slot.state in (State.READY, State.SLEEPING) or woke_badly
-        slot.state = advance(slot.state, Step.EXIT)
+        is_stopping = slot.state is State.STOPPING
+        was = slot.went_from if is_stopping else slot.state
+        woke_badly = slot.asleep is not None and was is State.STARTING and (event.by_itself or not is_stopping)
+        crashed = was in (State.READY, State.SLEEPING) or woke_badly
+        # A failure is forgotten by an unload and a changed entry, so the next start is a first one as well where those
+        # came before.
+        counts = is_stopping and event.by_itself and slot.goes_for.why not in BEGINS_ANEW
+        slot.state = advance(slot.state, Step.CRASH if counts else Step.EXIT)
         slot.stop_by = slot.asleep = None
         slot.sleeps_badly |= woke_badly
         self.ledger.linger(slot.name)

@@ -24,6 +24,7 @@ class Step(str, Enum):
     SLEEP = "sleep"
     STOP = "stop"
     EXIT = "exit"
+    CRASH = "crash"
 
 
 TRANSITIONS: dict[tuple[State, Step], State] = {
@@ -38,6 +39,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.FAILED, Step.STOP): State.STOPPED,
     # An exit that was asked for is the end of stopping; any other is a crash, even with exit code 0.
     (State.STOPPING, Step.EXIT): State.STOPPED,
+    (State.STOPPING, Step.CRASH): State.FAILED,  # it had ended by itself before it was told to
     (State.STARTING, Step.EXIT): State.FAILED,
     (State.READY, Step.EXIT): State.FAILED,
     (State.SLEEPING, Step.EXIT): State.FAILED,

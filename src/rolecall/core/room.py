@@ -19,6 +19,8 @@ from rolecall.core.wording import counted
 
 _FEW_DEVICES = 8
 _LOADED = {"hand": "loaded by hand", "preload": "loaded at the start"}
+BEGINS_ANEW = ("unload", "changed")
+"""What models go for whose failures are forgotten with it."""
 _IN_MEMORY = (State.STARTING, State.READY, State.STOPPING)
 
 
@@ -193,9 +195,13 @@ class Room:
         yield Sleep(slot.name, cost.level, cause.why, cause.words)
 
     def _unload(self, slot: Slot, cause: Cause) -> Iterator[Effect]:
-        if slot.state in (State.STOPPED, State.STOPPING):
+        if slot.state is State.STOPPED:
+            return
+        if slot.state is State.STOPPING:
+            slot.goes_for = cause  # it was in another one's way, say, and is unloaded by hand now
             return
         was, slot.goes_for = slot.state, cause
+        slot.went_from = was
         slot.state = advance(slot.state, Step.STOP)
         slot.error = ""
         if was is State.FAILED:

@@ -127,6 +127,8 @@ class Slot:
     """While draining: when the engine is stopped whatever is still in flight."""
     goes_for: Cause = NO_CAUSE
     """Why it was last told to go."""
+    went_from: State = State.READY
+    """What it did when it was decided that it stops."""
     _uses: float = 0
     _uses_at: float = 0
 

@@ -17,7 +17,7 @@ from rolecall.insight.tally import OTHER, Histogram
 LOAD_S = (0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 DECISION_S = (0.00001, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05)
 
-Phase = Literal["start", "wake", "ready", "stopping"]
+Phase = Literal["start", "wake", "ready"]
 
 
 @dataclass(slots=True)
@@ -34,6 +34,8 @@ class LoadTally:
     departures: Counter[tuple[str, ...]] = field(default_factory=Counter)
     decisions: Histogram = field(default_factory=lambda: Histogram(DECISION_S))
     _phases: dict[str, Phase] = field(default_factory=dict)
+    """What each model does; of one that is to stop, what it did until then."""
+    _stopping: set[str] = field(default_factory=set)
 
     def hear(self, event: Event, effects: Iterable[Effect], decision_s: float) -> None:
         """Take in an event, what was decided after it, and how long that took."""
@@ -43,8 +45,8 @@ class LoadTally:
                 self._ready(model, load_s)
             case Adopted(model):
                 self._phases[model] = "ready"
-            case Exited(model):
-                self._exited(model)
+            case Exited(model, by_itself=by_itself):
+                self._exited(model, by_itself=by_itself)
             case _:
                 pass
         for effect in effects:
@@ -52,14 +54,16 @@ class LoadTally:
 
     def _ready(self, model: str, load_s: float | None) -> None:
         phase = self._phases.get(model)
-        if phase in {"start", "wake"}:  # else it was asked to stop meanwhile
+        if phase in {"start", "wake"} and model not in self._stopping:
             self._phases[model] = "ready"
             if load_s is not None:  # an engine that others run is not loaded
                 self.loads.setdefault((model, str(phase)), Histogram(LOAD_S)).add(load_s)
 
-    def _exited(self, model: str) -> None:
-        phase = self._phases.pop(model, "stopping")
-        if phase != "stopping":
+    def _exited(self, model: str, *, by_itself: bool) -> None:
+        phase = self._phases.pop(model, None)
+        was_asked = model in self._stopping and not by_itself
+        self._stopping.discard(model)
+        if phase is not None and not was_asked:
             self.failures[model, "crash" if phase == "ready" else phase] += 1
 
     def _decided(self, effect: Effect) -> None:
@@ -71,7 +75,7 @@ class LoadTally:
                     self.failures[model, kind] += 0
                 self.swaps[model,] += effect.is_swap
             case Stop(model, why):
-                self._phases[model] = "stopping"
+                self._stopping.add(model)
                 self.departures[model, "stop", why] += 1
             case Sleep(model, _, why):
                 self.departures[model, "sleep", why] += 1

@@ -21,7 +21,7 @@ TELLING = (Adopted, BecameReady, Exited, Pinned)
 """Events that have an entry; others may have effects that do."""
 _LONGEST = 1000
 
-Phase = Literal["load", "wake", "ready", "asleep", "end"]
+Phase = Literal["load", "wake", "ready", "asleep"]
 
 Entry = dict[str, Any]
 """``ts``, ``model``, ``event``, ``seconds``, ``reason`` and ``cause``, as docs/dashboard-api.md tells of them."""
@@ -40,7 +40,9 @@ class Timeline:
     evictions: int = 0
     _entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=MOST_ENTRIES))
     _phases: dict[str, tuple[Phase, float]] = field(default_factory=dict)
-    """What each model does, and since when (s)."""
+    """What each model does, and since when (s); of one that is to end, what it did until then."""
+    _ends: dict[str, float] = field(default_factory=dict)
+    """Since when (s) models are to end."""
 
     def hear(self, event: Event, effects: Iterable[Effect], now: float, at: float) -> None:
         """Take in an event and what was decided after it; ``now`` (s) is monotonic, ``at`` is since the epoch."""
@@ -64,21 +66,17 @@ class Timeline:
                 self._phases[model] = "ready", now
                 self._tell(at, model, "ready", None, "it ran already")
             case BecameReady(load_s=load_s):
-                if phase in {"load", "wake"}:  # else it was asked to stop meanwhile
+                if phase in {"load", "wake"} and model not in self._ends:
                     self._phases[model] = "ready", now
                     self.loads += 1
                     self._tell(at, model, "ready" if phase == "load" else "awake", load_s, None)
-            case Exited(error=error):
+            case Exited(error=error, by_itself=by_itself):
                 self._phases.pop(model, None)
-                self._ended(at, model, phase, now - since, error)
-
-    def _ended(self, at: float, model: str, phase: Phase | None, seconds: float, error: str) -> None:
-        if phase in {"load", "wake"}:
-            self._tell(at, model, "failed", seconds, error)
-        elif phase in {"ready", "asleep"}:
-            self._tell(at, model, "crashed", seconds, error)
-        else:
-            self._tell(at, model, "unloaded", None if phase is None else seconds, None)
+                asked_at = self._ends.pop(model, None)
+                if phase is None or (asked_at is not None and not by_itself):
+                    self._tell(at, model, "unloaded", None if asked_at is None else now - asked_at, None)
+                else:
+                    self._tell(at, model, "failed" if phase in {"load", "wake"} else "crashed", now - since, error)
 
     def _decided(self, effect: Start | Stop | Sleep | Wake, now: float, at: float) -> None:
         model = effect.model
@@ -90,7 +88,10 @@ class Timeline:
                 self._tell(at, model, "load" if is_start else "wake", None, words)
             case Stop(why=why, words=words) | Sleep(why=why, words=words):
                 is_stop = isinstance(effect, Stop)
-                self._phases[model] = "end" if is_stop else "asleep", now
+                if is_stop:
+                    self._ends[model] = now
+                else:
+                    self._phases[model] = "asleep", now
                 self.evictions += why == "room"
                 name = "sleep" if not is_stop else "evicted" if why == "room" else "unload"
                 self._tell(at, model, name, now - since, words, why)

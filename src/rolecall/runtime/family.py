@@ -16,13 +16,15 @@ ENGINE_VARIABLE = "ROLECALL_ENGINE"
 _VARIABLE = f"{ENGINE_VARIABLE}=".encode()
 _CLEAN_UP_S = 1.0
 """How long those that are spared have for their work once they are alone; they need some milliseconds."""
+_EXITING = 0x4
+"""PF_EXITING (linux/sched.h): the thread is on its way out and takes no signal; set before it closes its files."""
 _FIRST_LOOK_S, _LAST_LOOK_S = 0.01, 0.1
 
 
 class Seen:
     """A process as ``/proc`` shows it; ``born`` is the boot and the ticks since then (proc_pid_stat(5), field 22)."""
 
-    __slots__ = ("_mark", "born", "is_gone", "is_headless", "parent", "pid", "session")
+    __slots__ = ("_mark", "born", "is_exiting", "is_gone", "is_headless", "parent", "pid", "session")
 
     def __init__(self, pid: int, stat: str, boot: str) -> None:
         fields = stat.rpartition(")")[2].split()
@@ -34,6 +36,7 @@ class Seen:
         # Other threads can outlive the first one, and hold all memory as long as they do.
         self.is_headless = is_zombie and int(fields[17]) > 1
         self.is_gone = is_zombie and not self.is_headless
+        self.is_exiting = is_zombie or bool(int(fields[6]) & _EXITING)  # this very thread
         self._mark: str | None = None
 
     @property
@@ -53,6 +56,21 @@ class Seen:
 def look_at(pid: int) -> Seen | None:
     """Return one process; None if there is none of that number, or no ``/proc``."""
     return _see(pid, _boot())
+
+
+def is_ending(pid: int, born: str) -> bool:
+    """Whether a process is gone or on its way out, all threads of it; False where there is no ``/proc``.
+
+    It is so before anybody finds its connections closed by its end.
+    """
+    seen = look_at(pid)
+    if seen is None or seen.born != born:
+        return bool(born)
+    if seen.is_gone or not seen.is_exiting:
+        return seen.is_gone
+    folder = f"/proc/{pid}/task"
+    stats = [_read(f"{folder}/{name}/stat") for name in _names(folder)]
+    return all(Seen(pid, stat.decode("ascii", "replace"), "").is_exiting for stat in stats if stat)
 
 
 def look() -> dict[int, Seen]:

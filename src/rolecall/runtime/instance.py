@@ -49,7 +49,8 @@ class Listener:
     """Whom an instance tells. ``on_started`` comes first if at all, ``on_exit`` always, once and last.
 
     ``on_ready`` comes after the load and after each waking, ``on_asleep`` after each falling asleep. ``on_exit`` is
-    given None for an exit that was asked for. ``is_progressing`` says whether an answer of the engine is getting on.
+    given None for an exit that was asked for before it came. ``is_progressing`` says whether an answer of the engine is
+    getting on.
     """
 
     on_started: Callable[[int], None]
@@ -154,7 +155,7 @@ class Instance:
         finally:
             log.info("%s is let go" if self._is_let_go else "%s is gone", self.model)
             if not self._is_let_go:
-                listener.on_exit(None if self._is_stopped else reason)
+                listener.on_exit(reason)
 
     async def _live(self, listener: Listener) -> Exit | None:
         self._busy_since = time.monotonic()
@@ -169,11 +170,15 @@ class Instance:
         exited: asyncio.Future[int] = asyncio.ensure_future(process.wait())
         dismissed: asyncio.Future[Any] = asyncio.ensure_future(self._dismissed.wait())
         phases = asyncio.create_task(self._phases(process, listener, exited), name=f"phases of {self.model}")
+        reason: Exit | None = None
         try:
             await asyncio.wait({exited, dismissed, phases}, return_when=asyncio.FIRST_COMPLETED)
-            if self._dismissed.is_set():
-                return None
-            return self._report(process, describe_exit(exited.result()) if exited.done() else str(phases.result()))
+            if not self._dismissed.is_set():
+                why = describe_exit(exited.result()) if exited.done() else str(phases.result())
+                reason = self._report(process, why)
+            # An engine that dies cuts its answers off before anybody sees it dead. Then it is idle for the scheduler,
+            # which may have it stopped at once; it was sent nothing yet, so this is its own end.
+            has_crashed = reason is None and not self._is_let_go and (exited.done() or process.is_ending())
         finally:
             dismissed.cancel()
             phases.cancel()
@@ -181,6 +186,7 @@ class Instance:
                 exited.cancel()
             else:
                 await asyncio.shield(end(process, exited, self._launch_to_end(), self._patience))
+        return self._report(process, describe_exit(exited.result())) if has_crashed else reason
 
     async def _phases(self, process: Process, listener: Listener, exited: asyncio.Future[int]) -> Unwell:
         """Go through the phases of a life and return why it has to end; an exit or a stop breaks in anywhere."""

@@ -52,6 +52,10 @@ class Process(Protocol):
         """Return the exit code once nothing is left of the family; negative for a signal."""
         ...
 
+    def is_ending(self) -> bool:
+        """Whether the engine's own process is gone or on its way out already: it takes no signal any more."""
+        ...
+
     def send(self, signal_number: int) -> None:
         """Signal the engine's process group; nothing happens if it is gone."""
         ...
@@ -93,6 +97,10 @@ class _FamilyProcess:
         self.record = record
         self._family = record.family(watched=True)
         self._on_gone = on_gone
+
+    def is_ending(self) -> bool:
+        """Whether the engine's own process is gone or on its way out; where there is no ``/proc`` nobody knows."""
+        return family.is_ending(self.pid, self.record.born)
 
     def send(self, signal_number: int) -> None:
         """Signal the group, or what is left of the family without its leader."""

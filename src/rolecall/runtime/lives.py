@@ -160,7 +160,8 @@ class Lives(Weighing):
         name = engine.name
         if self._engines.get(name) is not engine:  # told twice: it could not start, and was to stop at once
             return
-        if exit_ is not None and exit_.lost_port and self.maker.move(engine, self._ports()):
+        is_to_go = self.scheduler.state(name) is State.STOPPING
+        if exit_ is not None and exit_.lost_port and not is_to_go and self.maker.move(engine, self._ports()):
             self._live(engine)
             return
         del self._engines[name]
@@ -170,7 +171,7 @@ class Lives(Weighing):
         engine.ended = exit_
         error = "it was stopped" if exit_ is None else exit_.error
         if self.scheduler.state(name) is not State.STOPPED:  # else it was to be taken over, and is not well
-            self._post(Exited(name, error, out_of_memory=engine.ran_out()))
+            self._post(Exited(name, error, engine.ran_out(), by_itself=exit_ is not None))
         for lease in list(engine.leases):  # its requests are over, whatever their clients still do
             lease.release()
         engine.settled.set()
