@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from insight.lines import CHAT, line
+from rolecall.insight.metrics_families import request_families
 from rolecall.insight.tally import BATCH, Histogram, RequestTally, summed
 
 
@@ -87,11 +88,12 @@ def test_what_clients_and_engines_write_is_no_label() -> None:
 
 
 def test_a_model_that_nobody_asked_has_failures_of_0() -> None:
-    """So that the first ones are seen as growth; those that were counted stay."""
+    """So that the first ones are seen as growth; those that were counted stay, and nothing else is told of it."""
     made = tally()
     made.hear(line(status=500))
-    found = {key: counted.requests for key, counted in made.counted(["a", "b"]).rows}
-    assert found == {("a", "", CHAT, "5xx"): 1, ("b", "", CHAT, "5xx"): 0}
+    families = {family.name: family.rows for family in request_families(made.counted(), ["b", "a"])}
+    assert families["rolecall_requests"] == [(("a", "", CHAT, "5xx"), 1), (("b", "", CHAT, "5xx"), 0)]
+    assert [key for key, _ in families["rolecall_input_tokens"]] == [("a", "", CHAT)]
 
 
 def test_failures_by_their_code() -> None:

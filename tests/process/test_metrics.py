@@ -189,8 +189,40 @@ def test_an_empty_server_has_a_page(tmp_path: Path) -> None:
     with Rolecall(tmp_path, [fake_entry("a")]) as server:
         found = scrape(server)
         assert values(found, "rolecall_requests_total") == {}
+        assert values(found, "rolecall_input_tokens_total") == {}
         assert values(found, "rolecall_model_state", "model", "state") == {("a", "stopped"): 1}
         assert values(found, "rolecall_info", "profile") == {("roomy",): 1}
+
+
+def counters(found: Sequence[Sample], name: str, *labels: str) -> dict[tuple[str, ...], float]:
+    """Return each row of a metric, also those that are 0."""
+    return {tuple(each.labels[label] for label in labels): each.value for each in found if each.name == name}
+
+
+def test_what_can_fail_is_0_before_it_does(tmp_path: Path) -> None:
+    """Each model of the registry has its counters from the first page on, loaded or not, and keeps them."""
+    entries = [fake_entry("a", "--fail-start", "no"), fake_entry("b"), fake_entry("off", enabled=False)]
+    models = ("a", "b", "off")
+    requests = ("rolecall_requests_total", "model", "status")
+    failures = ("rolecall_model_failures_total", "model", "kind")
+    at_first = {(model, kind): 0.0 for model in models for kind in ("start", "crash")}
+    with Rolecall(tmp_path, entries) as server:
+        found = scrape(server)
+        assert counters(found, *requests) == dict.fromkeys(((model, "5xx") for model in (*models, "unknown")), 0.0)
+        assert counters(found, *failures) == at_first
+        assert counters(found, "rolecall_swaps_total", "model") == dict.fromkeys(((model,) for model in models), 0.0)
+        assert (server.chat("a").status_code, server.chat("b").status_code) == (503, 200)
+        server.http.post("/v1/models/b/unload")
+        found = scrape(server, lambda each: values(each, *requests).get(("b", "2xx")))
+        assert values(found, *requests) == {("a", "5xx"): 1, ("b", "2xx"): 1}
+        assert counters(found, *requests)["b", "5xx"] == 0
+        assert counters(found, *failures) == at_first | {("a", "start"): 1}
+        server.write_registry(fake_entry("b"), fake_entry("new"))
+        server.terminate(signal.SIGHUP)
+        found = scrape(server, lambda each: ("new", "5xx") in counters(each, *requests))
+        assert counters(found, *requests)["a", "5xx"] == 1
+        assert counters(found, *failures)["a", "start"] == 1
+        assert ("off", "start") not in counters(found, *failures)
 
 
 def test_who_may_not_administer_learns_nothing(tmp_path: Path) -> None:

@@ -82,13 +82,6 @@ class LoadTally:
             case _:
                 pass
 
-    def know(self, models: Iterable[str]) -> None:
-        """Have counts of 0 for models that may fail: a counter has to be seen at 0 before it can be seen to grow."""
-        for model in models:
-            for kind in ("start", "crash"):
-                self.failures[model, kind] += 0
-            self.swaps[model,] += 0
-
     def forget(self, models: Collection[str], most: int) -> None:
         """Count models that are none of these together where there are more than ``most`` series; sums stay."""
         if len(self.loads) + len(self.swaps) + len(self.failures) + len(self.departures) <= most:

@@ -6,11 +6,12 @@ Each metric stands here once, with its help and its labels.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from rolecall import __version__
+from rolecall.core import endpoints
 from rolecall.core.slot import ModelStatus
 from rolecall.core.vram import HOST, Device, Ledger
 from rolecall.gateway.server import Gateway
@@ -20,7 +21,10 @@ from rolecall.runtime.gpu import GpuReport
 
 _MB = 2**20
 
+_FAILED = "5xx"
+
 Value = int | float | Histogram
+_Row = tuple[tuple[str, ...], Value]
 
 
 @dataclass(slots=True)
@@ -31,11 +35,11 @@ class Family:
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = ()
-    rows: list[tuple[tuple[str, ...], Value]] = field(default_factory=list)
+    rows: list[_Row] = field(default_factory=list)
 
 
-def request_families(tallied: Tallied) -> Iterator[Family]:
-    """Yield what is counted of finished requests."""
+def request_families(tallied: Tallied, models: Iterable[str] = ()) -> Iterator[Family]:
+    """Yield what is counted of finished requests; ``models`` have failures of 0 until there are any."""
     rows = sorted(tallied.rows, key=operator.itemgetter(0))
     of_request = ("model", "role", "endpoint", "status")
     yield Family(
@@ -43,7 +47,10 @@ def request_families(tallied: Tallied) -> Iterator[Family]:
         "counter",
         "Requests that are over, one for each line of the request log.",
         of_request,
-        [(key, counted.requests) for key, counted in rows],
+        _with_zeros(
+            [(key, counted.requests) for key, counted in rows],
+            [(model, "", endpoints.CHAT, _FAILED) for model in models],
+        ),
     )
     yield Family(
         "rolecall_request_errors",
@@ -73,8 +80,16 @@ def request_families(tallied: Tallied) -> Iterator[Family]:
         yield Family(f"rolecall_{name}", "histogram", help_, of_request[:parts], list(found.items()))
 
 
-def load_families(loads: LoadTally) -> Iterator[Family]:
-    """Yield what is counted of engines and of the scheduler."""
+def _with_zeros(rows: Iterable[tuple[tuple[str, ...], int]], keys: Iterable[tuple[str, ...]]) -> list[_Row]:
+    """Return rows in order, with one of 0 for each key that has none.
+
+    A counter has to be seen at 0 before it can be seen to grow.
+    """
+    return sorted({**dict.fromkeys(keys, 0), **dict(rows)}.items())
+
+
+def load_families(loads: LoadTally, models: Collection[str] = ()) -> Iterator[Family]:
+    """Yield what is counted of engines and of the scheduler; ``models`` have swaps and failures of 0 until then."""
     yield Family(
         "rolecall_model_load_seconds",
         "histogram",
@@ -87,7 +102,7 @@ def load_families(loads: LoadTally) -> Iterator[Family]:
         "counter",
         "Starts and wakings of a model for which others were sent away.",
         ("model",),
-        sorted(loads.swaps.items()),
+        _with_zeros(loads.swaps.items(), [(model,) for model in models]),
     )
     yield Family(
         "rolecall_evictions",
@@ -101,7 +116,7 @@ def load_families(loads: LoadTally) -> Iterator[Family]:
         "counter",
         "Starts and wakings that failed, and engines that ended by themselves (crash).",
         ("model", "kind"),
-        sorted(loads.failures.items()),
+        _with_zeros(loads.failures.items(), [(model, kind) for model in models for kind in ("start", "crash")]),
     )
     yield Family(
         "rolecall_decision_seconds",
@@ -198,9 +213,7 @@ def vram_families(ledger: Ledger, report: GpuReport | None, models: Iterable[str
         ("free", "What is free, as the driver says."),
     ):
         mb = amounts[kind]
-        rows: list[tuple[tuple[str, ...], Value]] = [
-            ((_label(device),), mb[device.id] * _MB) for device in devices if device.id in mb
-        ]
+        rows: list[_Row] = [((_label(device),), mb[device.id] * _MB) for device in devices if device.id in mb]
         yield Family(f"rolecall_vram_{kind}_bytes", "gauge", help_, ("gpu",), rows)
     held = Family(
         "rolecall_model_vram_reserved_bytes", "gauge", "What is reserved for a model on a GPU.", ("model", "gpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -53,21 +53,25 @@ class Scrapes:
     async def _write(self, form: Form) -> _Page:
         more = await self._engines.look()
         at = time.monotonic()
-        families = chain(request_families(self._tallied()), list(self._families(at)))  # the former in the thread
+        models = self._models()
+        counted = request_families(self._tallied(models), (UNKNOWN, *models))
+        families = chain(counted, list(self._families(models, at)))  # the former in the thread
         data, content_type = await asyncio.to_thread(self._writer.write, form, families, more)
         page = self._pages[form] = _Page(data, content_type, at)
         return page
 
-    def _tallied(self) -> Tallied:
+    def _models(self) -> set[str]:
+        """Return the models of the registry, and those that still run without it."""
         services = self._gateway.services
-        models = {*(entry.name for entry in services.roster.catalog.entries), *services.supervisor.names}
-        self._requests.forget(models, services.roster.catalog.roles)
-        self._loads.forget(models, MAX_SERIES)
-        self._loads.know(services.supervisor.names)
-        return self._requests.counted((UNKNOWN, *services.supervisor.names))
+        return {*(entry.name for entry in services.roster.catalog.entries), *services.supervisor.names}
 
-    def _families(self, now: float) -> Iterator[Family]:
-        yield from load_families(self._loads)
+    def _tallied(self, models: Collection[str]) -> Tallied:
+        self._requests.forget(models, self._gateway.services.roster.catalog.roles)
+        self._loads.forget(models, MAX_SERIES)
+        return self._requests.counted()
+
+    def _families(self, models: Collection[str], now: float) -> Iterator[Family]:
+        yield from load_families(self._loads, models)
         yield from state_families(self._gateway, now)
         yield from self._engines.families()
 

@@ -8,11 +8,9 @@ ones, and the rest is `other`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from rolecall.core import endpoints
 
 BATCH = 128
 """Lines that are folded in one go: a tenth of a millisecond."""
@@ -30,8 +28,6 @@ DURATION_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0
 FIRST_S = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 WAIT_S = (0.005, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 RATE = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
-
-FAILED = "5xx"
 
 Key = tuple[str, str, str, str]
 """Model, role (empty for none), endpoint, class of the status (`2xx`)."""
@@ -182,13 +178,10 @@ class RequestTally:
             told = model if model in models else OTHER, endpoint, code
             self._errors[told] = self._errors.get(told, 0) + count
 
-    def counted(self, models: Iterable[str] = ()) -> Tallied:
-        """Return what was counted so far, as it stays; ``models`` have failures of 0 though nobody asked them."""
+    def counted(self) -> Tallied:
+        """Return what was counted so far, as it stays."""
         self.fold()
-        rows = {key: each.copy() for key, each in self._counted.items()}
-        for model in models:  # a counter has to be seen at 0 before it can be seen to grow
-            rows.setdefault((model, "", endpoints.CHAT, FAILED), Counted())
-        return Tallied(list(rows.items()), list(self._errors.items()))
+        return Tallied([(key, each.copy()) for key, each in self._counted.items()], list(self._errors.items()))
 
 
 def _model(line: Mapping[str, Any]) -> str | None:
