@@ -54,8 +54,9 @@ def test_tables_are_reached_by_keyboard(file: Path, page: Page) -> None:
         "return [...document.querySelectorAll('[role=region]')].map("
         "r => [r.tabIndex, document.getElementById(r.getAttribute('aria-labelledby')).textContent])"
     )
-    assert [index for index, _ in regions] == [0] * 5
-    assert [name for _, name in regions] == ["Recommended pairings", "Success", "Speed", "Lengths", "Markers"]
+    assert [index for index, _ in regions] == [0] * 6
+    titles = ["Recommended pairings", "Success", "Speed", "Lengths", "Classes of lengths", "Markers"]
+    assert [name for _, name in regions] == titles
     assert run("return document.querySelectorAll('tbody tr').length") == run(
         "return document.querySelectorAll('tbody tr > th[scope=row]').length"
     )

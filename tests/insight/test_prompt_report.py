@@ -18,9 +18,9 @@ from rolecall.insight.log_database import opened_database
 from rolecall.insight.log_statistics import Conditions
 from rolecall.insight.pairings import Pairing, pairings
 from rolecall.insight.prompt_figures import BINS, COLUMNS, FIGURE_NAMES, Figures
-from rolecall.insight.prompt_report import Report, make_report, tables
+from rolecall.insight.prompt_report import MOST_PAIRS, Report, make_report, tables
 from rolecall.insight.report_html import html
-from rolecall.insight.report_markdown import markdown
+from rolecall.insight.report_markdown import escaped, markdown
 from rolecall.insight.report_plots import plots
 
 MODELS = {"qwen3-vl": (0.99, 0.02, 900), "florence-2": (0.9, 0.0, 200), "llava": (0.6, 0.3, 1500)}
@@ -136,8 +136,8 @@ def test_conditions_and_the_period(tmp_path: Path) -> None:
     path = write(tmp_path / "log.jsonl", made(500))
     found = report(path, Conditions(model="qwen*", prompt="cap*", since=NOON + timedelta(seconds=100)))
     assert {(each.prompt, each.model) for each in found.figures} == {("caption", "qwen3-vl")}
-    assert found.first is not None
-    assert found.first.timestamp() >= NOON.timestamp() + 100
+    assert found.scope.first is not None
+    assert found.scope.first.timestamp() >= NOON.timestamp() + 100
     assert report(path, Conditions(prompt="nothing")).figures == []
 
 
@@ -199,6 +199,76 @@ def test_the_reasons_name_the_others() -> None:
     assert "slow may be as good and takes 3.0 s" in why
 
 
+def test_nobody_is_recommended_who_never_succeeded() -> None:
+    """Where all fail there is no model that suits; one that succeeds at all goes before those that never do."""
+    none = paired(figures("bad", total=40, ok=0, ms=None), figures("few", total=2, ok=2))
+    assert none.model is None
+    assert none.why == "no model has succeeded: bad in none of 40; not enough data of others (few has 2 of 30)"
+    coy = figures("coy", total=40, ok=1, refused=1)
+    rare = paired(figures("bad", total=40, ok=0, ms=None), coy)
+    assert rare.model == "coy"
+    assert "bad succeeds less often (0 %)" in rare.why
+
+
+def test_a_version_that_is_empty_is_none(tmp_path: Path) -> None:
+    """Rows that look alike are one row; an id that is empty is none, and who reached nothing nameless is told so."""
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(
+        line(1, prompt_id="p", prompt_version="")
+        + line(2, prompt_id="p")
+        + line(3, prompt_id="")
+        + line(4, prompt_id="p", model=None, status=503, error="x")
+    )
+    assert [row[:4] for row in tables(report(path))[1].rows] == [
+        ["p", "-", "demo-chat", "2"],
+        ["p", "-", "(not reached)", "1"],
+    ]
+
+
+def test_every_class_of_lengths_is_in_a_table(tmp_path: Path) -> None:
+    """What the plots of lengths show stands in a table, and so in every form."""
+    path = write(tmp_path / "log.jsonl", made(300))
+    found = report(path)
+    (table,) = [table for table in tables(found) if table.title == "Classes of lengths"]
+    assert table.heads[4:] == ("0", "16", "32", "64", "128", "256", "512", "1024", "2048", "4096", "8192+")
+    for row, each in zip(table.rows, found.figures, strict=True):
+        assert row[3] == str(sum(each.lengths))
+        assert row[4:] == [f"{100 * count / sum(each.lengths):.1f}" for count in each.lengths]
+
+
+def busy(path: Path) -> Path:
+    """Write a log of 700 prompts with one request, and after them one with two models, of which one is rare."""
+    rare = [{"n": 1, "prompt_id": "p", "model": "rare"}]
+    often = [{"n": n, "prompt_id": "p", "model": "often"} for n in range(40)]
+    return write(path, [{"n": n, "prompt_id": f"a-{n:03}"} for n in range(700)] + often + rare)
+
+
+def test_the_busiest_are_shown_and_the_rest_is_told(tmp_path: Path) -> None:
+    """An id of its own for each request makes no page that nobody can open; what is recommended knows all models."""
+    path = busy(tmp_path / "log.jsonl")
+    found = report(path)
+    assert len(found.figures) < 510
+    shown = found.shown()
+    assert len(shown.figures) == MOST_PAIRS
+    assert shown.pairings[-1].prompt == "p"
+    assert shown.pairings[-1].model == "often"
+    assert "rare has 1 of 30" in shown.pairings[-1].why
+    said = "Shown are the 500 pairs of prompt and model with most requests, of 702; 701 have one request alone."
+    for text in (html(found), markdown(found).replace("\\", "")):
+        assert "741 requests with a prompt id" in text
+        assert said in text
+        assert "a-498" in text
+        assert "a-600" not in text
+
+
+def test_all_are_there_on_demand(tmp_path: Path) -> None:
+    """Without a bound every pair has its figures."""
+    with opened_database(busy(tmp_path / "log.jsonl"), COLUMNS) as database:
+        whole = make_report(database, Conditions(), NOON, most=None)
+    assert len(whole.figures) == len({each.key for each in whole.figures}) == whole.scope.pairs == 702
+    assert len(whole.shown().figures) == MOST_PAIRS
+
+
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -249,7 +319,7 @@ def test_names_cannot_break_out_of_the_page(hostile: Report) -> None:
     assert not set(page) & set("\x00\x07\x1b\u202e")
     assert set(re.findall(r'(?:href|xlink:href)="([^"]*)"', page)) <= {
         f"#{each.lower().replace(' ', '-')}"
-        for each in ("Recommended pairings", "Success", "Speed", "Lengths", "Markers", "Plots")
+        for each in ("Recommended pairings", "Success", "Speed", "Lengths", "Classes of lengths", "Markers", "Plots")
     }
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", page.replace("http://evil.example/x.png", ""))
 
@@ -265,6 +335,19 @@ def test_names_cannot_break_out_of_markdown(hostile: Report) -> None:
     assert not any(re.search(r"(?<!\\)[`*\[\]!]", name) for name in names)
 
 
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("www.evil.example", r"www\.evil\.example"),
+        ("mail me@evil.example", "mail me\\@\u2060evil\\.example"),
+        ("@octocat", "\\@\u2060octocat"),
+    ],
+)
+def test_what_readers_of_markdown_make_a_link_of_themselves(name: str, written: str) -> None:
+    """No address is one: GitHub looks for those of mail after escapes are undone, so that the @ ends with a joiner."""
+    assert escaped(name) == written
+
+
 def test_every_plot_says_what_it_shows(hostile: Report) -> None:
     """A plot has a title and words for those who do not see it; its figures are in the tables."""
     drawn = plots(hostile)
@@ -275,6 +358,32 @@ def test_every_plot_says_what_it_shows(hostile: Report) -> None:
     assert "<script" not in "".join(plot.svg for plot in drawn)
 
 
+UUID = "3f2b8c1e-5d7a-4e9b-8a6c-0d1e2f3a4b5c"
+
+
+def test_bars_of_different_models_have_different_names(tmp_path: Path) -> None:
+    """However long the prompt's id, version and model are to be seen, too, and that a model was not reached."""
+    models = ["qwen3-vl-8b-instruct-q4_k_m", "qwen3-vl-8b-instruct-q8_0", "florence-2-large"]
+    lines = [{"n": n, "prompt_id": UUID, "prompt_version": "2", "model": model} for n, model in enumerate(models)]
+    lines.append({"n": 9, "prompt_id": UUID, "model": None, "requested_model": "nobody", "status": 503, "error": "x"})
+    drawn = plots(report(write(tmp_path / "log.jsonl", lines)))
+    names = re.findall(r">(3f2b[^<]*)<", drawn[0].svg)
+    assert sorted(set(names)) == [
+        "3f2b8c1e…f3a4b5c 2, florence-2-large",
+        "3f2b8c1e…f3a4b5c 2, qwen3-vl-8…ct-q4_k_m",
+        "3f2b8c1e…f3a4b5c 2, qwen3-vl-8…ruct-q8_0",
+        "3f2b8c1e…f3a4b5c, nobody (not reached)",
+    ]
+
+
+@pytest.mark.parametrize("ok", [0, 5])
+def test_the_axis_of_success_is_that_of_percent(ok: int, tmp_path: Path) -> None:
+    """It ends at 100, so that the bounds of confidence are within the picture, however little succeeds."""
+    lines = [{"n": n, "prompt_id": "p", "status": 200 if n < ok else 502} for n in range(10)]
+    (plot,) = [plot for plot in plots(report(write(tmp_path / "log.jsonl", lines))) if plot.title.startswith("Success")]
+    assert re.findall(r">(\d+)</text>", plot.svg) == ["0", "20", "40", "60", "80", "100"]
+
+
 def test_the_page_is_the_same_for_the_same_report(hostile: Report) -> None:
     """Nothing in it is drawn by lot: two pages of one report can be compared."""
     assert html(hostile) == html(hostile)
@@ -283,5 +392,6 @@ def test_the_page_is_the_same_for_the_same_report(hostile: Report) -> None:
 def test_tables_have_as_many_cells_as_heads(hostile: Report) -> None:
     """Every row fits its head, in every table."""
     made_tables = tables(hostile)
-    assert [table.title for table in made_tables] == ["Recommended pairings", "Success", "Speed", "Lengths", "Markers"]
+    titles = ["Recommended pairings", "Success", "Speed", "Lengths", "Classes of lengths", "Markers"]
+    assert [table.title for table in made_tables] == titles
     assert all(len(row) == len(table.heads) for table in made_tables for row in table.rows)

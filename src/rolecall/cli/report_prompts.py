@@ -18,10 +18,10 @@ from rolecall.insight.log_reader import parse_since
 from rolecall.insight.log_statistics import Conditions
 from rolecall.insight.pairings import LEAST_REQUESTS
 from rolecall.insight.prompt_figures import COLUMNS
-from rolecall.insight.prompt_report import Report, make_report, tables
+from rolecall.insight.prompt_report import MOST_PAIRS, Report, make_report, tables
 from rolecall.insight.report_html import html as as_html
 from rolecall.insight.report_markdown import markdown as as_markdown
-from rolecall.insight.report_words import period
+from rolecall.insight.report_words import not_shown, period
 from rolecall.runtime.private_file import write_in_place
 
 STDOUT = Path("-")
@@ -56,7 +56,7 @@ def prompts(  # noqa: PLR0913 - one argument for each option
         for option, given in (("--since", since), ("--until", until))
     )
     wanted = Conditions(model, None, prompt, None, None, begin, end)
-    report = _report(file or default_log_path(config_dir), wanted, least, memory, now)
+    report = _report(file or default_log_path(config_dir), wanted, least, memory, now, None if as_json else MOST_PAIRS)
     if not report.figures:
         tell(report.tally)
         fail(_nothing(wanted))
@@ -80,11 +80,13 @@ def _write(file: Path, page: bytes) -> None:
         fail(f"cannot write {file}: {error.strerror}")
 
 
-def _report(path: Path, wanted: Conditions, least: int, memory_mb: int, now: datetime) -> Report:
+def _report(  # noqa: PLR0913, PLR0917 - what is asked, and how
+    path: Path, wanted: Conditions, least: int, memory_mb: int, now: datetime, most: int | None
+) -> Report:
     with ending_quietly():
         try:
             with opened_database(path, COLUMNS, since=wanted.since, memory_mb=memory_mb) as database:
-                return make_report(database, wanted, now, least)
+                return make_report(database, wanted, now, least, most)
         except FileNotFoundError:
             fail(missing(path))
         except QueryError as error:
@@ -111,6 +113,8 @@ def _print(report: Report, page: Path | None, *, markdown: bool, as_json: bool) 
 
 def _print_tables(report: Report) -> None:
     typer.echo(period(report))
+    for sentence in not_shown(report):
+        typer.echo(sentence)
     for each in tables(report):
         columns = [
             Column(head, right=at in each.right, below="{}" if head == "why" else None)

@@ -44,13 +44,20 @@ def _pairing(prompt: str, version: str | None, candidates: Sequence[Figures], le
     if not enough:
         seen = f": {', '.join(few)} of {least} requests" if few else ": no model has answered"
         return Pairing(prompt, version, None, f"not enough data{seen}")
-    sure = _not_worse(enough, lambda each: each.success, higher=True)
+    able = [each for each in enough if each.success.count]
+    if not able:
+        failed = ", ".join(f"{each.model} in none of {each.success.total}" for each in enough)
+        return Pairing(prompt, version, None, "; ".join([f"no model has succeeded: {failed}", *_others(few, least)]))
+    sure = _not_worse(able, lambda each: each.success, higher=True)
     willing = _not_worse(sure, lambda each: each.refusals, higher=False)
     best = min(willing, key=lambda each: (_ms(each), -each.success.total, each.model))
-    words = [_said(best), *_beaten(best, enough, sure, willing)]
-    if few:
-        words.append(f"not enough data of others ({', '.join(few)} of {least})")
+    words = [_said(best), *_beaten(best, enough, sure, willing), *_others(few, least)]
     return Pairing(prompt, version, best.model, "; ".join(words), best)
+
+
+def _others(few: Sequence[str], least: int) -> Iterable[str]:
+    if few:
+        yield f"not enough data of others ({', '.join(few)} of {least})"
 
 
 def _not_worse(candidates: Sequence[Figures], rate: Callable[[Figures], Rate], *, higher: bool) -> list[Figures]:

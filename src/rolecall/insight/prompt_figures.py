@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from rolecall.core.markers import REFUSAL
@@ -40,7 +41,7 @@ BINS = (0, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 
 _HAS_LEFT = "coalesce(status = 499, false)"
 _GROUP = (
-    "prompt_id AS prompt, prompt_version AS version, coalesce(model, requested_model) AS model, "
+    "prompt_id AS prompt, nullif(prompt_version, '') AS version, coalesce(model, requested_model, '') AS model, "
     "model IS NOT NULL AS served"
 )
 _QUANTILES = {
@@ -70,6 +71,11 @@ _FIGURES = {
 }
 """Times and lengths are those of answers that succeeded: an error comes quickly and is short."""
 
+_SCOPE = (
+    "coalesce(sum(pairs.requests), 0)::BIGINT AS requests, count(*) AS pairs, "
+    "count(*) FILTER (pairs.requests = 1) AS single, min(pairs.first) AS first, max(pairs.last) AS last"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Figures:
@@ -91,6 +97,12 @@ class Figures:
     def key(self) -> tuple[str, str | None, str, bool]:
         """What tells it from all others."""
         return self.prompt, self.version, self.model, self.served
+
+    @property
+    def length_shares(self) -> list[float]:
+        """Percent of the answers in each of ``BINS``; some are known."""
+        total = sum(self.lengths)
+        return [100 * number / total for number in self.lengths]
 
     @property
     def success(self) -> Rate:
@@ -127,10 +139,44 @@ def rate_dict(rate: Rate) -> dict[str, Any]:
     return {"count": rate.count, "total": rate.total, "share": rate.share, "low": low, "high": high}
 
 
-def prompt_figures(database: LogDatabase, conditions: Conditions) -> list[Figures]:
-    """Return the figures of all requests with a prompt id, by prompt and version, the busiest model first."""
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """How much there is: requests with a prompt id, from when to when, and of how many pairs of prompt and model.
+
+    ``single`` of the pairs have one request alone. A prompt counts anew in each version.
+    """
+
+    requests: int
+    pairs: int
+    single: int
+    first: datetime | None
+    last: datetime | None
+
+
+def prompt_figures(
+    database: LogDatabase, conditions: Conditions, most: int | None = None
+) -> tuple[Scope, list[Figures]]:
+    """Return the figures of requests with a prompt id, by prompt and version, the busiest model first.
+
+    They are those of every model of the prompts that the ``most`` busiest pairs are of; None: of all prompts.
+    """
     where, parameters = conditions.sql()
-    where = f"prompt_id IS NOT NULL AND ({where})"
+    where = f"prompt_id <> '' AND ({where})"
+    pairs = (
+        f"(SELECT {_GROUP}, count(*) AS requests, min(ts) AS first, max(ts) AS last "  # noqa: S608
+        f"FROM {VIEW} WHERE {where} GROUP BY 1, 2, 3, 4) AS pairs"
+    )
+    scope = Scope(**database.ask(f"SELECT {_SCOPE} FROM {pairs}", parameters).dicts()[0])  # noqa: S608
+    if most is not None and most < scope.pairs:
+        order = "requests DESC, prompt, version, model, served"
+        query = f"SELECT prompt, version FROM {pairs} ORDER BY {order} LIMIT {most}"  # noqa: S608
+        busiest = database.ask(query, parameters).dicts()
+        where += " AND (prompt_id, coalesce(prompt_version, '')) IN (SELECT unnest(?), unnest(?))"
+        parameters += [[row["prompt"] for row in busiest], [row["version"] or "" for row in busiest]]
+    return scope, _all_figures(database, where, parameters)
+
+
+def _all_figures(database: LogDatabase, where: str, parameters: list[Any]) -> list[Figures]:
     figures = ", ".join(f"{expression} AS {name}" for name, expression in _FIGURES.items())
     order = "prompt, version NULLS FIRST, requests DESC, model, served"
     query = f"SELECT {_GROUP}, {figures} FROM {VIEW} WHERE {where} GROUP BY 1, 2, 3, 4 ORDER BY {order}"  # noqa: S608
@@ -155,7 +201,7 @@ def _of_each(values: str, where: str) -> str:
 
 
 def _key(row: Mapping[str, Any]) -> tuple[str, str | None, str, bool]:
-    return row["prompt"], row["version"], row["model"] or "", row["served"]
+    return row["prompt"], row["version"], row["model"], row["served"]
 
 
 def _figures(row: Mapping[str, Any]) -> Figures:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from rolecall.insight.log_database import LogDatabase, Tally
 from rolecall.insight.log_statistics import Conditions
 from rolecall.insight.pairings import LEAST_REQUESTS, Pairing, pairings, percent
-from rolecall.insight.prompt_figures import BINS, Figures, prompt_figures
+from rolecall.insight.prompt_figures import BINS, Figures, Scope, prompt_figures
 
 NOTHING = "-"
+MOST_PAIRS = 500
+"""Pairs of prompt and model, the busiest ones, that tables show: more are no page that anybody could open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is told of the prompts; ``first`` and ``last`` are when the earliest and the latest request came."""
+    """What is told of the prompts; ``scope`` is all there is, ``figures`` may be those of the busiest alone."""
 
     made: datetime
-    first: datetime | None
-    last: datetime | None
+    scope: Scope
     least: int
     tally: Tally
     figures: Sequence[Figures]
@@ -31,13 +32,25 @@ class Report:
         """Return it as JSON has it."""
         return {
             "made": self.made.isoformat(),
-            "first": self.first and self.first.isoformat(),
-            "last": self.last and self.last.isoformat(),
+            "first": self.scope.first and self.scope.first.isoformat(),
+            "last": self.scope.last and self.scope.last.isoformat(),
+            "requests": self.scope.requests,
             "least_requests": self.least,
             "log": {"lines": self.tally.lines, "broken": self.tally.broken, "wrong_values": self.tally.wrong},
             "figures": [each.as_dict() for each in self.figures],
             "pairings": [each.as_dict() for each in self.pairings],
         }
+
+    def shown(self) -> Report:
+        """Return it as tables show it: the busiest pairs in their order, and what is recommended for their prompts."""
+        busiest = sorted(self.figures, key=lambda each: -each.values["requests"])[:MOST_PAIRS]
+        keys = {each.key for each in busiest}
+        prompts = {(each.prompt, each.version) for each in busiest}
+        return replace(
+            self,
+            figures=[each for each in self.figures if each.key in keys],
+            pairings=[each for each in self.pairings if (each.prompt, each.version) in prompts],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +64,37 @@ class Table:
     right: frozenset[int] = frozenset()
 
 
-def make_report(database: LogDatabase, conditions: Conditions, now: datetime, least: int = LEAST_REQUESTS) -> Report:
-    """Return the report on the requests that are wanted."""
-    found = prompt_figures(database, conditions)
-    where, parameters = conditions.sql()
-    query = f"SELECT min(ts) AS a, max(ts) AS b FROM requests WHERE prompt_id IS NOT NULL AND ({where})"  # noqa: S608
-    times = database.ask(query, parameters).dicts()[0]
-    return Report(now, times["a"], times["b"], least, database.tally, found, pairings(found, least))
+def make_report(
+    database: LogDatabase,
+    conditions: Conditions,
+    now: datetime,
+    least: int = LEAST_REQUESTS,
+    most: int | None = MOST_PAIRS,
+) -> Report:
+    """Return the report on the requests that are wanted: on all prompts if ``most`` is None, else on the busiest."""
+    scope, found = prompt_figures(database, conditions, most)
+    return Report(now, scope, least, database.tally, found, pairings(found, least))
 
 
 def tables(report: Report) -> list[Table]:
     """Return the tables of a report, the one that recommends first."""
-    made = [_pairings(report), _outcomes(report), _speed(report), _lengths(report), _marked(report)]
+    report = report.shown()
+    made = [
+        _pairings(report),
+        _outcomes(report),
+        _speed(report),
+        _lengths(report),
+        _length_classes(report),
+        _marked(report),
+    ]
     return [table for table in made if table.rows]
 
 
 def _named(each: Figures | Pairing) -> list[str]:
-    model = NOTHING if each.model is None else each.model
-    served = each.served if isinstance(each, Figures) else True
-    return [each.prompt, each.version or NOTHING, model if served else f"{model} (not reached)"]
+    model = each.model or NOTHING
+    if isinstance(each, Figures) and not each.served:
+        model = f"{each.model} (not reached)".strip()
+    return [each.prompt, each.version or NOTHING, model]
 
 
 def _pairings(report: Report) -> Table:
@@ -140,6 +165,21 @@ def _lengths(report: Report) -> Table:
             for each in report.figures
         ],
         frozenset(range(3, 12)),
+    )
+
+
+def _length_classes(report: Report) -> Table:
+    classes = length_classes()
+    return Table(
+        "Classes of lengths",
+        "Percent of the answers that succeeded, by their tokens: each class goes from its number to the next one.",
+        ("prompt", "version", "model", "answers", *classes),
+        [
+            [*_named(each), count(sum(each.lengths)), *map(one_decimal, each.length_shares)]
+            for each in report.figures
+            if any(each.lengths)
+        ],
+        frozenset(range(3, 4 + len(classes))),
     )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from rolecall.insight.prompt_report import Report, Table, tables
 from rolecall.insight.report_words import period, printable, remarks
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~>:@-])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~>:@.-])")
+_JOINER = "\N{WORD JOINER}"
 
 
 def markdown(report: Report) -> str:
@@ -30,6 +31,10 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: C
 
 
 def escaped(text: str) -> str:
-    """Return a text that Markdown shows as it stands: no markup, no HTML, no cell of its own, no link."""
+    """Return a text that Markdown shows as it stands: no markup, no HTML, no cell of its own, no link.
+
+    GitHub looks for addresses of mail, and for those to notify, in the text that is left when all escapes are undone:
+    behind each @ stands a character without width, by which it is none.
+    """
     plain = printable(text).replace("&", "&amp;").replace("<", "&lt;")
-    return _SPECIAL.sub(r"\\\1", plain)
+    return _SPECIAL.sub(r"\\\1", plain).replace("@", f"@{_JOINER}")

@@ -19,6 +19,11 @@ MOST_PROMPTS = 6
 SERIES = 6
 """Colours of the page's style: ``--series-0`` and so on."""
 _NAME = 38
+"""Characters of a name in a legend."""
+_PROMPT, _VERSION, _MODEL, _NOT_REACHED = 16, 6, 20, 8
+"""Characters of what stands beside a bar."""
+_MOST_STEPS = 6
+"""Of the axis below bars: the names leave it little room."""
 _COLUMNS = {1: 1, 2: 2, 3: 1, 4: 2, 5: 1, 6: 2}
 """Of the legend, by series: only whole rows get room."""
 
@@ -43,9 +48,9 @@ def plots(report: Report) -> list[Plot]:
     except ImportError:
         raise NoPlots("the plots need pygal: pip install pygal") from None
     busiest = sorted(report.figures, key=lambda each: -each.values["requests"])[:MOST_BARS]
-    of = "of the busiest prompts and models" if len(busiest) < len(report.figures) else "by prompt and model"
+    of = "of the busiest prompts and models" if len(busiest) < report.scope.pairs else "by prompt and model"
     made = [
-        _bars("success", f"Success {of}, in percent", busiest, {"success": _success}),
+        _bars("success", f"Success {of}, in percent", busiest, {"success": _success}, range=(0, 100)),
         _bars(
             "speed",
             f"Tokens a second {of}",
@@ -74,7 +79,10 @@ def _success(each: Figures) -> Any:
     return {"value": 100 * each.success.share, "ci": {"low": 100 * low, "high": 100 * high}}
 
 
-def _bars(name: str, title: str, shown: Sequence[Figures], series: dict[str, Callable[[Figures], Any]]) -> Plot | None:
+def _bars(
+    name: str, title: str, shown: Sequence[Figures], series: dict[str, Callable[[Figures], Any]], **options: Any
+) -> Plot | None:
+    shown = [each for each in shown if any(value(each) is not None for value in series.values())]
     columns = {label: [value(each) for each in shown] for label, value in series.items()}
     columns = {label: values for label, values in columns.items() if any(value is not None for value in values)}
     if not columns:
@@ -82,8 +90,8 @@ def _bars(name: str, title: str, shown: Sequence[Figures], series: dict[str, Cal
     import pygal  # noqa: PLC0415 - see above
 
     height = 80 + (22 * len(columns) + 14) * len(shown)
-    chart = _chart(pygal.HorizontalBar, name, height, len(columns), min=0)
-    chart.x_labels = [_short(_label(each)) for each in shown][::-1]
+    chart = _chart(pygal.HorizontalBar, name, height, len(columns), min=0, max_scale=_MOST_STEPS, **options)
+    chart.x_labels = [_label(each) for each in shown][::-1]
     for label, values in columns.items():
         chart.add(label, values[::-1])
     return _plot(chart, title, f"{title}: bars for {len(shown)} pairs of prompt and model.")
@@ -103,8 +111,7 @@ def _length_plot(at: int, shown: Sequence[Figures]) -> Plot:
     chart = _chart(pygal.Bar, f"length-{at}", 240 + 20 * len(shown), len(shown), min=0)
     chart.x_labels = length_classes()
     for each in shown:
-        total = sum(each.lengths)
-        chart.add(_short(each.model), [round(100 * number / total, 1) for number in each.lengths])
+        chart.add(_short(each.model, _NAME), [round(share, 1) for share in each.length_shares])
     prompt = printable(shown[0].prompt) + (f" {printable(shown[0].version)}" if shown[0].version else "")
     title = f"Lengths of answers to {prompt}: percent of answers, by tokens"
     return _plot(chart, title, f"{title}; bars for {len(shown)} models in {len(length_classes())} classes.")
@@ -154,10 +161,16 @@ def _plot(chart: Graph, title: str, words: str) -> Plot:
 
 
 def _label(each: Figures) -> str:
-    version = f" {each.version}" if each.version else ""
-    return f"{each.prompt}{version}, {each.model}"
+    """Return what a bar is called: prompt, version and model, each shortened for itself, so that all can be told."""
+    version = f" {_short(each.version, _VERSION)}" if each.version else ""
+    model = _short(each.model, _MODEL if each.served else _NOT_REACHED)
+    return f"{_short(each.prompt, _PROMPT)}{version}, {model if each.served else f'{model} (not reached)'.strip()}"
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int) -> str:
+    """Return a name of at most so many characters: its beginning and its end, where names of one family differ."""
     text = printable(text)
-    return text if len(text) <= _NAME else text[: _NAME - 1] + "…"
+    if len(text) <= most:
+        return text
+    end = (most - 1) // 2
+    return f"{text[: most - 1 - end]}…{text[-end:]}"
