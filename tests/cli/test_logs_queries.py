@@ -187,6 +187,14 @@ def test_query_as_json_of_anything(path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("comment", ["-- what = it is\n", "--\tx\n", "--what\n", "/* x */"])
+def test_a_query_may_begin_with_a_comment(comment: str, path: Path) -> None:
+    """SQL that begins with a comment is no option; a wrong option is one still."""
+    result = call("logs", "query", comment + "SELECT 1 AS one", "--file", path, "--json")
+    assert (result.exit_code, result.stdout) == (0, '[{"one":1}]\n')
+    assert call("logs", "query", "SELECT 1", "--jsno", f"--file={path} x").exit_code == 2
+
+
 def test_what_there_is_to_ask_is_shown(path: Path) -> None:
     """`SHOW TABLES` has the views and nothing behind them; `DESCRIBE` has their columns."""
 

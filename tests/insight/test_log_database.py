@@ -217,6 +217,18 @@ def test_what_is_being_compressed_is_read_once(path: Path) -> None:
     assert tally(path) == Tally(lines=2)
 
 
+def test_a_compressed_file_beside_another_of_its_name_is_read(path: Path) -> None:
+    """Who compresses what rolecall has rotated finds its number taken again after the next rotation."""
+    path.write_bytes(lines(4))
+    path.with_name(path.name + ".gz").write_bytes(gzip.compress(lines(3)))
+    path.with_name(path.name + ".1").write_bytes(lines(2))
+    path.with_name(path.name + ".1.gz").write_bytes(gzip.compress(lines(1)))
+    assert ids(path) == [1, 2, 3, 4]
+    path.with_name(path.name + ".1").write_bytes(lines(1))
+    path.write_bytes(b"")
+    assert ids(path) == [1, 3]
+
+
 def test_a_file_that_cannot_be_read_is_left_out_and_told(path: Path) -> None:
     """One that was cut, one that is something else, and one of another kind cost nothing else, and are named."""
     path.write_bytes(lines(1) + b"broken\n")

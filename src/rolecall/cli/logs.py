@@ -15,7 +15,7 @@ import typer
 from rolecall.cli.common import ConfigDir, fail
 from rolecall.cli.log_place import ENVVAR, default_log_path, ending_quietly, log_path, missing, parsed
 from rolecall.cli.log_table import print_fields, summary, table_printer
-from rolecall.cli.logs_queries import query, stats
+from rolecall.cli.logs_queries import CommentedCommand, query, stats
 from rolecall.insight.log_files import LogFiles, open_log
 from rolecall.insight.log_reader import (
     Entry,
@@ -32,7 +32,7 @@ _MAX_CANDIDATES = 10
 
 app = typer.Typer(invoke_without_command=True)
 app.command()(stats)
-app.command()(query)
+app.command(cls=CommentedCommand)(query)
 
 
 @app.callback()

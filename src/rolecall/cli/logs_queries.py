@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rolecall.cli.common import AsJson, ConfigDir, fail, one_at_most
 from rolecall.cli.log_output import print_rows_csv, print_rows_json, print_rows_table, tell
@@ -97,6 +99,14 @@ def query(  # noqa: PLR0913 - one argument for each option
         printer = print_rows_json if as_json else print_rows_csv if as_csv else print_rows_table
         printer(answer.columns, answer.batches)
         tell(database.tally)
+
+
+class CommentedCommand(TyperCommand):
+    """A command whose argument is SQL: what begins with ``--`` and has a blank in its first word is a comment."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Have a comment taken for no option: with a blank before it, it is the same SQL."""
+        return super().parse_args(ctx, [f" {each}" if re.match(r"--[^=\s]*\s", each) else each for each in args])
 
 
 @contextmanager

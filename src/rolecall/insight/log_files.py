@@ -72,8 +72,6 @@ def _open_all(path: Path, names: list[str], stack: ExitStack, since: datetime | 
     left_out = []
     for name in names:
         stem, dot, ending = name.rpartition(".")
-        if dot + ending in _COMPRESSIONS and (stem in names or path.with_name(stem).exists()):
-            continue  # it is being made of the other
         if dot + ending in _NOT_READ:
             left_out.append(f"{name}: of compressed files only .gz and .zst are read")
             continue
@@ -84,11 +82,25 @@ def _open_all(path: Path, names: list[str], stack: ExitStack, since: datetime | 
             continue
         if file is not None and _identity(file.fileno()) not in known and _is_wanted(file.fileno(), since):
             known.add(_identity(file.fileno()))
-            size = os.fstat(file.fileno()).st_size
-            files.append(Part(file, size, _COMPRESSIONS.get(dot + ending, "none")))
+            part = Part(file, os.fstat(file.fileno()).st_size, _COMPRESSIONS.get(dot + ending, "none"))
+            if part.compression == "none" or not _is_made_of(part, path.with_name(stem)):
+                files.append(part)
     if len(files) > 1:
         files.sort(key=lambda part: (part.name == path.name, begins(part)), reverse=True)
     return LogFiles(tuple(files), tuple(left_out), tuple(parts), bool(parts or names))
+
+
+def _is_made_of(part: Part, path: Path) -> bool:
+    """Whether a compressed file is made, or being made, of another one that is still there: both begin alike."""
+    with ExitStack() as stack, suppress(OSError):
+        other = open_regular(path, stack)
+        if other is None:
+            return False
+        head, others = b"", next(blocks(Part(other, 0)), b"")
+        with suppress(OSError):  # as long as it is being made
+            head = next(blocks(part), b"")
+        return not head or (others != b"" and (head.startswith(others) or others.startswith(head)))
+    return False
 
 
 def begins(part: Part) -> float:
