@@ -14,6 +14,7 @@ import pytest
 
 from harness import CONFIGS, Rolecall, eventually, fake_entry
 from operations.shipped import PROGRAM, ROOT, shipped, unit
+from rolecall.runtime.overseer import STATUS_EVERY_S
 from rolecall.runtime.state_items import items_of
 from rolecall.settings import Settings
 
@@ -73,6 +74,13 @@ def test_answers_have_the_time_that_they_need() -> None:
         assert int(found["TimeoutStopSec"][0]) >= grace_s + 20
         assert found["KillMode"] == ["mixed"]
         assert found["RestartPreventExitStatus"] == ["2"]
+
+
+def test_signs_of_life_come_as_often_as_the_docs_say() -> None:
+    """Every few seconds, and far more often than the units' watchdog needs them."""
+    assert f"every {STATUS_EVERY_S:g} s that the loop runs" in (ROOT / "docs" / "operations.md").read_text()
+    for name in SERVICES:
+        assert float(unit(name)["WatchdogSec"][0]) > 4 * STATUS_EVERY_S
 
 
 def test_the_socket_is_where_the_settings_have_it() -> None:

@@ -132,7 +132,9 @@ class Server(uvicorn.Server):
         """Drain the gateway, then close the connections."""
         duties = self._duties
         within_s = duties.services.settings.shutdown_grace_s + _END_S
-        duties.overseer.stopping(f"finishing {counted(len(duties.inference.active), 'answer')} in flight", within_s)
+        in_flight = len(duties.inference.active)
+        words = f"finishing {counted(in_flight, 'answer')} in flight" if in_flight else "ending"
+        duties.overseer.stopping(words, within_s)
         for stop in duties.stops:
             stop()
         draining = asyncio.ensure_future(self._drained())

@@ -19,7 +19,7 @@ from rolecall.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 _FIRST_FD = 3
-_STATUS_EVERY_S = 5.0
+STATUS_EVERY_S = 5.0
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
@@ -84,7 +84,7 @@ class Overseer:
         """Give signs of life until cancelled, as the loop runs: twice within the watchdog's time; and what goes on."""
         if not self._address:
             return
-        pause_s = min(_STATUS_EVERY_S, (self.watchdog_s or _STATUS_EVERY_S) / 2)
+        pause_s = min(STATUS_EVERY_S, (self.watchdog_s or STATUS_EVERY_S) / 2)
         while True:
             words = _line(status())
             told = [] if words == self._last_status else [f"STATUS={words}"]
