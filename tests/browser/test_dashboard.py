@@ -213,6 +213,28 @@ def test_history_and_one_request(page: Page, server: Rolecall) -> None:
     assert page.problems() == []
 
 
+def test_a_filter_that_the_server_refuses(page: Page, server: Rolecall) -> None:
+    """What is wrong is said, and nothing of what the log has."""
+    opened(page, server, "/ui/requests?status=bogus")
+    page.until("#problem", "bogus")
+    page.wait(lambda: "Reading the log" not in page.text("#view"))
+    assert not page.is_shown("#none")
+
+
+def test_a_request_that_ends_while_it_is_looked_at(page: Page, server: Rolecall) -> None:
+    """Its sheet tells how it ended."""
+    opened(page, server)
+    (thread,) = streaming(server, "ant")
+    page.wait(lambda: page.texts("#live tbody td.state") == ["answering"])
+    request_id = page.find("#live tbody tr").get_attribute("data-request")
+    page.open(f"{server.base_url}/ui/requests?request={request_id}")
+    page.until("#request", "ant is answering")
+    server.http.post(f"/v1/requests/{request_id}/cancel")
+    thread.join(10)
+    page.until("#request", "request cancelled")
+    assert "is answering" not in page.text("#request")
+
+
 def test_older_requests(page: Page, server: Rolecall) -> None:
     """Fifty at a time; the rest of the log is a button away."""
     with ThreadPoolExecutor(8) as pool:

@@ -554,6 +554,47 @@ def test_a_request_that_failed_in_full(page: Page, address: str) -> None:
     assert page.text("#request .sheet-body p").startswith("502 engine crashed llama-3.2-3b ")
 
 
+def test_where_the_time_of_a_failed_request_went(page: Page) -> None:
+    """One that no model answered has waited until it failed; an answer is not spoken of."""
+    none = {"queue_ms": None, "load_ms": None, "ttft_ms": None, "completion_tokens": None}
+    failed = {"status": 503, "error": "model_start_failed: ggml: no such file", **none}
+    left = {"status": 499, "error": "client_disconnected: The client left.", **none}
+    lines = [
+        line(1, "alpha", model=None, duration_ms=11_000.0, **failed),
+        line(2, "alpha", model=None, duration_ms=5_000.0, **left),
+        line(3, "alpha", duration_ms=7_000.0, **{**none, "queue_ms": 2_000.0}),
+    ]
+    shown = (["until it failed 11 s"], ["until the client left 5.0 s"], ["waited 2.0 s", "answer 5.0 s"])
+    with telling(Told(snapshot(history=lines))) as url:
+        for number, words in enumerate(shown, 1):
+            open_view(page, f"{url}/ui/requests?request=req_{number:04}")
+            page.until("#request", "Where the time went")
+            assert [text.replace("\n", " ") for text in page.texts("#request .legend li")] == words
+
+
+def test_a_key_that_is_being_written(page: Page, told: Told, address: str) -> None:
+    """Whoever goes elsewhere, or clears the filters, before the list is asked for it is not pulled back to it."""
+    write = "const f = document.getElementById('filter-key'); f.value = 'x'; f.dispatchEvent(new Event('input'));"
+    for selector in ("nav a[href='/ui']", "#clear"):
+        open_view(page, f"{address}/ui/requests?status=error")
+        page.wait(lambda: page.is_shown("#clear"))
+        until = page.run(f"{write} document.querySelector(arguments[0]).click(); return performance.now();", selector)
+        page.wait(lambda until=until: page.run("return performance.now();") > until + 600)  # type: ignore[misc]
+        assert "key=" not in page.driver.current_url
+    assert not any("key=" in query for query in told.asked)
+
+
+def test_a_list_that_cannot_be_read(page: Page, told: Told) -> None:
+    """Where the server is away, that is said once, and not that the log has nothing."""
+    with telling(told) as url:
+        open_view(page, f"{url}/ui")
+    page.until("#gone", "cannot be reached")
+    page.click("nav a[href='/ui/requests']")
+    page.wait(lambda: page.is_shown("#filters") and "Reading the log" not in page.text("#view"))
+    assert not page.is_shown("#none")
+    assert page.text("main").count("cannot be reached") == 1
+
+
 def test_filters_are_in_the_address(page: Page, told: Told, address: str) -> None:
     """What is chosen is asked of the server, stands in the address, and can be cleared; new lines must fit it too."""
     open_view(page, f"{address}/ui/requests?status=error")

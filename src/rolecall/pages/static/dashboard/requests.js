@@ -39,6 +39,7 @@ export class Requests {
     this.reading = null;
     this.met = []; // what ended while the first page was read, which may not have it
     this.readAt = 0;
+    this.isUnread = false; // whether the last reading failed
     this.note = "";
   }
 
@@ -116,10 +117,12 @@ export class Requests {
 
   read() {
     this.reading = null;
+    this.isUnread = false;
     this.readAt = Date.now();
   }
 
   failed(aim) {
+    this.isUnread = true;
     this.isStale ||= aim !== OLDER; // the next snapshot, or the way back to this view, has it tried again
     if (aim === ANEW) {
       [this.lines, this.next] = [[], null];
@@ -182,7 +185,12 @@ export class Requests {
 
   written(name, value) {
     clearTimeout(this.writing);
-    this.writing = setTimeout(() => this.filter(name, value.trim()), WRITING_MS);
+    this.writing = setTimeout(() => this.app.view === this && this.filter(name, value.trim()), WRITING_MS);
+  }
+
+  clear() {
+    clearTimeout(this.writing);
+    this.app.go("/ui/requests");
   }
 
   template() {
@@ -217,7 +225,7 @@ export class Requests {
           <input type="text" id="filter-key" autocomplete="off" spellcheck="false" placeholder="any" .value=${live(wanted.key)}
             @input=${(event) => this.written("key", event.target.value)}>
         </div>
-        ${isFiltered ? html`<button type="button" class="quiet" id="clear" @click=${() => this.app.go("/ui/requests")}>Clear</button>` : nothing}
+        ${isFiltered ? html`<button type="button" class="quiet" id="clear" @click=${() => this.clear()}>Clear</button>` : nothing}
       </form>
     `;
   }
@@ -238,6 +246,9 @@ export class Requests {
   empty(isFiltered) {
     if (this.isAsking || this.asked === null) {
       return html`<p class="soft pad">Reading the log…</p>`;
+    }
+    if (this.isUnread) {
+      return nothing; // it has been said what is wrong
     }
     const words = isFiltered ? "No request is like that." : "No request has ended yet.";
     const searched = this.next ? ` Read back to ${moment(this.searched)}; there is more.` : "";

@@ -52,15 +52,31 @@ export class Sheet {
     if (!this.dialog.open) {
       this.dialog.showModal();
     }
+    await this.read(id);
+  }
+
+  async read(id) {
+    let told;
     try {
-      const answer = await ask(`/v1/requests/${encodeURIComponent(id)}`);
-      if (this.id === id) {
-        this.answer = answer;
-      }
+      told = { answer: await ask(`/v1/requests/${encodeURIComponent(id)}`), problem: null };
     } catch (error) {
-      this.problem = error.message;
+      told = { problem: error.message };
     }
-    this.draw();
+    if (this.id === id && !this.isOver) {
+      Object.assign(this, told);
+      this.draw();
+    }
+  }
+
+  get isOver() {
+    return this.answer?.state === "finished";
+  }
+
+  /** Where the request that is shown may be among those that have just ended, ask again. A snapshot does not tell which. */
+  ended(event) {
+    if (this.id && !this.isOver && (event.skipped !== 0 || event.data.some((line) => line.request_id === this.id))) {
+      this.read(this.id);
+    }
   }
 
   left() {
@@ -107,14 +123,14 @@ export class Sheet {
 
 function summary(line, state) {
   const name = line.model ?? line.requested_model ?? "no model";
-  const ended = state && state !== "finished" ? `is ${state}` : "";
+  const isOver = state === "finished";
   const parts = [
     line.completion_tokens === null ? "" : `${count(line.completion_tokens)} tokens`,
     line.tokens_per_second === null ? "" : `${rate(line.tokens_per_second)} tokens/s`,
     line.ttft_ms === null ? "" : `first token after ${millis(line.ttft_ms)}`,
     line.duration_ms === null ? "" : `${millis(line.duration_ms)} in all`,
   ].filter(Boolean);
-  return html`${ended || statusBadge(line)} <b><bdi>${name}</bdi></b> <span class="soft">${moment(line.ts)}${
+  return html`${isOver ? statusBadge(line) : ""} <b><bdi>${name}</bdi></b>${isOver ? "" : ` is ${state}`} <span class="soft">${moment(line.ts)}${
     parts.length ? ` · ${parts.join(" · ")}` : ""}</span>`;
 }
 
@@ -155,11 +171,13 @@ function times(line) {
   const [queue, load] = [line.queue_ms ?? 0, line.load_ms ?? 0];
   const first = line.ttft_ms === null ? null : Math.max(0, line.ttft_ms - queue - load);
   const rest = Math.max(0, total - queue - load - (first ?? 0));
+  const last = { good: "answer", gone: "until the client left", bad: "until it failed" }[outcome(line)];
   const parts = [
     ["waiting", "waited", queue],
     ["loading", "model loaded", load],
     ["reading", "until the first token", first],
-    ["writing", first === null ? "answer" : "from the first token to the last", rest],
+    // Without a model all of it was waiting: how much of that was loading is not in the log.
+    [line.model === null ? "waiting" : "writing", first === null ? last : "from the first token to the last", rest],
   ].filter(([, , ms]) => ms);
   return html`
     <h3>Where the time went</h3>

@@ -1,6 +1,6 @@
 // The page: which view the address asks for, the connection to the server, and when things are drawn.
 
-import { Guarded, at, say, skipLink, withKey } from "../shared.js";
+import { Guarded, Refusal, at, say, skipLink, withKey } from "../shared.js";
 import { Feed } from "./feed.js";
 import { html, nothing, render } from "./lit.js";
 import { clock, span } from "./format.js";
@@ -93,10 +93,12 @@ export class App extends Guarded {
     this.store.take(event);
     if (event.type === "finished") {
       this.requests.ended(event);
+      this.sheet.ended(event);
     } else if (event.type === "timeline") {
       this.tell(event.data);
     } else if (event.type === "snapshot") {
       this.requests.renew();
+      this.sheet.ended(event);
     }
     this.draw();
   }
@@ -143,6 +145,15 @@ export class App extends Guarded {
   askForKey(message) {
     this.isOpen = false;
     this.needKey(message);
+  }
+
+  failed(error) {
+    const { link } = this.store;
+    if (error instanceof Refusal && error.status === 0 && link.state === "lost" && !link.error) {
+      at("gone").scrollIntoView({ block: "nearest" }); // it says so already
+    } else {
+      super.failed(error);
+    }
   }
 
   // -- drawing
