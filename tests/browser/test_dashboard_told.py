@@ -372,6 +372,8 @@ def test_a_server_that_has_too_many_watchers(page: Page, told: Told, address: st
     told.refusal = (429, "32 clients watch already; close a page.")
     page.open(f"{address}/ui")
     page.until("#gone", "32 clients watch already")
+    assert page.text("#link") == "not connected"
+    page.wait(lambda: "32 clients watch already" in page.run("return document.getElementById('spoken').textContent;"))
     assert "scope" not in page.text("body")
     told.refusal = None
     page.wait(lambda: page.text("#link") == "live")

@@ -85,10 +85,12 @@ def test_nothing_else_of_the_disk_is_served(client: TestClient, name: str) -> No
     assert client.get(f"/ui/static/{name}").status_code == 404
 
 
-def test_the_home_with_a_slash_behind_it_leads_to_the_home(client: TestClient) -> None:
-    """Whoever types it that way is led to the page."""
-    answer = client.get("/ui/", headers=BROWSER)
-    assert (answer.status_code, answer.headers["location"]) == (307, "/ui")
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_with_a_slash_behind_it_leads_to_the_page(client: TestClient, path: str) -> None:
+    """Whoever types it that way is led there, with what was asked of it."""
+    for query in ("", "?status=error&model=a%2Fb"):
+        answer = client.get(f"{path}/{query}", headers=BROWSER)
+        assert (answer.status_code, answer.headers["location"]) == (307, path + query)
 
 
 def test_browsers_are_led_from_the_root_to_the_dashboard(client: TestClient) -> None:

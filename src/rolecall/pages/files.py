@@ -81,11 +81,16 @@ def page_routes() -> list[ScopedRoute]:
     async def home(_request: Request) -> Response:
         return Response(status_code=307, headers={**_HEADERS, "location": HOME, "vary": "accept"})
 
+    async def slash(request: Request) -> Response:
+        query = request.scope["query_string"].decode("latin-1")
+        address = request.scope["path"].rstrip("/") + (f"?{query}" if query else "")
+        return Response(status_code=307, headers={**_HEADERS, "location": address})
+
     return [
         *(ScopedRoute(path, page, methods=["GET"], need="open") for path in PAGES),
         ScopedRoute("/ui/static/{name:path}", file, methods=["GET"], need="open"),
         BrowserRoute("/", home, methods=["GET"], need="open"),
-        ScopedRoute(f"{HOME}/", home, methods=["GET"], need="open"),
+        *(ScopedRoute(f"{path}/", slash, methods=["GET"], need="open") for path in PAGES),
     ]
 
 

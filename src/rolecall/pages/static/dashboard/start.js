@@ -37,7 +37,7 @@ export class App extends Guarded {
   }
 
   get view() {
-    return this.views[location.pathname.replace(/\/$/, "")] ?? this.views["/ui"];
+    return this.views[location.pathname] ?? this.views["/ui"];
   }
 
   listen() {
@@ -106,7 +106,7 @@ export class App extends Guarded {
   linked(link) {
     if (link.state !== "connecting" && this.store.link.state !== link.state) {
       if (link.state === "lost") {
-        this.speak("The connection to the server is lost.");
+        this.speak(link.error?.message ?? "The connection to the server is lost.");
       } else if (link.state === "live" && this.store.link.state === "lost") {
         this.speak("The connection is back.");
       }
@@ -180,7 +180,7 @@ export class App extends Guarded {
     const { link, isKnown } = this.store;
     const place = at("link");
     place.hidden = false;
-    place.textContent = LINK_WORDS[link.state];
+    place.textContent = LINK_WORDS[link.error ? "refused" : link.state];
     place.className = `link is-${link.state}`;
     render(this.gone(link), at("gone"));
     const isRefused = link.state === "refused" && this.view !== this.views["/ui/playground"];
