@@ -122,13 +122,25 @@ def test_a_label_of_the_engines_own_called_model() -> None:
         b"# TYPE python_info gauge\npython_info 5\n",
         b"rolecall_info 1\n",
         b"# TYPE rolecall_swaps histogram\nrolecall_swaps_bucket 1\n",
+        b"# TYPE up gauge\nup 0\n",
+        b"up 0\n",
+        b"scrape_duration_seconds 1\n",
+        b'ALERTS{alertname="RolecallDown",alertstate="firing"} 1\n',
+        b"ALERTS_FOR_STATE 1\n",
     ],
 )
 def test_names_of_ours_are_not_taken(text: bytes) -> None:
-    """No engine can add to what rolecall says of itself."""
+    """No engine can add to what rolecall says of itself, or Prometheus of its targets and alerts."""
     metrics, rejected = merged({"a": text})
     assert values(metrics) == {}
     assert rejected["a"] >= 1
+
+
+def test_names_that_only_begin_like_those_are_taken() -> None:
+    """An engine may be up in its own words."""
+    metrics, rejected = merged({"a": b"upstream 1\nx:up 1\nscrapes 1\n"})
+    assert {key[0] for key in values(metrics)} == {"upstream", "x:up", "scrapes"}
+    assert rejected == {"a": 0}
 
 
 def test_what_another_metric_would_be_called_is_not_taken() -> None:

@@ -29,6 +29,8 @@ _MAX_TEXT = 300
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]{0,199}", re.ASCII)
 _LABEL = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,99}", re.ASCII)
 _OURS = ("rolecall_", "process_", "python_")
+_OF_PROMETHEUS = re.compile(r"up|scrape_.*|ALERTS(_FOR_STATE)?")
+"""What it writes itself for each target and each alert; ``up{model="a"} 0`` would mean to a rule that we are down."""
 _SUFFIXES = {
     "counter": ("_total",),
     "gauge": ("",),
@@ -65,7 +67,8 @@ class _Merger:
     def _accept(self, metric: Metric) -> Metric | None:
         """Return where the samples of a metric go; None if they go nowhere."""
         name, kind = metric.name, metric.type
-        if not metric.samples or not _NAME.fullmatch(name) or name.startswith(_OURS) or name.endswith("_created"):
+        is_taken = name.startswith(_OURS) or _OF_PROMETHEUS.fullmatch(name)
+        if not metric.samples or not _NAME.fullmatch(name) or is_taken or name.endswith("_created"):
             return None
         given = {sample.name for sample in metric.samples}
         if kind not in _SUFFIXES or not given <= {name + suffix for suffix in _SUFFIXES[kind]}:
