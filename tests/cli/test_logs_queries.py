@@ -137,6 +137,31 @@ def test_wrong_options_are_wrong_usage(options: tuple[str, ...], named: str, pat
     assert named in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("zone", "midnight"),
+    [
+        ("CET-1CEST,M3.5.0,M10.5.0/3", "2026-01-30T23:00:00.000Z"),
+        ("<+0530>-5:30", "2026-01-30T18:30:00.000Z"),
+        ("EST5EDT,M3.2.0,M11.1.0", "2026-01-31T05:00:00.000Z"),
+    ],
+)
+def test_days_are_those_of_a_zone_without_a_name(zone: str, midnight: str, path: Path) -> None:
+    """A zone given by its rule is that zone whose clocks go alike, for figures and for queries."""
+    here = environment(TZ=zone)
+    figures = rolecall("logs", "stats", "--file", path, "--by", "day", "--json", env=here)
+    assert [(row["day"], row["requests"]) for row in json.loads(figures.stdout)] == [(midnight, 3)]
+    sql = "SELECT date_trunc('day', ts) AS day, count(*) AS n FROM requests GROUP BY ALL"
+    result = rolecall("logs", "query", sql, "--file", path, "--json", env=here)
+    assert (json.loads(result.stdout), result.stderr) == ([{"day": midnight, "n": 3}], "")
+
+
+def test_a_zone_that_nobody_knows_is_told(path: Path) -> None:
+    """Where no zone has such clocks, stderr names the one whose hours and days are counted."""
+    result = rolecall("logs", "stats", "--file", path, "--by", "day", "--json", env=environment(TZ="<+0037>-0:37"))
+    assert "hours and days are those of" in result.stderr
+    assert json.loads(result.stdout)[0]["day"] == "2026-01-31T00:00:00.000Z"
+
+
 def test_query_prints_a_table_json_and_csv(path: Path) -> None:
     """The same answer in three forms; nothing is null, empty or a dash."""
     sql = "SELECT model AS m, ttft_ms, ts, ['a', 'b'] AS l, 'x,\n' AS t FROM requests ORDER BY ts DESC LIMIT 2"

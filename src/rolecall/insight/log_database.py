@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rolecall.core.wording import counted
 from rolecall.insight.feedback_table import FEEDBACK, load_feedback, make_feedback
+from rolecall.insight.local_zone import set_local_zone
 from rolecall.insight.log_columns import (
     INNER,
     column_types,
@@ -70,7 +71,8 @@ class Tally:
     """What a log holds: lines that are not empty, those that are no records of requests, and records with wrong values.
 
     ``left_out`` are the reasons why files, which look like a part of the log, are not in it; ``unheard`` are lines of
-    feedback, where that is asked for, that make no sense.
+    feedback, where that is asked for, that make no sense. ``other_zone`` has the hours and days if this machine's time
+    zone is none that the database knows.
     """
 
     lines: int = 0
@@ -78,6 +80,7 @@ class Tally:
     wrong: int = 0
     left_out: tuple[str, ...] = ()
     unheard: int = 0
+    other_zone: str | None = None
 
     def words(self) -> Iterator[str]:
         """Yield what of the log is not in what was asked of it."""
@@ -90,6 +93,8 @@ class Tally:
         if self.unheard:
             make = "makes" if self.unheard == 1 else "make"
             yield f"{counted(self.unheard, 'line')} of the feedback {make} no sense, skipped"
+        if self.other_zone:
+            yield f"hours and days are those of {self.other_zone}: this machine's time zone is none of the database's"
         yield from (f"left out: {reason}" for reason in self.left_out)
 
 
@@ -157,6 +162,7 @@ def opened_database(
         connection = stack.enter_context(_connection(memory_mb))
         wanted = [name for name in column_types() if columns is None or name in columns or name in _ALWAYS]
         with _errors():
+            zone = set_local_zone(connection)
             _make_empty(connection, wanted)
             loading = Loading(connection, _lines(wanted))
             loading.load(found.files)
@@ -168,7 +174,7 @@ def opened_database(
             ).fetchone()
         lines, broken, wrong = counts or (0, 0, 0)
         left_out = (*found.left_out, *loading.left_out, *why)
-        yield LogDatabase(connection, Tally(lines, broken, wrong, left_out, unheard))
+        yield LogDatabase(connection, Tally(lines, broken, wrong, left_out, unheard, zone))
 
 
 @contextmanager
