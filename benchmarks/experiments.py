@@ -44,6 +44,24 @@ def drifting(sigma: float) -> Draw:
     return lambda rng, _: math.sin(next(numbers) / 200) + rng.gauss(0.0, sigma)
 
 
+def lopsided(sigma: float, factor: float, share: float) -> Draw:
+    """Return logarithms of durations of which the variant has a share so much longer, and the same mean."""
+    much = math.log(factor)
+    return lambda rng, is_variant: (
+        rng.gauss(0.0, sigma) + (much * ((rng.random() < share) - share) if is_variant else 0.0)
+    )
+
+
+def steady(score: float) -> Draw:
+    """Return scores that are always the same for the control, and 1 or 0 with the same mean for the variant."""
+    return lambda rng, is_variant: float(rng.random() < score) if is_variant else score
+
+
+def laplace(factor: float) -> Draw:
+    """Return logarithms of durations with heavy tails (Pareto, 2), which the variant multiplies by a factor."""
+    return lambda rng, is_variant: math.log(rng.paretovariate(2) * (factor if is_variant else 1.0))
+
+
 def units(shift: float) -> Draw:
     """Return means of keys with 1 to 30 requests: each has a level of its own (1), and noise (0.5)."""
 
@@ -54,9 +72,9 @@ def units(shift: float) -> Draw:
     return draw
 
 
-def one(draw: Draw, rng: random.Random, observations: int, weight: float) -> tuple[int | None, bool]:
+def one(name: str, draw: Draw, rng: random.Random, observations: int, weight: float) -> tuple[int | None, bool]:
     """Return after how many observations the difference was established, and whether a naive look ever was."""
-    pairing, evidence, naive = Pairing(), Evidence(), False
+    pairing, evidence, naive = Pairing(), Evidence(of_yes_or_no="success" in name), False
     sums = {side: [0.0, 0.0, 0.0] for side in (False, True)}
     for look in range(1, PEEKS + 1):
         for _ in range(observations // PEEKS):
@@ -126,11 +144,19 @@ ROWS: list[tuple[str, Draw, int, float]] = [
     ("no difference: the same, shares 9 to 1", lognormal(1, 1), 2_000, 0.1),
     ("no difference: durations that drift by a factor of 7, sigma 0.1", drifting(0.1), 2_000, 0.5),
     ("no difference: keys with 1 to 30 requests", units(0), 1_000, 0.5),
+    ("no difference of means: score 0.9, and 1 or 0", steady(0.9), 2_000, 0.5),
+    ("no difference of means: score 0.95, and 1 or 0", steady(0.95), 2_000, 0.5),
+    ("no difference of means: score 0.99, and 1 or 0", steady(0.99), 8_000, 0.5),
+    ("no difference of means: one in 25 is 25 times slower, sigma 0.1", lopsided(0.1, 25, 0.04), 4_000, 0.5),
+    ("no difference of means: one in 25 is 25 times slower, sigma 0.3", lopsided(0.3, 25, 0.04), 4_000, 0.5),
+    ("no difference of means: one in 100 is 25 times slower, sigma 0.1", lopsided(0.1, 25, 0.01), 8_000, 0.5),
     ("success 90 % and 80 %", binary(0.9, 0.8), 4_000, 0.5),
     ("success 99 % and 97 %", binary(0.99, 0.97), 10_000, 0.5),
     ("20 % slower, sigma 0.5", lognormal(1.2, 0.5), 2_000, 0.5),
     ("20 % slower, sigma 0.5, shares 9 to 1", lognormal(1.2, 0.5), 10_000, 0.1),
     ("10 % slower, sigma 0.5", lognormal(1.1, 0.5), 5_000, 0.5),
+    ("20 % slower, heavy tails", laplace(1.2), 2_000, 0.5),
+    ("2.7 times as slow, sigma 1", lognormal(math.e, 1), 1_000, 0.5),
     ("keys, half a standard deviation apart", units(0.5), 2_000, 0.5),
 ]
 
@@ -141,7 +167,7 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for name, draw, observations, weight in ROWS:
         rng = random.Random(1)
-        tell(name, [one(draw, rng, observations, weight) for _ in range(EXPERIMENTS)])
+        tell(name, [one(name, draw, rng, observations, weight) for _ in range(EXPERIMENTS)])
     for name, look, observations in REPORTED:
         rng = random.Random(1)
         tell(name, [look(rng, observations) for _ in range(EXPERIMENTS)])

@@ -85,8 +85,12 @@ def test_a_difference_that_turns_round_does_not_turn_its_verdict_round() -> None
     assert (comparison.low or 0) < 0 < (comparison.high or 0)
     assert comparison.strongest_at is not None
     assert 400 < comparison.strongest_at <= 640
-    said = f"b was better than a: established by about {comparison.strongest_at} requests, and no longer seen"
-    assert words(comparison, late) == said
+    said = f"b was better than a: established by about {comparison.strongest_at} requests, and no longer seen, as the"
+    assert comparison.difference < 0
+    assert words(comparison, late) == f"{said} interval of all of them holds 0"
+    later = report(turning((600, 0.75), (2200, 1.13)), metric="duration_ms")
+    assert (later.comparisons[0].verdict, later.comparisons[0].difference > 0) == ("was better", True)
+    assert words(later.comparisons[0], later).endswith("seen, as the difference of all of them is on the other side")
     assert late.as_dict()["comparisons"][0]["verdict"] == "was better"
     assert late.as_dict()["comparisons"][0]["strongest_at"] == comparison.strongest_at
     higher = report(lines, metric="duration_ms", better="higher").comparisons[0]
@@ -122,6 +126,35 @@ def test_little_is_told_as_little() -> None:
     nobody = report([])
     assert (nobody.comparisons[0].pairs, nobody.comparisons[0].low) == (0, None)
     assert nobody.as_dict()["variants"][0]["success"] is None
+
+
+def test_few_pairs_are_told_by_what_the_test_needs() -> None:
+    """Durations and scores need a hundred pairs; successes twenty that differ."""
+    lines = alternating(200, duration_ms=lambda rng, is_b: rng.lognormvariate(1 if is_b else 0, 0.5) * 100)
+    found = report(lines, metric="duration_ms")
+    assert words(found.comparisons[0], found) == "not enough data yet: 96 pairs, the test needs 100"
+    failing = alternating(48, status=lambda _, is_b: 500 if is_b else 200)
+    assert report(failing).comparisons[0].verdict == "worse"
+
+
+def test_a_long_tail_is_told() -> None:
+    """A variant that is faster but for rare bad cases is not called better before they are known, and it says why."""
+
+    def duration(rng: random.Random, is_b: bool) -> float:  # noqa: FBT001
+        return rng.lognormvariate(-0.3 if is_b else 0, 0.1) * (6000 if is_b and rng.random() < 0.03 else 100)
+
+    lines = alternating(1000, duration_ms=duration)
+    found = report(lines, metric="duration_ms")
+    (comparison,) = found.comparisons
+    assert comparison.difference < 0
+    assert comparison.low is not None
+    assert (comparison.high, comparison.verdict) == (None, "not enough data")
+    assert words(comparison, found).startswith("not enough data yet: if it is as it looks, about ")
+    assert found.remarks[0].startswith("the pairs of b are lopsided (skewness ")
+    assert found.remarks[0].endswith("so the interval has no upper end")
+    turned = report([{**each, "variant": "ab"[each["variant"] == "a"]} for each in lines], metric="duration_ms")
+    assert (turned.comparisons[0].low, turned.comparisons[0].high is None) == (None, False)
+    assert turned.remarks[0].endswith("so the interval has no lower end")
 
 
 def test_how_many_more_are_needed() -> None:
@@ -201,10 +234,10 @@ def test_names_of_parameters_are_no_notes() -> None:
 
 def test_feedback_is_a_metric() -> None:
     """The first score of a request is compared, the last one shown; requests without one are in no pair."""
-    lines = [line("ab"[number % 2], request_id=str(number)) for number in range(200)]
-    first = [(str(number), float(number % 2)) for number in range(100)]
+    lines = [line("ab"[number % 2], request_id=str(number)) for number in range(400)]
+    first = [(str(number), float(number % 2)) for number in range(300)]
     found = report(lines, judged([*first, *((name, 0.5) for name, _ in first)]), metric="feedback")
-    assert [arm.compared for arm in found.arms] == [50, 50]
+    assert [arm.compared for arm in found.arms] == [150, 150]
     assert (found.comparisons[0].verdict, found.comparisons[0].difference) == ("better", 1.0)
     assert [arm.summary()["feedback"] for arm in found.arms] == [0.5, 0.5]
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -261,21 +262,17 @@ def test_an_experiment_with_two_models_is_reported(tmp_path: Path) -> None:
     text = '[f]\nrole = "caption"\nmetric = "feedback"\n[f.variants.now]\n[f.variants.small]\nmodel = "small"\n'
     with running(tmp_path, text) as server:
         assert ask(server, wish="f=small").status_code == 200
-        for _ in range(90):
-            answer = ask(server)
-            is_small = answer.headers["x-rolecall-experiment"] == "f=small"
-            posted = {"request_id": answer.headers["x-request-id"], "score": "down" if is_small else "up"}
-            given = server.http.post("/v1/feedback", json=posted)
-            assert given.status_code == 200, given.text
-            assert given.json()["about"]["variant"] == ("small" if is_small else "now")
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda _: judged(server), range(330))) == [True] * 330
         found = report(server, "f")
         assert found["forced"] == 1
-        assert sum(variant["requests"] for variant in found["variants"]) == 90
+        assert sum(variant["requests"] for variant in found["variants"]) == 330
         assert [variant["feedback"] for variant in found["variants"]] == [1.0, 0.0]
         (comparison,) = found["comparisons"]
         assert (comparison["verdict"], comparison["difference"]) == ("worse", -1.0)
         shown = rolecall(server, "report", "experiment", "f")
         assert "small is worse than now" in shown.stdout
+        assert "look as often as you like.\nThat is exact where a variant changes nothing" in shown.stdout
         markdown = rolecall(server, "report", "experiment", "f", "--markdown").stdout
         assert "\n\n| variant | " in markdown
         assert "| small is worse than now" in markdown
@@ -288,9 +285,18 @@ def test_an_experiment_with_two_models_is_reported(tmp_path: Path) -> None:
         assert server.http.post("/v1/feedback", json=posted).status_code == 200
         rotated = report(server, "f")
         assert (rotated["is_complete"], rotated["comparisons"][0]["verdict"], rotated["remarks"]) == (True, "worse", [])
-        assert sum(variant["feedbacks"] for variant in rotated["variants"]) == 91
+        assert sum(variant["feedbacks"] for variant in rotated["variants"]) == 331
         last = server.log_lines()[-2]["request_id"]
         assert "feedback.score" in rolecall(server, "logs", "show", last, "--file", str(server.log_path)).stdout
+
+
+def judged(server: Rolecall) -> bool:
+    """Send a request and feedback on it, good for one variant and bad for the other; whether all went as it should."""
+    answer = ask(server)
+    is_small = answer.headers["x-rolecall-experiment"] == "f=small"
+    posted = {"request_id": answer.headers["x-request-id"], "score": "down" if is_small else "up"}
+    given = server.http.post("/v1/feedback", json=posted)
+    return given.status_code == 200 and given.json()["about"]["variant"] == ("small" if is_small else "now")
 
 
 def rolecall(server: Rolecall, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:

@@ -210,7 +210,8 @@ def _heading(report: Report) -> str:
 def _promise(report: Report) -> Iterator[str]:
     what = f"Differences {'relative to' if report.is_ratio else 'minus'} {report.experiment.control_name}"
     if report.is_complete:
-        yield f"{what}, with intervals that hold with {1 - report.alpha:.2%} at all times: look as often as you like."
+        yield f"{what}, with intervals for {1 - report.alpha:.2%} at all times: look as often as you like."
+        yield "That is exact where a variant changes nothing or shifts all alike, else only as good as pairs are many."
     else:
         yield f"{what}, of the lines that are left: they establish nothing."
     if report.forced:

@@ -83,7 +83,7 @@ class Reading:
         self.arms = {name: Arm(name) for name in experiment.variants}
         self.forced = self.unknown = self.moved = self.without_unit = self.still_open = 0
         others = [name for name in experiment.variants if name != experiment.control_name]
-        self.tests = {name: (Pairing(), Evidence()) for name in others}
+        self.tests = {name: (Pairing(), Evidence(is_yes_or_no(experiment))) for name in others}
         self._units: dict[str, _Unit] = {}
         self._scores: list[tuple[int, str, float]] = []
 
@@ -185,6 +185,11 @@ class Reading:
         for pairing, evidence in self.tests.values() if is_control else [self.tests[variant]]:
             for difference in pairing.add(value, of_variant=not is_control):
                 evidence.add(difference)
+
+
+def is_yes_or_no(experiment: Experiment) -> bool:
+    """Whether what is compared is 0 or 1; scores may be, but nobody has promised it, and units have means."""
+    return experiment.metric == "success" and experiment.sticky is None
 
 
 def _noted(line: Fields) -> set[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from rolecall.core.experiments import Experiment
-from rolecall.core.sequential import ALPHA, FIRST_PAIRS, Evidence, split_evidence
+from rolecall.core.sequential import ALPHA, FIRST_PAIRS, LEAST_PAIRS, Evidence, split_evidence
 from rolecall.insight.experiment_lines import Material
-from rolecall.insight.experiment_reading import AS_LOGARITHMS, Arm, Reading
+from rolecall.insight.experiment_reading import AS_LOGARITHMS, Arm, Reading, is_yes_or_no
 
 Verdict = Literal[
     "better", "worse", "was better", "was worse", "not enough data", "no difference seen", "incomplete log"
@@ -96,7 +96,8 @@ def report_on(experiment: Experiment, material: Material, now: float) -> Report:
         _described(name, evidence, experiment) if gaps else _tested(name, evidence, reading, alpha)
         for name, (_, evidence) in reading.tests.items()
     ]
-    remarks = [*gaps, *material.notes, *_remarks(experiment, reading)]
+    tails = [] if gaps else [tail for name, (_, evidence) in reading.tests.items() for tail in _tails(name, evidence)]
+    remarks = [*gaps, *material.notes, *tails, *_remarks(experiment, reading)]
     return Report(experiment, list(reading.arms.values()), comparisons, alpha, reading.forced, not gaps, remarks)
 
 
@@ -109,7 +110,7 @@ def _described(name: str, evidence: Evidence, experiment: Experiment) -> Compari
 
 def _tested(name: str, evidence: Evidence, reading: Reading, alpha: float) -> Comparison:
     experiment = reading.experiment
-    half = evidence.half_width(alpha)
+    low, high = evidence.bounds(alpha)
     needed = strongest_at = None
     seen = reading.arms[name].compared + reading.arms[experiment.control_name].compared
     if evidence.p_value <= alpha:
@@ -124,13 +125,22 @@ def _tested(name: str, evidence: Evidence, reading: Reading, alpha: float) -> Co
         evidence.pairs,
         evidence.differing,
         _shown(evidence.mean, experiment),
-        None if half is None else _shown(evidence.mean - half, experiment),
-        None if half is None else _shown(evidence.mean + half, experiment),
+        None if low is None else _shown(low, experiment),
+        None if high is None else _shown(high, experiment),
         evidence.p_value,
         verdict,
         more,
         strongest_at,
     )
+
+
+def _tails(name: str, evidence: Evidence) -> Iterator[str]:
+    for above, side in ((True, "upper"), (False, "lower")):
+        if evidence.is_enough and not evidence.is_known(above=above):
+            yield (
+                f"the pairs of {name} are lopsided (skewness {evidence.skewness:.1f}): how far the long tail moves the "
+                f"mean is not known yet, so the interval has no {side} end"
+            )
 
 
 def _found(evidence: Evidence, alpha: float, experiment: Experiment) -> Verdict:
@@ -174,6 +184,13 @@ def _remarks(experiment: Experiment, reading: Reading) -> list[str]:
     return found
 
 
+def _by_now(comparison: Comparison, experiment: Experiment) -> str:
+    is_better = (comparison.difference < 0) is experiment.is_lower_better
+    if is_better is (comparison.verdict == "was better"):
+        return "as the interval of all of them holds 0"
+    return "as the difference of all of them is on the other side"
+
+
 def words(comparison: Comparison, report: Report) -> str:
     """Return what a comparison comes to, in a sentence."""
     experiment = report.experiment
@@ -182,12 +199,16 @@ def words(comparison: Comparison, report: Report) -> str:
         return f"{comparison.variant} is {comparison.verdict} than {experiment.control_name}"
     if comparison.verdict in {"was better", "was worse"}:
         established = f"{comparison.variant} {comparison.verdict} than {experiment.control_name}"
-        return f"{established}: established by about {comparison.strongest_at:,} {unit}, and no longer seen"
+        by = f"established by about {comparison.strongest_at:,} {unit}"
+        return f"{established}: {by}, and no longer seen, {_by_now(comparison, experiment)}"
     if comparison.verdict == "incomplete log":
         return "no verdict: lines may be missing"
     if comparison.verdict == "no difference seen":
         return "no difference in sight"
     if comparison.needed is None:
-        return f"not enough data yet: {comparison.differing} pairs that differ, the test needs {FIRST_PAIRS}"
+        few, least = f"{comparison.differing} pairs that differ", FIRST_PAIRS
+        if comparison.pairs < LEAST_PAIRS and not is_yes_or_no(experiment):
+            few, least = f"{comparison.pairs} pairs", LEAST_PAIRS
+        return f"not enough data yet: {few}, the test needs {least}"
     more = f"about {comparison.needed:,} more {unit} of the two" if comparison.needed else "a few more"
     return f"not enough data yet: if it is as it looks, {more} will tell"
