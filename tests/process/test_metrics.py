@@ -270,7 +270,7 @@ def test_what_health_says_is_wrong_is_told(tmp_path: Path) -> None:
         found = scrape(server, lambda each: values(each, "rolecall_degraded"))
     assert values(found, "rolecall_degraded", "problem") == {("experiments",): 1}
     rows = {each.labels["problem"] for each in found if each.name == "rolecall_degraded"}
-    assert rows == {"registry", "log", "api_keys", "experiments", "markers"}
+    assert rows == {"registry", "log", "api_keys", "experiments", "markers", "state"}
 
 
 def test_who_is_not_scraped_is_no_larger() -> None:
