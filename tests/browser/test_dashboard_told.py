@@ -124,6 +124,20 @@ def test_an_afternoon(page: Page, address: str) -> None:
     assert page.problems() == []
 
 
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_large_totals_are_short_and_within_their_cells(page: Page, width: int) -> None:
+    """From a million on with four digits, the whole number beside the pointer; no word or number runs over the next."""
+    told = {"requests": 12_345_678, "errors": 999_999, "prompt_tokens": 9_123_456_789, "completion_tokens": 1_412_345}
+    page.resize(width, 900)
+    with telling(Told(snapshot(totals={**told, "loads": 12_345, "evictions": 0}))) as url:
+        open_view(page, f"{url}/ui")
+        assert page.texts(".figures dd")[3:] == ["12.35M", "999,999", "1.412M", "9.123B", "12,345", "0"]
+        assert page.find("[data-total='prompt_tokens']").get_attribute("title") == "9,123,456,789"
+        over = "[...document.querySelectorAll('.figures dt, .figures dd')].filter((e) => e.scrollWidth > e.clientWidth)"
+        assert page.run(f"return {over}.map((e) => e.textContent);") == []
+    page.resize(1280, 900)
+
+
 def test_a_bar_is_as_long_as_what_is_held(page: Page, address: str) -> None:
     """The parts of a card's bar have the shares of its memory, and all of it is in the legend."""
     open_view(page, f"{address}/ui")

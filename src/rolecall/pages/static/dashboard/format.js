@@ -3,10 +3,16 @@
 export const NONE = "–";
 
 const whole = new Intl.NumberFormat("en");
+const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
 
 /** @param {number|null|undefined} value */
 export function count(value) {
   return value === null || value === undefined ? NONE : whole.format(value);
+}
+
+/** Return a number that has little room: from a million on with four digits. @param {number|null|undefined} value */
+export function short(value) {
+  return Math.abs(value ?? 0) < 1e6 ? count(value) : compact.format(value);
 }
 
 /** Return an amount of memory; below 1 GB in MB. @param {number|null|undefined} mb */

@@ -2,7 +2,7 @@
 
 import { Refusal, ask, at, plural } from "../shared.js";
 import { html, nothing, repeat } from "./lit.js";
-import { count, epoch, millis, moment, rate, span } from "./format.js";
+import { count, epoch, millis, moment, rate, short, span } from "./format.js";
 import { memoryPanel } from "./memory.js";
 import { modelsPanel } from "./models.js";
 import { livePanel, queuePanel } from "./traffic.js";
@@ -122,20 +122,20 @@ function figures(store) {
   const { totals, live, queue } = store;
   const speed = live.data.reduce((sum, row) => sum + (row.tokens_per_second ?? 0), 0);
   const rows = [
-    ["active", "being served", count(live.active)],
-    ["waiting", "waiting", count(queue.waiting)],
-    ["speed", "tokens/s now", speed ? rate(speed) : "0"],
-    ["requests", "requests", count(totals.requests)],
-    ["errors", "errors", count(totals.errors)],
-    ["completion_tokens", "tokens written", count(totals.completion_tokens)],
-    ["prompt_tokens", "tokens read", count(totals.prompt_tokens)],
-    ["loads", "loads", count(totals.loads)],
-    ["evictions", "evictions", count(totals.evictions)],
+    ["active", "being served", live.active],
+    ["waiting", "waiting", queue.waiting],
+    ["speed", "tokens/s now", speed, speed ? rate(speed) : "0"],
+    ["requests", "requests", totals.requests],
+    ["errors", "errors", totals.errors],
+    ["completion_tokens", "tokens written", totals.completion_tokens],
+    ["prompt_tokens", "tokens read", totals.prompt_tokens],
+    ["loads", "loads", totals.loads],
+    ["evictions", "evictions", totals.evictions],
   ];
   return html`
     <dl class="figures" aria-label="Since the server started">
-      ${rows.map(([name, words, value]) => html`<div class=${name === "errors" && totals.errors ? "bad" : ""}>
-        <dt>${words}</dt><dd data-total=${name}>${value}</dd></div>`)}
+      ${rows.map(([name, words, value, shown]) => html`<div class=${name === "errors" && totals.errors ? "bad" : ""}>
+        <dt>${words}</dt><dd data-total=${name} title=${shown ? nothing : count(value)}>${shown ?? short(value)}</dd></div>`)}
     </dl>
     ${totals.log_lines_dropped
       ? html`<p class="note bad">${count(totals.log_lines_dropped)} lines of the request log were lost: it cannot be written fast enough.</p>`

@@ -91,7 +91,7 @@ export class Playground {
       answer.problem += " A picture of this conversation goes with each question: begin a new one for a model that sees none.";
     }
     this.drawAtEnd();
-    this.app.speak(answer.problem ? `No answer: ${answer.problem}` : "The answer is complete.");
+    this.app.speak(answer.problem ? `No answer: ${answer.problem}` : answer.isStopped ? "The answer is stopped." : "The answer is complete.");
     if (answer.status === 401) {
       this.app.failed(new Refusal(answer.problem, 401));
     }
