@@ -76,25 +76,27 @@ def turning(*parts: tuple[int, float]) -> list[dict[str, Any]]:
 
 
 def test_a_difference_that_turns_round_does_not_turn_its_verdict_round() -> None:
-    """What was established keeps its direction, and is told as no longer seen, where the interval of now holds 0."""
+    """What was established keeps its direction; that all together do not show it, or show the opposite, is told."""
     lines = turning((600, 0.75), (1500, 1.13))
-    early, late = (report(part, metric="duration_ms") for part in (lines[:600], lines))
-    assert early.comparisons[0].verdict == "better"
+    early, late, later = (
+        report(part, metric="duration_ms") for part in (lines[:600], lines, turning((600, 0.75), (2200, 1.13)))
+    )
+    assert words(early.comparisons[0], early) == "b is better than a"
     (comparison,) = late.comparisons
-    assert (comparison.verdict, comparison.needed) == ("was better", None)
+    assert (comparison.verdict, comparison.needed) == ("better", None)
+    assert comparison.difference < 0
     assert (comparison.low or 0) < 0 < (comparison.high or 0)
     assert comparison.strongest_at is not None
     assert 400 < comparison.strongest_at <= 640
-    said = f"b was better than a: established by about {comparison.strongest_at} requests, and no longer seen, as the"
-    assert comparison.difference < 0
-    assert words(comparison, late) == f"{said} interval of all of them holds 0"
-    later = report(turning((600, 0.75), (2200, 1.13)), metric="duration_ms")
+    established = f"established by about {comparison.strongest_at} requests"
+    though = "though the interval of all of them does not exclude 0 now"
+    assert words(comparison, late) == f"b is better than a: {established}, {though}"
     assert (later.comparisons[0].verdict, later.comparisons[0].difference > 0) == ("was better", True)
     assert words(later.comparisons[0], later).endswith("seen, as the difference of all of them is on the other side")
-    assert late.as_dict()["comparisons"][0]["verdict"] == "was better"
+    assert later.as_dict()["comparisons"][0]["verdict"] == "was better"
     assert late.as_dict()["comparisons"][0]["strongest_at"] == comparison.strongest_at
     higher = report(lines, metric="duration_ms", better="higher").comparisons[0]
-    assert higher.verdict == "was worse"
+    assert higher.verdict == "worse"
 
 
 def test_a_difference_that_is_established_the_other_way_round_in_the_end_is_told() -> None:

@@ -154,15 +154,6 @@ class Evidence:
         """
         return math.exp(-self._most)
 
-    def is_still_seen(self, alpha: float = ALPHA) -> bool:
-        """Whether all pairs together still establish the direction that was found: the interval is on that side of 0.
-
-        If not, what is compared has changed on the way, or it was one of the ``alpha`` that are found by chance.
-        """
-        is_on_its_side = self.is_enough and (self.total > 0) is self.is_positive
-        is_known = self.is_known(above=not self.is_positive)
-        return is_on_its_side and is_known and self._is_beyond(self.total, self.squares, alpha)
-
     def bounds(self, alpha: float = ALPHA) -> tuple[float | None, float | None]:
         """Return what the difference is above, and what below, at all times with a probability of 1 - alpha.
 

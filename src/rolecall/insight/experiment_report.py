@@ -26,8 +26,8 @@ class Comparison:
 
     ``needed`` is how many more requests, keys or sessions of the two would establish what is seen, if it is true.
     ``strongest_at`` is after about how many of them the evidence was strongest, where it was once enough: from there
-    the verdict has its direction, and "was better", "was worse" say that all together do not show it any more. Of a
-    log in which lines may be missing there is the difference alone.
+    the verdict has its direction, and "was better", "was worse" say that the difference of all is on the other side. Of
+    a log in which lines may be missing there is the difference alone.
     """
 
     variant: str
@@ -114,7 +114,7 @@ def _tested(name: str, evidence: Evidence, reading: Reading, alpha: float) -> Co
     needed = strongest_at = None
     seen = reading.arms[name].compared + reading.arms[experiment.control_name].compared
     if evidence.p_value <= alpha:
-        verdict = _found(evidence, alpha, experiment)
+        verdict = _found(evidence, experiment)
         strongest_at = round(evidence.strongest_at * seen / evidence.pairs)
     else:
         needed = evidence.pairs_needed(alpha)
@@ -143,10 +143,10 @@ def _tails(name: str, evidence: Evidence) -> Iterator[str]:
             )
 
 
-def _found(evidence: Evidence, alpha: float, experiment: Experiment) -> Verdict:
+def _found(evidence: Evidence, experiment: Experiment) -> Verdict:
     """Return what was established: its direction is that of the strongest evidence, whatever the mean is by now."""
     is_better = evidence.is_positive is not experiment.is_lower_better
-    if evidence.is_still_seen(alpha):
+    if evidence.is_positive is (evidence.total > 0):
         return "better" if is_better else "worse"
     return "was better" if is_better else "was worse"
 
@@ -184,23 +184,12 @@ def _remarks(experiment: Experiment, reading: Reading) -> list[str]:
     return found
 
 
-def _by_now(comparison: Comparison, experiment: Experiment) -> str:
-    is_better = (comparison.difference < 0) is experiment.is_lower_better
-    if is_better is (comparison.verdict == "was better"):
-        return "as the interval of all of them holds 0"
-    return "as the difference of all of them is on the other side"
-
-
 def words(comparison: Comparison, report: Report) -> str:
     """Return what a comparison comes to, in a sentence."""
     experiment = report.experiment
     unit = {"key": "keys", "session": "sessions", None: "requests"}[experiment.sticky]
-    if comparison.verdict in {"better", "worse"}:
-        return f"{comparison.variant} is {comparison.verdict} than {experiment.control_name}"
-    if comparison.verdict in {"was better", "was worse"}:
-        established = f"{comparison.variant} {comparison.verdict} than {experiment.control_name}"
-        by = f"established by about {comparison.strongest_at:,} {unit}"
-        return f"{established}: {by}, and no longer seen, {_by_now(comparison, experiment)}"
+    if comparison.strongest_at is not None:
+        return _established(comparison, experiment.control_name, unit)
     if comparison.verdict == "incomplete log":
         return "no verdict: lines may be missing"
     if comparison.verdict == "no difference seen":
@@ -212,3 +201,14 @@ def words(comparison: Comparison, report: Report) -> str:
         return f"not enough data yet: {few}, the test needs {least}"
     more = f"about {comparison.needed:,} more {unit} of the two" if comparison.needed else "a few more"
     return f"not enough data yet: if it is as it looks, {more} will tell"
+
+
+def _established(comparison: Comparison, control: str, unit: str) -> str:
+    by = f"established by about {comparison.strongest_at:,} {unit}"
+    if comparison.verdict in {"was better", "was worse"}:
+        side = "the difference of all of them is on the other side"
+        return f"{comparison.variant} {comparison.verdict} than {control}: {by}, and no longer seen, as {side}"
+    found = f"{comparison.variant} is {comparison.verdict} than {control}"
+    if (comparison.low or 0) > 0 or (comparison.high or 0) < 0:
+        return found
+    return f"{found}: {by}, though the interval of all of them does not exclude 0 now"
