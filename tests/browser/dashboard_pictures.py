@@ -13,9 +13,6 @@ from browser import scenes
 from browser.page import Page
 from browser.told import Told, snapshot, telling
 
-COLOURS = 256
-"""With these no ground or line is another one than on the page, and a picture is a third as large as with all."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -44,7 +41,7 @@ class Picture:
             else:
                 page.whole_picture(path)
         with Image.open(path) as image:
-            image.convert("RGB").quantize(COLOURS, Image.Quantize.MEDIANCUT).save(path, optimize=True)
+            image.convert("RGB").save(path, optimize=True)  # all colours: of a few, small signs get another model's
 
 
 PICTURES = (
@@ -61,7 +58,7 @@ PICTURES = (
 
 
 def draw_dashboard(page: Page, folder: Path) -> list[Path]:
-    """Save all of them into a folder, with few colours, and return the files."""
+    """Save all of them into a folder, and return the files."""
     paths = [folder / f"{picture.name}.png" for picture in PICTURES]
     for picture, path in zip(PICTURES, paths, strict=True):
         picture.draw(page, path)

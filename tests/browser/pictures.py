@@ -30,7 +30,7 @@ def draw(page: Page, server: Rolecall, photos: Path, folder: Path) -> None:
         path = folder / f"vision-datasets-{name}.png"
         page.picture(path)
         with Image.open(path) as image:
-            image.convert("RGB").quantize(128).save(path, optimize=True)
+            image.convert("RGB").save(path, optimize=True)
 
     id_ = add_dataset(server, "Summer", photos)["id"]
     page.open(f"{server.base_url}/ui/datasets")
@@ -38,6 +38,7 @@ def draw(page: Page, server: Rolecall, photos: Path, folder: Path) -> None:
     page.click("#tag")
     page.wait(lambda: any(f"{number}/{COUNT}" in page.text("#tag") for number in range(12, 40)))
     page.wait(lambda: len(page.all("#grid .tags > li")) > 20)
+    page.wait(lambda: f"{page.text('#tag').partition('/')[0].split()[-1]} tagged" in page.text("#counts"))
     save("running")
     assert list(states(server, id_))[-1]["status"] == "complete"
     for sample in samples(server, id_)[1:9:3]:

@@ -778,7 +778,7 @@ def test_the_pictures_of_the_documentation(page: Page, tmp_path: Path) -> None:
     drawn = draw_dashboard(page, tmp_path)
     text = (DOCS / "dashboard.md").read_text(encoding="utf-8")
     for path in drawn:
-        assert 5_000 < path.stat().st_size < 120_000
+        assert 5_000 < path.stat().st_size < 300_000
         with Image.open(path) as image:
             assert image.convert("RGB").getpixel((0, image.height - 1)) == GROUNDS.get(path.stem, LIGHT), path.name
         assert (DOCS / path.name).is_file()
