@@ -729,6 +729,19 @@ def test_reload_does_not_divert_from_a_load() -> None:
     assert bench.post(BecameReady("a"), Released("a")) == ["grant 1 a", "grant 2 a"]
 
 
+def test_reload_does_not_forget_what_a_choice_cost() -> None:
+    """Whoever waits for a model for which another one goes is told of the swap, though room is made by now."""
+    bench = Bench(player("a", 80, 600), player("b", 80, 600))
+    bench.ready("b")
+    assert bench.post(role(1, "a")) == ["stop b"]
+    assert bench.post(Exited("b")) == ["start a"]
+    bench.post(configured(player("a", 80, 600), player("b", 80, 600)))
+    bench.post(BecameReady("a"))
+    granted = next(effect for effect in bench.effects if isinstance(effect, Grant))
+    assert "swap" in granted.selection.reason
+    assert [candidate.costs_swap for candidate in granted.selection.ranked] == [True]
+
+
 def test_lowered_budget_takes_effect_with_the_next_load() -> None:
     """Models over a lowered budget serve on, and make room when something has to be loaded."""
     bench = Bench(spec("a", 500), spec("b", 500), spec("c", 300))

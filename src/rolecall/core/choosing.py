@@ -155,7 +155,12 @@ class Choosing(Room):
     # -- who waits for what
 
     def _bind(self, waiter: Waiter, selection: Selection) -> None:
-        """Let a waiter wait for what was chosen anew, among those that arrived before and after it."""
+        """Let a waiter wait for what was chosen anew, among those that arrived before and after it.
+
+        A model that comes for it already was chosen for other reasons: what it cost is paid by now.
+        """
+        if selection.best().name == waiter.model and not self._slots[waiter.model].is_cold:
+            return
         old, waiter.selection = waiter.model, selection
         if waiter.model != old:
             del self._slots[old].queue[waiter.id]
