@@ -156,7 +156,8 @@ class FakeLauncher:
 
     ``ready`` holds the models whose health path answers 200, ``asleep`` those that sleep. ``calls`` are the paths that
     were asked for, health apart, ``probes`` how often that was. ``answers`` gives the text that a model answers any
-    prompt with, ``faults`` the status of the answer to a path instead of 200; none is given unless ``hold`` is set.
+    prompt with, ``faults`` the status of the answer to a path instead of 200; none is given unless ``hold`` is set, and
+    none about their health while ``is_silent``.
     """
 
     error: OSError | None = None
@@ -166,6 +167,7 @@ class FakeLauncher:
     faults: dict[str, int] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     probes: int = 0
+    is_silent: bool = False
     hold: asyncio.Event = field(default_factory=asyncio.Event)
     started: list[str] = field(default_factory=list)
     processes: dict[str, FakeProcess] = field(default_factory=dict)
@@ -207,6 +209,8 @@ class FakeLauncher:
             raise httpx.ConnectError("refused", request=request)
         if str(request.url) in self._health_urls:
             self.probes += 1
+            if self.is_silent:
+                await asyncio.Event().wait()
             return httpx.Response(200 if model in self.ready else 503)
         path = request.url.raw_path.decode()
         self.calls.append(path)

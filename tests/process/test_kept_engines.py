@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import random
 import signal
 import sys
@@ -34,6 +35,7 @@ from harness import (
     processes_of,
     words,
 )
+from insight.screen import read_events
 from rolecall.runtime.ports import free_port
 from simulator import nvml
 from simulator.nvml import Machine
@@ -134,6 +136,23 @@ def test_a_ready_engine_lives_on_and_is_taken_over(start: Start, token: str, num
         assert server.get("/health")["reserved_mb"] == 0
         assert server.chat("m").status_code == 200
         assert server.row("m")["pid"] != pid
+
+
+def test_one_that_crashes_after_that_is_told_as_such(start: Start, token: str) -> None:
+    """In the figures and on the dashboard, as any other: both begin with what ran already."""
+    with start(brooding(token, "m")) as server:
+        load(server)
+        end(server, signal.SIGTERM)
+    with start(brooding(token, "m")) as server:
+        with server.http.stream("GET", "/v1/events") as answer:
+            events = read_events(answer.iter_lines())
+            (entry,) = next(events)["timeline"]
+            assert (entry["event"], entry["reason"]) == ("ready", "it ran already")
+            os.kill(int(server.row("m")["pid"]), signal.SIGKILL)
+            (entry,) = next(event["data"] for event in events if event["type"] == "timeline")
+            assert entry["event"] == "crashed"
+        page = server.http.get("/metrics").text
+        assert 'rolecall_model_failures_total{kind="crash",model="m"} 1.0' in page
 
 
 def test_it_is_unloaded_when_idle(start: Start, token: str) -> None:

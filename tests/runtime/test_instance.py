@@ -276,6 +276,27 @@ async def test_an_engine_that_is_given_up_before_it_is_to_stop(bench: Bench) -> 
     assert "health" in await life.end()
 
 
+@pytest.mark.parametrize("asleep", [False, True])
+async def test_an_engine_that_is_told_to_stop_after_it_broke_down(bench: Bench, *, asleep: bool) -> None:
+    """Its process lives on, and says that it is not well: that is told, but of one that sleeps nothing is expected."""
+    begin = bench.asleep if asleep else bench.ready
+    life = await begin(patience=replace(BRISK, probe_every_s=60))
+    bench.engines.ready.clear()
+    life.instance.stop()
+    said = await life.end()
+    assert said.startswith("" if asleep else "it had broken down: HTTP 503")
+    assert (life.exit is None) is asleep
+
+
+async def test_an_engine_that_takes_its_time_has_not_broken_down(bench: Bench) -> None:
+    """One that does not answer soon may be well: it is ended as any other."""
+    life = await bench.ready(patience=replace(BRISK, probe_every_s=60, last_probe_s=0.01))
+    bench.engines.is_silent = True
+    life.instance.stop()
+    assert not await life.end()
+    assert life.exit is None
+
+
 async def test_a_stop_before_the_start(make: Make) -> None:
     """A stop that comes before the process is there ends it all the same."""
     life = make()

@@ -81,7 +81,7 @@ class Feed:
         services = gateway.services
         self._batch = 1 if services.settings.log_prompts else _BATCH  # lines with prompts can be megabytes
         services.recorder.listeners.append(self._hear_line)
-        services.supervisor.listeners.append(self._hear_event)
+        services.supervisor.listen(self._hear_event)
 
     # -- what happens
 

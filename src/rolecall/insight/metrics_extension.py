@@ -45,7 +45,7 @@ class LazyMetrics:
         self._made: Scrapes | None = None
         services = gateway.services
         services.recorder.listeners.append(self._requests.hear)
-        services.supervisor.listeners.append(self._hear)
+        services.supervisor.listen(self._hear)
 
     def _hear(self, event: Event, effects: list[Effect]) -> None:
         self._loads.hear(event, effects, self._gateway.services.supervisor.decision_s)

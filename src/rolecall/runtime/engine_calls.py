@@ -14,11 +14,15 @@ _EXCERPT = 300
 
 
 class CallFailed(Exception):
-    """An engine did not answer 200; the text says in words what it did instead, ``status`` is its status if any."""
+    """An engine did not answer 200; the text says in words what it did instead, ``status`` is its status if any.
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    ``is_late``: it did nothing, within the time that it was given.
+    """
+
+    def __init__(self, message: str, status: int | None = None, *, is_late: bool = False) -> None:
         super().__init__(message)
         self.status = status
+        self.is_late = is_late
 
 
 class EngineCalls:
@@ -73,7 +77,7 @@ class EngineCalls:
             with anyio.fail_after(within_s):
                 response = await self._http.request(method, url, json=body, timeout=None, headers=headers)
         except TimeoutError:
-            raise CallFailed(f"no answer within {within_s:g} s") from None
+            raise CallFailed(f"no answer within {within_s:g} s", is_late=True) from None
         except httpx.ConnectError:
             raise CallFailed("connection refused") from None
         except (httpx.HTTPError, OSError, AttributeError) as error:

@@ -46,6 +46,17 @@ class Health:
         except CallFailed as error:
             raise Unwell(f"it was to be taken over but is not well: {error}") from None
 
+    async def breakdown(self) -> str | None:
+        """Return what is wrong with an engine that was well; None if nothing is, or if it only takes its time.
+
+        vLLM's server outlives the process that computes, by seconds.
+        """
+        try:
+            await self._calls.check_health(self._patience.last_probe_s)
+        except CallFailed as error:
+            return None if error.is_late else f"it had broken down: {error}"
+        return None
+
     async def watch(self, is_progressing: Callable[[], bool]) -> NoReturn:
         """Ask now and then; raises ``Unwell`` once it failed too often in a row while no answer gets on."""
         failures = 0

@@ -178,7 +178,9 @@ class Instance:
                 reason = self._report(process, why)
             # An engine that dies cuts its answers off before anybody sees it dead. Then it is idle for the scheduler,
             # which may have it stopped at once; it was sent nothing yet, so this is its own end.
-            has_crashed = reason is None and not self._is_let_go and (exited.done() or process.is_ending())
+            is_asked = reason is None and not self._is_let_go
+            has_crashed = is_asked and (exited.done() or process.is_ending())
+            breakdown = await self._health.breakdown() if is_asked and not has_crashed and self._is_at_work else None
         finally:
             dismissed.cancel()
             phases.cancel()
@@ -186,7 +188,13 @@ class Instance:
                 exited.cancel()
             else:
                 await asyncio.shield(end(process, exited, self._launch_to_end(), self._patience))
-        return self._report(process, describe_exit(exited.result())) if has_crashed else reason
+        if breakdown or has_crashed:
+            return self._report(process, breakdown or describe_exit(exited.result()))
+        return reason
+
+    @property
+    def _is_at_work(self) -> bool:
+        return self._busy_since is None and self._is_to_sleep is None
 
     async def _phases(self, process: Process, listener: Listener, exited: asyncio.Future[int]) -> Unwell:
         """Go through the phases of a life and return why it has to end; an exit or a stop breaks in anywhere."""

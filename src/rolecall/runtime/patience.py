@@ -24,6 +24,8 @@ class Patience:
     probe_timeout_s: float = 5.0
     probe_failures: int = 3
     """So many in a row, and an engine whose answers do not get on is ended."""
+    last_probe_s: float = 0.5
+    """For the answer of an engine that was well and is to end: its end waits for it."""
     sleep_s: float = 120.0
     """At level 1 the weights are copied to host RAM."""
     wake_s: float = 300.0

@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rolecall.backends.base import Upstream
 from rolecall.core.events import (
+    Adopted,
     Arrived,
     Cancelled,
     Configured,
+    Effect,
+    Event,
     Pinned,
     Purpose,
     ShutdownRequested,
@@ -243,6 +246,13 @@ class Supervisor(Lives):
             self._live(engine, adopted=True)
         await asyncio.gather(*(engine.settled.wait() for engine in self._engines.values()))
         await self._look()
+
+    def listen(self, listener: Callable[[Event, list[Effect]], None]) -> None:
+        """Have a listener told of what happens from now on, and first of the engines that run already."""
+        for name, engine in self._engines.items():
+            if self.scheduler.state(name) is State.READY:
+                listener(Adopted(name, engine.placement), [])
+        self.listeners.append(listener)
 
     async def tick(self) -> None:
         """Let the scheduler know that time passes, and look at the GPUs now and then; to be called every ``TICK_S``."""
