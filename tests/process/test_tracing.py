@@ -358,6 +358,15 @@ def test_without_the_extra_the_way_out_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_attributes_of_the_resource_are_those_of_kubernetes_too(tmp_path: Path, receiver: Receiver) -> None:
+    """Their names have slashes, and values are in any script, as the SDK takes them."""
+    variables = environ(receiver, OTEL_RESOURCE_ATTRIBUTES="app.kubernetes.io/name=x,team=Büro,")
+    with Rolecall(tmp_path, [fake_entry("m")], settings={"otel_enabled": True}, environ=variables) as server:
+        trace_id = server.line_of(ask(server, "m"))["trace_id"]
+    found = receiver.of_trace(trace_id)[0].resource
+    assert (found["app.kubernetes.io/name"], found["team"]) == ("x", "Büro")
+
+
 def test_switched_off_by_opentelemetrys_own_variable(tmp_path: Path) -> None:
     """`OTEL_SDK_DISABLED` goes before the setting."""
     off = {"OTEL_SDK_DISABLED": "true"}

@@ -17,7 +17,7 @@ _OTLP = ("OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_")
 
 _COMPRESSIONS = ("none", "gzip", "deflate")
 _PAIR = re.compile(r"[^\s\"(),/:;<=>?@\[\\\]{}]+[ \t]*=[ \t!#-+\--:<-\[\]-~]*", re.ASCII)
-"""A name and a value as the exporter takes them; what else there is it would leave out."""
+"""A header's name and value as the exporter takes them; what else there is it would leave out."""
 
 _SAMPLER, _RATIO = "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
@@ -85,7 +85,7 @@ def _check_exporter(environ: Mapping[str, str]) -> None:
         for name, given in _exporters(environ, kind):
             if not is_right(given):
                 raise ConfigurationError(f"{name}: {why.format(given)}")
-    if not _are_pairs(_given(environ, _ATTRIBUTES)):
+    if not all("=" in each for each in _given(environ, _ATTRIBUTES).split(",") if each.strip()):
         raise ConfigurationError(f"{_ATTRIBUTES}: {_NO_PAIRS}")
 
 
