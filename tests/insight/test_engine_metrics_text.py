@@ -182,6 +182,40 @@ def test_no_engine_can_fill_the_page() -> None:
     assert len(page(metrics)) < MAX_SAMPLES * 400
 
 
+@pytest.mark.parametrize(
+    ("lines", "left_out"),
+    [
+        (('bucket{le="1"} 1', 'bucket{le="+Inf"} 2', "sum 3", "count 2"), 0),
+        (('bucket{le="1"} 1', 'bucket{le="+Inf"} 2'), 0),
+        (('bucket{a="b",le="+Inf"} 2', 'sum{a="b"} 3', 'count{a="b"} 2', 'bucket{le="+Inf"} 2'), 0),
+        (('bucket{le="1"} 1',), 1),
+        (("sum 3", "count 2"), 2),
+        (('bucket{le="2"} 1', 'bucket{le="1"} 1', 'bucket{le="+Inf"} 2'), 3),
+        (('bucket{le="1"} 3', 'bucket{le="+Inf"} 2'), 2),
+        (('bucket{le="+Inf"} 2', "sum 3", "count 1"), 3),
+        (('bucket{le="+Inf"} 2', "sum 3"), 2),
+        (('bucket{le="-1"} 2', 'bucket{le="+Inf"} 2', "sum 3", "count 2"), 4),
+        (('bucket{le="x"} 2', 'bucket{le="+Inf"} 2'), 2),
+    ],
+)
+def test_a_histogram_is_whole_or_left_out(lines: tuple[str, ...], left_out: int) -> None:
+    """Who reads OpenMetrics to the letter refuses the whole page for one that is not."""
+    text = "\n".join(["# TYPE x:s histogram", *(f"x:s_{line}" for line in lines)]) + "\n"
+    metrics, rejected = merged({"a": text.encode()})
+    assert rejected == {"a": left_out}
+    assert len(values(metrics)) == len(lines) - left_out
+    list(parse_openmetrics(page(metrics, "application/openmetrics-text;version=1.0.0")))  # type: ignore[no-untyped-call]
+
+
+def test_a_histogram_for_which_there_is_no_room_is_left_out() -> None:
+    """A part of one is none."""
+    many = [f'x:n{{k="{n}"}} 1' for n in range(MAX_SAMPLES - 1)]
+    lines = ["# TYPE x:n gauge", *many, "# TYPE x:s histogram", 'x:s_bucket{le="1"} 1', 'x:s_bucket{le="+Inf"} 2']
+    metrics, rejected = merged({"a": "\n".join(lines).encode() + b"\n"}, within_s=60)
+    assert rejected == {"a": 2}
+    assert [metric.name for metric in metrics] == ["x:n"]
+
+
 @given(
     st.lists(st.one_of(st.binary(max_size=60), st.sampled_from(LLAMA.splitlines() + VLLM.splitlines())), max_size=12)
 )

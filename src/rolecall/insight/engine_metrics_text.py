@@ -6,10 +6,11 @@ about what a metric is, the first by name is right and the other one's is left o
 
 from __future__ import annotations
 
+import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_fd_to_metric_families
@@ -57,6 +58,8 @@ class _Merger:
                 continue
             mine = self._accept(metric)
             fresh = [] if mine is None else list(islice(self._samples(metric, model), MAX_SAMPLES - kept))
+            if mine is not None and mine.type == "histogram" and len(fresh) < len(metric.samples):
+                fresh = []  # a part of one is none
             if mine is not None:
                 mine.samples.extend(fresh)
             kept += len(fresh)
@@ -73,6 +76,8 @@ class _Merger:
         given = {sample.name for sample in metric.samples}
         if kind not in _SUFFIXES or not given <= {name + suffix for suffix in _SUFFIXES[kind]}:
             kind = "unknown"
+        if kind == "histogram" and not _is_whole(metric.samples, name):
+            return None
         if (known := self.metrics.get(name)) is not None:
             return known if known.type == kind and self._fits(given, name, kind) else None
         names = {name, *(name + suffix for suffix in _SUFFIXES[kind])}
@@ -108,6 +113,37 @@ def merged(texts: Mapping[str, bytes], within_s: float = LIMIT_S) -> tuple[list[
     merger, until = _Merger(), time.monotonic() + within_s
     left_out = {model: merger.take(model, _Lines(text, until)) for model, text in sorted(texts.items())}
     return [metric for metric in merger.metrics.values() if metric.samples], left_out
+
+
+def _is_whole(samples: Iterable[Sample], name: str) -> bool:
+    """Whether a histogram is one as OpenMetrics demands it, so that nobody refuses a page for it.
+
+    For each set of labels there are rising buckets up to +Inf, and sum and count, which is that of the last bucket, or
+    neither.
+    """
+    groups: dict[frozenset[tuple[str, str]], list[Sample]] = {}
+    for sample in samples:
+        labels = frozenset((key, value) for key, value in sample.labels.items() if key != "le")
+        groups.setdefault(labels, []).append(sample)
+    return all(_is_whole_group(group, name) for group in groups.values())
+
+
+def _is_whole_group(samples: Sequence[Sample], name: str) -> bool:
+    buckets = [(_bound(sample), sample.value) for sample in samples if sample.name == f"{name}_bucket"]
+    sums, counts = ([s.value for s in samples if s.name == f"{name}_{end}"] for end in ("sum", "count"))
+    rises = all(low[0] < high[0] and low[1] <= high[1] for low, high in pairwise(buckets))
+    if not buckets or not rises or not math.isinf(buckets[-1][0]):
+        return False
+    if sums and buckets[0][0] < 0:
+        return False
+    return len(sums) == len(counts) and counts in ([], [buckets[-1][1]])
+
+
+def _bound(sample: Sample) -> float:
+    try:
+        return float(sample.labels.get("le", "nan"))
+    except ValueError:
+        return math.nan
 
 
 class _Lines:
