@@ -653,6 +653,22 @@ def test_a_busy_server_is_not_asked_again_and_again(page: Page, told: Told, addr
     assert told.most_reading == 1
 
 
+def test_a_request_that_is_not_known_is_looked_up_once(page: Page, told: Told, address: str) -> None:
+    """All of the log may have to be searched for it: only its own end has it looked up again, however much ends."""
+    late = {**line(-1, "late"), "request_id": "req_late"}
+    open_view(page, f"{address}/ui/requests?request=req_late")
+    page.until("#request", "There is no such request.")
+    for number in range(20):
+        told.tell({"type": "finished", "skipped": 9, "data": [line(-100 - number, "busy")]})
+    page.wait(lambda: page.run("return performance.now();") > 7000)
+    assert told.looked_up == ["req_late"]
+    told.first["history"] = [*told.first["history"], late]
+    told.tell({"type": "finished", "skipped": 0, "data": [late]})
+    page.until("#request", "late")
+    page.wait(lambda: page.is_shown("#request .facts"))
+    assert told.looked_up == ["req_late"] * 2
+
+
 def test_a_list_left_with_its_filter(page: Page, told: Told, address: str) -> None:
     """What ends while another view is shown is put into the list only if the list's own filter takes it."""
     open_view(page, f"{address}/ui/requests?status=error")

@@ -192,6 +192,7 @@ class Told:
         self.first = dict(first)
         self.posts: list[str] = []
         self.asked: list[str] = []
+        self.looked_up: list[str] = []
         self.reading = 0
         self.most_reading = 0
         self.connections = 0
@@ -270,6 +271,7 @@ class Told:
         return JSONResponse(told)
 
     async def _request(self, request: Request) -> Response:
+        self.looked_up.append(request.path_params["id"])
         found = next((each for each in self.first["history"] if each["request_id"] == request.path_params["id"]), None)
         if found is None:
             return JSONResponse({"error": {"message": "There is no such request."}}, 404)

@@ -104,6 +104,14 @@ def test_nothing_is_read_that_was_over_before(tmp_path: Path) -> None:
     assert page.searched_to == line(87)["ts"]
 
 
+def test_a_line_with_numbers_that_no_request_has_ends_no_search(tmp_path: Path) -> None:
+    """It does not say when it was over, so what lies before it is looked at as well."""
+    path = tmp_path / "log.jsonl"
+    last = {"ts": "9999-12-31T23:59:59.999Z"}
+    write(path, line(0), line(1, duration_ms=1e300), line(2, **last), line(3))
+    assert all_pages(path, wanted=Wanted(since=NOON)) == ["req_3", "req_2", "req_1", "req_0"]
+
+
 def test_a_page_says_how_far_it_has_read(tmp_path: Path) -> None:
     """One that was to find what is rare is short, and says where to go on; broken lines are counted."""
     path = tmp_path / "log.jsonl"

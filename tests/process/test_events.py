@@ -89,6 +89,7 @@ def test_a_page_follows_a_request(tmp_path: Path, watch: Callable[..., Page]) ->
             first = live["tokens"]
             eventually(lambda: page.screen.shown["live"]["data"][0]["tokens"] > first)
         line = server.line(request_id)
+        assert line.pop("log_begins")  # the file's, not the request's
         eventually(lambda: line in page.screen.finished)
         eventually(lambda: page.screen.shown["live"] == {"active": 0, "data": []})
         assert page.screen.shown["totals"]["requests"] == 1

@@ -91,8 +91,11 @@ def _is_before(fields: Fields | None, since: datetime | None) -> bool:
     if fields is None or since is None or (begun := parse_time(fields["ts"])) is None:
         return False
     lasted_ms = fields.get("duration_ms")
-    lasted = timedelta(milliseconds=lasted_ms if isinstance(lasted_ms, int | float) else 0)
-    return begun + lasted + _SLACK < since
+    try:
+        lasted = timedelta(milliseconds=lasted_ms if isinstance(lasted_ms, int | float) else 0)
+        return begun + lasted + _SLACK < since
+    except OverflowError:  # numbers that no request has
+        return False
 
 
 def read_line(path: Path, request_id: str) -> Fields | None:

@@ -16,7 +16,7 @@ export function outcome(line) {
 /** @param {import("./types.js").Line} line */
 export function statusBadge(line) {
   const kind = outcome(line);
-  const code = (line.error ?? "").split(":")[0];
+  const code = String(line.error ?? "").split(":")[0];
   const words = kind === "good" ? "" : kind === "gone" ? "client left" : code.replaceAll("_", " ");
   return html`<span class=${`badge is-${kind}`}>${line.status ?? "–"}</span>${
     words ? html` <span class=${kind === "bad" ? "cut bad" : "cut soft"} title=${line.error ?? words}>${words}</span>` : ""}`;

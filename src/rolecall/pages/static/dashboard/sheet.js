@@ -5,6 +5,7 @@ import { html, nothing, render } from "./lit.js";
 import { count, millis, moment, rate, span } from "./format.js";
 import { outcome, statusBadge } from "./lines.js";
 
+const APART_MS = 5000; // the whole log may be searched
 const OWN = new Set(["prompt", "response", "ts", "request_id", "error"]); // what has a place of its own
 
 export class Sheet {
@@ -15,6 +16,8 @@ export class Sheet {
     this.id = null;
     this.answer = null;
     this.problem = null;
+    this.isUnknown = false;
+    this.readAt = -Infinity;
     this.dialog.addEventListener("close", () => this.left());
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) {
@@ -47,7 +50,7 @@ export class Sheet {
   }
 
   async open(id) {
-    [this.id, this.answer, this.problem] = [id, null, null];
+    [this.id, this.answer, this.problem, this.isUnknown] = [id, null, null, false];
     this.draw();
     if (!this.dialog.open) {
       this.dialog.showModal();
@@ -57,10 +60,11 @@ export class Sheet {
 
   async read(id) {
     let told;
+    this.readAt = performance.now();
     try {
       told = { answer: await ask(`/v1/requests/${encodeURIComponent(id)}`), problem: null };
     } catch (error) {
-      told = { problem: error.message };
+      told = { problem: error.message, isUnknown: error.status === 404 };
     }
     if (this.id === id && !this.isOver) {
       Object.assign(this, told);
@@ -74,7 +78,19 @@ export class Sheet {
 
   /** Where the request that is shown may be among those that have just ended, ask again. A snapshot does not tell which. */
   ended(event) {
-    if (this.id && !this.isOver && (event.skipped !== 0 || event.data.some((line) => line.request_id === this.id))) {
+    if (!this.id || this.isOver) {
+      return;
+    }
+    if (event.data?.some((line) => line.request_id === this.id)) {
+      this.read(this.id);
+    } else if (event.skipped !== 0 && !this.isUnknown) {
+      this.again ??= setTimeout(() => this.readAgain(), this.readAt + APART_MS - performance.now());
+    }
+  }
+
+  readAgain() {
+    this.again = null;
+    if (this.id && !this.isOver) {
       this.read(this.id);
     }
   }
