@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 import rolecall
 from harness import (
     CHAT,
+    DEADLINE_S,
     Rolecall,
     eventually,
     fake_entry,
@@ -406,6 +409,22 @@ def test_keys_are_taken_over_while_it_runs(tmp_path: Path) -> None:
         path.unlink()
         eventually(lambda: status(ADMIN) == 401)
         assert running.http.get("/health").json()["status"] == "degraded"
+
+
+def test_files_in_the_folder_of_a_running_server_are_changed_by_command(tmp_path: Path) -> None:
+    """The server uses its state folder all the time; nobody who locks it for the moment of a change waits for that."""
+    folder = tmp_path / "server" / "configs"
+    folder.mkdir(parents=True)
+    write_keys(folder / "keys.json", *KEYS)
+    settings = {"api_keys_file": str(folder / "keys.json")}
+    with Rolecall(folder.parent, [fake_entry("one")], settings=settings, state_dir=folder) as running:
+        for command in (("keys", "revoke", "user"), ("models", "set", "one", "vram_estimate_mb=200")):
+            argv = [sys.executable, "-m", "rolecall", *command, "--config-dir", str(folder)]
+            done = subprocess.run(
+                argv, env=running.environment, capture_output=True, text=True, timeout=DEADLINE_S, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        eventually(lambda: running.http.get("/v1/models", headers=bearer(KEY)).status_code == 401)
 
 
 # -- the address

@@ -6,51 +6,57 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rolecall.errors import ConfigurationError
 
+IN_USE = ".in-use"
+"""A file of the folder's that servers lock all the time.
+
+The folder itself is locked for a moment alone, by whoever changes files in it: a restore, and a server that starts.
+"""
+
 _PATIENCE_S = 0.5
-"""``is_in_use`` has a folder alone for a moment, and a server that starts in it is not to end for that."""
 
 
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Use the folder as a server does, beside others; raises ``ConfigurationError`` while it is being restored."""
-    with _locked(folder, fcntl.LOCK_SH, _PATIENCE_S) as is_locked:
-        if not is_locked:
-            raise ConfigurationError(
-                f"state_dir: {folder} is being restored from a backup; start again when it is done"
-            )
+    with ExitStack() as stack:
+        with _locked(folder, fcntl.LOCK_SH) as is_free:
+            if not (is_free and stack.enter_context(_locked(folder / IN_USE, fcntl.LOCK_SH, makes=True))):
+                raise ConfigurationError(
+                    f"state_dir: {folder} is being restored from a backup; start again when it is done"
+                )
         yield
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep servers from using the folder; raises ``ConfigurationError`` if one does."""
-    with _locked(folder, fcntl.LOCK_EX) as is_locked:
-        if not is_locked:
+    with _locked(folder, fcntl.LOCK_EX) as is_free, _locked(folder / IN_USE, fcntl.LOCK_EX, within_s=0) as is_unused:
+        if not (is_free and is_unused):
             raise ConfigurationError(f"state_dir: a rolecall is running with {folder}; stop it first")
         yield
 
 
 def is_in_use(folder: Path) -> bool:
     """Whether a server uses the folder."""
-    with _locked(folder, fcntl.LOCK_EX) as is_locked:
-        return not is_locked
+    with _locked(folder / IN_USE, fcntl.LOCK_EX, within_s=0) as is_unused:
+        return not is_unused
 
 
 @contextmanager
-def _locked(folder: Path, kind: int, patience_s: float = 0) -> Iterator[bool]:
-    """Yield whether the folder is locked; one that is not there, or cannot be, is nobody's and counts as locked."""
+def _locked(path: Path, kind: int, *, within_s: float = _PATIENCE_S, makes: bool = False) -> Iterator[bool]:
+    """Yield whether it is locked; what is not there, or cannot be, is nobody's and counts as locked."""
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fd = os.open(path, os.O_RDONLY | (os.O_CREAT if makes else 0), 0o644)
     except OSError:
         yield True
         return
     try:
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + within_s
         while not (is_locked := _lock(fd, kind)) and time.monotonic() < until:
             time.sleep(0.01)
         yield is_locked

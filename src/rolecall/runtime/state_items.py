@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rolecall.runtime.state_folder import IN_USE
 from rolecall.settings import Settings
 
 DATASETS = "datasets/datasets.duckdb"
@@ -14,7 +15,7 @@ DATASETS = "datasets/datasets.duckdb"
 SNAPSHOT = "." + DATASETS.rpartition("/")[2] + ".snapshot"
 """The name of that copy, beside them."""
 _OF_DATASETS = frozenset({DATASETS, DATASETS + ".wal"})
-_MADE_ANEW = ("engine-logs", "engines", "oneshot", "models", "demo", "datasets/thumbnails", "logs")
+_MADE_ANEW = ("engine-logs", "engines", "oneshot", "models", "demo", "datasets/thumbnails", "logs", IN_USE)
 _ENVIRONMENT = "environment"
 """Where the units have the variables with keys for other servers."""
 
