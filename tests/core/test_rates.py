@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.core.rates import Rate
+from rolecall.core.rates import Rate, difference
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,21 @@ def test_the_share_lies_within_its_bounds(pair: tuple[int, int]) -> None:
     low, high = rate.bounds
     assert rate.share is not None
     assert 0 <= low <= rate.share <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "low", "high"),
+    [  # Newcombe, Statistics in Medicine 17 (1998), p. 873, table II, method 10
+        ((56, 70), (48, 80), 0.0524, 0.3339),
+        ((9, 10), (3, 10), 0.1705, 0.8090),
+        ((5, 56), (0, 29), -0.0381, 0.1926),
+        ((0, 0), (3, 10), -1.0, 1.0),
+        ((3, 10), (0, 0), -1.0, 1.0),
+    ],
+)
+def test_the_bounds_of_a_difference_are_those_of_the_literature(
+    one: tuple[int, int], other: tuple[int, int], low: float, high: float
+) -> None:
+    """Newcombe's interval, as published; turned round it is the same; of nothing it may be any."""
+    assert difference(Rate(*one), Rate(*other)) == pytest.approx((low, high), abs=5e-5)
+    assert difference(Rate(*other), Rate(*one)) == pytest.approx((-high, -low), abs=5e-5)

@@ -88,19 +88,18 @@ def expected(group: list[dict[str, Any]]) -> dict[str, Any]:
     def known(name: str, among: list[dict[str, Any]]) -> list[Any]:
         return [each[name] for each in among if each[name] is not None]
 
-    waited = sum(each["duration_ms"] for each in group if each["completion_tokens"] is not None)
-    tokens = sum(known("completion_tokens", group))
+    waited = sum(each["duration_ms"] for each in ok if each["completion_tokens"] is not None)
     values = {
         "requests": len(group),
         "left": sum(each["status"] == 499 for each in group),
         "succeeded": len(ok),
         "images": sum(each["images"] for each in group),
         "prompt_tokens": sum(known("prompt_tokens", group)),
-        "completion_tokens": tokens,
+        "completion_tokens": sum(known("completion_tokens", group)),
         "prompt_tokens_mean": sum(known("prompt_tokens", group)) / len(known("prompt_tokens", group)),
         "cut": sum(each["finish_reason"] == "length" for each in ok),
         "looked_at": sum("markers" in each for each in group),
-        "tokens_per_second_all": tokens * 1000 / waited,
+        "tokens_per_second_all": sum(known("completion_tokens", ok)) * 1000 / waited,
     }
     for name in FIGURE_NAMES:
         if found := re.fullmatch(r"(.*)_p(\d+)", name):
@@ -165,6 +164,15 @@ def test_success_goes_before_refusals_and_speed() -> None:
     assert paired(sure, figures("coy", total=1000, ok=995, refused=200, ms=10)).model == "sure"
     assert paired(sure, figures("faster", total=1000, ok=993, ms=800)).model == "faster"
     assert paired(sure, figures("timeless", total=1000, ok=995, ms=None)).model == "sure"
+
+
+def test_a_difference_that_is_no_chance_counts_though_the_bounds_of_both_meet() -> None:
+    """91 % of 68 is more than 74 % of 73, whatever the time; likewise of refusals."""
+    good = figures("good", total=68, ok=62, ms=1273)
+    assert paired(good, figures("bad", total=73, ok=54, ms=1241)).model == "good"
+    assert good.success.bounds[0] < figures("bad", total=73, ok=54).success.bounds[1]
+    willing = figures("willing", total=100, ok=100, refused=5, ms=1273)
+    assert paired(willing, figures("coy", total=100, ok=100, refused=16, ms=1241)).model == "willing"
 
 
 def test_a_difference_that_is_no_difference_does_not_count() -> None:

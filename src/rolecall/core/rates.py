@@ -32,3 +32,17 @@ class Rate:
         low = 0.0 if self.count == 0 else middle - half
         high = 1.0 if self.count == self.total else middle + half
         return low, high
+
+
+def difference(one: Rate, other: Rate) -> tuple[float, float]:
+    """Return the bounds between which ``one``'s share less the ``other``'s lies with a confidence of 95 %.
+
+    Newcombe's interval from Wilson's bounds (Statistics in Medicine 17, 1998, p. 873, method 10).
+    """
+    if one.share is None or other.share is None:
+        return -1.0, 1.0
+    (low, high), (other_low, other_high) = one.bounds, other.bounds
+    seen = one.share - other.share
+    below = math.hypot(one.share - low, other_high - other.share)
+    above = math.hypot(high - one.share, other.share - other_low)
+    return seen - below, seen + above

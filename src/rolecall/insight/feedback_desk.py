@@ -124,7 +124,7 @@ class Desk:
         with ExitStack() as stack:
             parts: Iterable[Part] = ()
             if only_newest:
-                parts = open_parts(self._path, stack)[:1]
+                parts = open_parts(self._path, stack)[:2]  # it may have been rotated since
             else:
                 with suppress(FileNotFoundError):
                     parts = open_log(self._path, stack).files

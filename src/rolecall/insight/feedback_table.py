@@ -59,7 +59,7 @@ def load_feedback(connection: DuckDBPyConnection, log_path: Path) -> tuple[int, 
         except FileNotFoundError:
             return 0, []
         except OSError as error:
-            return 0, [f"{feedback_path(log_path).name}: {error.strerror}"]
+            return 0, [f"{Path(error.filename or feedback_path(log_path)).name}: {error.strerror}"]
         loading.load(found.files[::-1])
     broken = connection.execute(f"SELECT count(*) FROM {_LINES.table} WHERE NOT _is_record").fetchone() or (0,)
     return broken[0], [*found.left_out, *loading.left_out]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from rolecall.core.rates import Rate
+from rolecall.core.rates import Rate, difference
 from rolecall.insight.prompt_figures import Figures, rate_dict
 
 LEAST_REQUESTS = 30
@@ -61,12 +61,16 @@ def _others(few: Sequence[str], least: int) -> Iterable[str]:
 
 
 def _not_worse(candidates: Sequence[Figures], rate: Callable[[Figures], Rate], *, higher: bool) -> list[Figures]:
-    """Return those that may be as good as the best, as far as the bounds of their rates tell."""
-    if higher:
-        bar = max(rate(each).bounds[0] for each in candidates)
-        return [each for each in candidates if rate(each).bounds[1] >= bar]
-    bar = min(rate(each).bounds[1] for each in candidates)
-    return [each for each in candidates if rate(each).bounds[0] <= bar]
+    """Return those that may be as good as the best: the bounds of the difference hold 0."""
+
+    def rank(figures: Figures) -> tuple[float, int]:
+        found = rate(figures)
+        share = (found.share or 0.0) if higher else -(1.0 if found.share is None else found.share)
+        return share, found.total
+
+    best = rate(max(candidates, key=rank))
+    differences = ((each, difference(best, rate(each))) for each in candidates)
+    return [each for each, (low, high) in differences if (low <= 0 if higher else high >= 0)]
 
 
 def _ms(figures: Figures) -> float:

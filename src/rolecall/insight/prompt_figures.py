@@ -61,8 +61,8 @@ _FIGURES = {
     "prompt_tokens_mean": "avg(prompt_tokens)",
     "cut": f"count(*) FILTER ({IS_OK} AND coalesce(finish_reason IN ('length', 'max_tokens'), false))",
     "looked_at": "count(markers)",
-    "tokens_per_second_all": "sum(completion_tokens) FILTER (duration_ms > 0) * 1000.0"
-    " / nullif(sum(duration_ms) FILTER (completion_tokens IS NOT NULL AND duration_ms > 0), 0)",
+    "tokens_per_second_all": f"sum(completion_tokens) FILTER ({IS_OK} AND duration_ms > 0) * 1000.0"
+    f" / nullif(sum(duration_ms) FILTER ({IS_OK} AND completion_tokens IS NOT NULL AND duration_ms > 0), 0)",
     **{
         f"{name}_p{round(share * 100)}": f"quantile_cont({name}, {share}) FILTER ({IS_OK})"
         for name, shares in _QUANTILES.items()
