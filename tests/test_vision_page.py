@@ -23,6 +23,8 @@ from rolecall.vision.batch_record import Record
 from test_docs import ROOT, blocks, page, table
 from vision.pictures import folder
 
+pytestmark = pytest.mark.long
+
 TEXT = page("vision.md")
 LIMIT_S = 120
 

@@ -69,6 +69,7 @@ def pid_of(server: Rolecall, model: str) -> int:
     return int(server.row(model)["pid"])
 
 
+@pytest.mark.long
 class TestOthers:
     def test_a_request_waits_for_memory_that_others_hold(self, make_gpus: MakeGpus) -> None:
         """A model that does not fit beside a foreign program waits, and is started when that ends."""

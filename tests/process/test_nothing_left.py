@@ -45,7 +45,7 @@ from rolecall.runtime.engines import EMBEDDED, has_embedded
 from rolecall.runtime.ports import free_port, is_free
 from simulator import nvml
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")]
 
 LIMIT_S = 5.0
 """In which everything has to be gone."""

@@ -33,6 +33,8 @@ from harness import (
     words,
 )
 
+pytestmark = pytest.mark.long
+
 COMMENT = re.compile(rb": (loading|waiting for|processing)[^\n]*")
 ERROR_FIELDS = {"message", "type", "param", "code"}
 LOAD_S = "1.3"
