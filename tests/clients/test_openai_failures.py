@@ -13,6 +13,8 @@ import pytest
 from clients.entries import HELLO, PASSING, REFUSING, statuses
 from harness import Rolecall, eventually, fake_entry, words
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def client(base_url: str) -> Iterator[openai.OpenAI]:

@@ -17,6 +17,8 @@ from harness import CHAT, Rolecall, eventually, fake_entry, prompt
 from operations.shipped import ROOT, shipped
 from rolecall.runtime.ports import free_port
 
+pytestmark = pytest.mark.long
+
 NAME = "cat.example"
 CERTIFICATE = ROOT / "tests" / "gateway" / "certificates" / "cat.example.pem"
 CLIENT = "127.0.0.9"

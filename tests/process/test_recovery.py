@@ -24,6 +24,8 @@ from harness import (
     upstream_entry,
 )
 
+pytestmark = pytest.mark.long
+
 DONE = b'data: {"choices":[{"index":0,"delta":{"content":"hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 

@@ -23,6 +23,8 @@ import pytest
 from cli.invoke import call, configured, environment
 from harness import CHAT, DEADLINE_S, Rolecall, eventually, fake_entry, prompt, rest_of, text_of, with_socket, words
 
+pytestmark = pytest.mark.long
+
 KEEP = {"keep_engines_on_exit": True}
 
 

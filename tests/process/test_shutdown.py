@@ -34,6 +34,8 @@ from harness import (
 )
 from rolecall.runtime.leftovers import Identity
 
+pytestmark = pytest.mark.long
+
 ENDLESS = {"tokens": 10_000, "token_delay_s": 0.05}
 
 
