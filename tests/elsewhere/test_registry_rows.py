@@ -26,6 +26,13 @@ def test_an_entry_is_taken_over_as_it_is() -> None:
     assert entry(row(**fields)) == {"name": "a", "backend": "vllm", **fields}
 
 
+@pytest.mark.parametrize("fields", [{"backend": "\ud800"}, {"capabilities": {"\ud800": True}}])
+def test_an_entry_with_half_a_character_is_refused_with_its_field(fields: dict[str, Any]) -> None:
+    """In the words of the registry, with its line."""
+    with pytest.raises(SourceError, match=f"line 1: entry 1 'a' gives no valid entry: field {next(iter(fields))}"):
+        read(row(**fields))
+
+
 def test_notes_of_its_tools_are_left_out_and_told_once() -> None:
     """What its tools noted for themselves is told once a field, with the first line and how often there is more."""
     rows = [{"name": name, "backend": "ollama", "artifacts": {}, "downloaded_at": "x"} for name in "ab"]

@@ -74,7 +74,7 @@ class Outcome:
             ModelEntry.model_validate(kept)
         except ValidationError as error:
             for each in error.errors():
-                where = ".".join(map(str, each["loc"]))
+                where = ".".join(map(str, each["loc"])) or "entry"
                 self.wrong(node.line, subject, f"gives no valid {where}: {each['msg'].removeprefix('Value error, ')}")
             return
         if re.search(r"//[^/@]*:[^/@]*@", str(kept.get("backend_config", {}).get("base_url", ""))):

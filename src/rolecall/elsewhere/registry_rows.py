@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import ValidationError
+
 from rolecall.core.models import CAPABILITIES, ModelEntry
 from rolecall.elsewhere.outcome import Outcome
 from rolecall.elsewhere.tree import Node
@@ -78,18 +80,24 @@ def _entry(node: Node, subject: str, outcome: Outcome) -> dict[str, Any]:
 
 def _backend(entry: dict[str, Any]) -> str:
     backend = entry.get("backend")
-    folded = ModelEntry.model_validate({"name": "x", "backend": backend if isinstance(backend, str) else "x"})
-    return folded.backend
+    folded = _folded(backend=backend if isinstance(backend, str) else "x")
+    return folded.backend if folded is not None else str(backend)
 
 
 def _capabilities(stated: Any) -> Any:
     """Return the capabilities under their own names; what ImageWorks called a language is text."""
     if not isinstance(stated, dict):
         return stated
-    folded = ModelEntry.model_validate(
-        {"name": "x", "backend": "x", "capabilities": {k: bool(v) for k, v in stated.items()}}
-    )
-    return [word for word in folded.capabilities if word in CAPABILITIES]
+    folded = _folded(capabilities={k: bool(v) for k, v in stated.items()})
+    return stated if folded is None else [word for word in folded.capabilities if word in CAPABILITIES]
+
+
+def _folded(**fields: Any) -> ModelEntry | None:
+    """Return an entry with fields as the registry understands them; None where the whole entry will be refused."""
+    try:
+        return ModelEntry.model_validate({"name": "x", "backend": "x", **fields})
+    except ValidationError:
+        return None
 
 
 def _long_edge(entry: dict[str, Any], node: Node, subject: str, outcome: Outcome) -> None:
