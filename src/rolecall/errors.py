@@ -60,11 +60,14 @@ MAX_RETRY_AFTER_S = 120
 
 @contextmanager
 def naming(file: object) -> Iterator[None]:
-    """Have an ``OSError`` name the file that it is about, unless it names one: a write on a full disk names none."""
+    """Have an ``OSError`` name the file that it is about, unless it names one: a write on a full disk names none.
+
+    One that is not the system's, as that of what is no gzip file, stays as it is: its words would be gone.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(file)
         raise
 

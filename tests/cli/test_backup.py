@@ -313,7 +313,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert "No such file" in missing.stderr
     (tmp_path / "broken.tar.gz").write_text("hello")
     broken = call("restore", tmp_path / "broken.tar.gz", "--config-dir", new / "c", "--state-dir", new / "s")
-    assert "is no backup of rolecall" in broken.stderr
+    assert "is no backup of rolecall, or damaged: Not a gzipped file" in broken.stderr
     assert not new.exists()
     assert "is no folder that exists" in call("backup", tmp_path / "none" / "b.tar.gz", *there).stderr
 

@@ -135,5 +135,7 @@ def test_an_error_of_the_system_names_its_file() -> None:
     """One that has no name gets the file's, as that of a write does; one that has a name keeps it."""
     with pytest.raises(OSError, match=r"\[Errno 28\] full: '/the/file'$"), naming("/the/file"):
         raise OSError(28, "full")
+    with pytest.raises(OSError, match=r"^no gzip$"), naming("/the/file"):
+        raise OSError("no gzip")
     with pytest.raises(FileNotFoundError, match="'/another'"), naming("/the/file"):
         raise FileNotFoundError(2, "gone", "/another")
