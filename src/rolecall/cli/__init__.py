@@ -88,19 +88,17 @@ class _Commands(TyperGroup):
         try:
             return super().main(*args, **extra)
         except OSError as error:
-            sys.stderr.write(f"rolecall: {_told(error)}\n")
+            is_of_stdout = error.filename is None and error.errno in _FULL
+            if is_of_stdout:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+            sys.stderr.write(f"rolecall: {'cannot write the output: ' if is_of_stdout else ''}{_told(error)}\n")
             sys.exit(1)
 
 
 def _told(error: OSError) -> str:
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     said = error.strerror or str(error) or type(error).__name__
-    if error.filename is not None:
-        names = (name for name in (error.filename, error.filename2) if name is not None)
-        return f"{' -> '.join(map(str, names))}: {said}"
-    if error.errno not in _FULL:
-        return said
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-    return f"cannot write the output: {said}"
+    return f"{' -> '.join(names)}: {said}" if names else said
 
 
 def _leave_out() -> None:

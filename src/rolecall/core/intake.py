@@ -29,12 +29,13 @@ from rolecall.core.events import (
 )
 from rolecall.core.lifecycle import State, Step, advance
 from rolecall.core.reductions import next_context
-from rolecall.core.room import BEGINS_ANEW
 from rolecall.core.slot import REDUCED_S, Slot, Waiter, backoff_s
 from rolecall.core.vram import Placement
 from rolecall.core.wording import spoken
 from rolecall.errors import Conflict, RolecallError, ShuttingDown
 
+_BEGINS_ANEW = ("unload", "changed")
+"""What a model goes for whose failures are forgotten with it."""
 _MORE = 1.2
 """What a model is given that ran out of memory and was not measured since, times what was not enough."""
 
@@ -164,13 +165,12 @@ class Intake(Choosing):
 
     def _exited(self, slot: Slot, event: Exited) -> None:
         is_stopping = slot.state is State.STOPPING
+        ended_by_itself = event.by_itself or not is_stopping
         was = slot.went_from if is_stopping else slot.state
-        woke_badly = slot.asleep is not None and was is State.STARTING and (event.by_itself or not is_stopping)
+        woke_badly = ended_by_itself and was is State.STARTING and slot.asleep is not None
         crashed = was in (State.READY, State.SLEEPING) or woke_badly
-        # A failure is forgotten by an unload and a changed entry, so the next start is a first one as well where those
-        # came before.
-        counts = is_stopping and event.by_itself and slot.goes_for.why not in BEGINS_ANEW
-        slot.state = advance(slot.state, Step.CRASH if counts else Step.EXIT)
+        is_held_against = is_stopping and ended_by_itself and slot.goes_for.why not in _BEGINS_ANEW
+        slot.state = advance(slot.state, Step.CRASH if is_held_against else Step.EXIT)
         slot.stop_by = slot.asleep = None
         slot.sleeps_badly |= woke_badly
         self.ledger.linger(slot.name)

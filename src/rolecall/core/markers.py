@@ -45,17 +45,13 @@ class Markers:
     def found(self, opening: Opening) -> list[str] | None:
         """Return the groups that have a phrase in it, in their order; None if no text has come.
 
-        An answer that is told to be a refusal is one, whatever its words.
+        An answer that is told to be a refusal is one, whatever its words: that comes first then.
         """
         if not (opening.parts or opening.refuses):
             return None
         text = compared("".join(opening.parts))
-        told = {REFUSAL} if opening.refuses else set()
-        return [
-            name
-            for name, phrases in {**dict.fromkeys(told, ()), **self.groups}.items()
-            if name in told or any(phrase in text for phrase in phrases)
-        ]
+        found = [name for name, phrases in self.groups.items() if any(phrase in text for phrase in phrases)]
+        return [REFUSAL, *found] if opening.refuses and REFUSAL not in found else found
 
 
 def compared(text: str) -> str:

@@ -19,8 +19,6 @@ from rolecall.core.wording import counted
 
 _FEW_DEVICES = 8
 _LOADED = {"hand": "loaded by hand", "preload": "loaded at the start"}
-BEGINS_ANEW = ("unload", "changed")
-"""What models go for whose failures are forgotten with it."""
 _IN_MEMORY = (State.STARTING, State.READY, State.STOPPING)
 
 

@@ -62,12 +62,11 @@ def _given(environ: Mapping[str, str], name: str) -> str:
     return environ.get(name, "").strip()
 
 
-def _exporters(environ: Mapping[str, str], *kinds: str) -> Iterator[tuple[str, str]]:
-    """Yield those of the exporter's variables that are set, with their values."""
-    for kind in kinds:
-        for name in (start + kind for start in _OTLP):
-            if given := _given(environ, name):
-                yield name, given
+def _exporters(environ: Mapping[str, str], kind: str) -> Iterator[tuple[str, str]]:
+    """Yield the exporter's variables of a kind that are set, with their values."""
+    for name in (start + kind for start in _OTLP):
+        if given := _given(environ, name):
+            yield name, given
 
 
 def _check_protocol(environ: Mapping[str, str]) -> None:

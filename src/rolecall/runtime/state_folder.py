@@ -18,6 +18,7 @@ The folder itself is locked for a moment alone, by whoever changes files in it: 
 """
 
 _PATIENCE_S = 0.5
+"""Others hold these locks for a moment, and a server that starts then is not to end for that."""
 
 
 @contextmanager
