@@ -84,7 +84,7 @@ def test_what_clients_and_engines_write_is_no_label() -> None:
         made.hear(line(model=None, requested_model=f"x{number}", status=404, error=f"code{number}: no"))
         made.hear(line(endpoint=f"/v1/x{number}", status=None))
     assert counts(made) == {("a", "", "other", "other"): 500, ("unknown", "", CHAT, "4xx"): 500}
-    assert sorted(made.counted().errors) == [(("unknown", CHAT, "other"), 500)]
+    assert sorted(made.counted().errors) == [(("unknown", "", CHAT, "other"), 500)]
 
 
 def test_a_model_that_nobody_asked_has_failures_of_0() -> None:
@@ -101,7 +101,10 @@ def test_failures_by_their_code() -> None:
     made = tally()
     made.hear(line(status=429, model=None, error="queue_full: The queue is full: 9 requests are waiting."))
     made.hear(line(status=200, error="client_gone: it left"))
-    assert sorted(made.counted().errors) == [(("a", CHAT, "client_gone"), 1), (("unknown", CHAT, "queue_full"), 1)]
+    assert sorted(made.counted().errors) == [
+        (("a", "", CHAT, "client_gone"), 1),
+        (("unknown", "", CHAT, "queue_full"), 1),
+    ]
 
 
 def test_removed_models_are_counted_together_once_there_are_too_many() -> None:
@@ -120,7 +123,10 @@ def test_removed_models_are_counted_together_once_there_are_too_many() -> None:
         ("other", "other", CHAT, "2xx"): 8,
         ("other", "other", CHAT, "4xx"): 8,
     }
-    assert sorted(made.counted().errors) == [(("m8", CHAT, "queue_full"), 1), (("other", CHAT, "queue_full"), 8)]
+    assert sorted(made.counted().errors) == [
+        (("m8", "r8", CHAT, "queue_full"), 1),
+        (("other", "other", CHAT, "queue_full"), 8),
+    ]
     made.hear(line(model="m8", role="r8"))
     assert sum(counts(made).values()) == 19
     assert sum(counted.input_tokens for _, counted in made.counted().rows) == 18

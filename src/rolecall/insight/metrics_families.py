@@ -56,7 +56,7 @@ def request_families(tallied: Tallied, models: Iterable[str] = ()) -> Iterator[F
         "rolecall_request_errors",
         "counter",
         "Requests that failed, also in the middle of an answer, by the code of the error.",
-        ("model", "endpoint", "code"),
+        (*of_request[:3], "code"),
         sorted(tallied.errors),
     )
     for name, field_, help_ in (

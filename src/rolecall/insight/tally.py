@@ -31,6 +31,8 @@ RATE = (1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0)
 
 Key = tuple[str, str, str, str]
 """Model, role (empty for none), endpoint, class of the status (`2xx`)."""
+ErrorKey = tuple[str, str, str, str]
+"""Model, role, endpoint, code of the error."""
 
 
 @dataclass(slots=True)
@@ -127,7 +129,7 @@ class RequestTally:
         self._max_series = max_series
         self._pending: list[Mapping[str, Any]] = []
         self._counted: dict[Key, Counted] = {}
-        self._errors: dict[tuple[str, str, str], int] = {}
+        self._errors: dict[ErrorKey, int] = {}
         self._by_line: dict[tuple[Any, ...], Counted] = {}
 
     def hear(self, line: Mapping[str, Any]) -> None:
@@ -157,8 +159,8 @@ class RequestTally:
 
     def _count_error(self, line: Mapping[str, Any]) -> None:
         code = line["error"].partition(":")[0]
-        model, _, endpoint, _ = self._key(_model(line), None, line["endpoint"], None)
-        key = model, endpoint, code if code in self._codes else OTHER
+        model, role, endpoint, _ = self._key(_model(line), line["role"], line["endpoint"], None)
+        key = model, role, endpoint, code if code in self._codes else OTHER
         self._errors[key] = self._errors.get(key, 0) + 1
 
     # -- what was counted
@@ -170,13 +172,13 @@ class RequestTally:
             return
         models, roles = {*models, UNKNOWN, OTHER}, {*roles, "", OTHER}
         counted, self._counted, self._by_line = self._counted, {}, {}
-        for (model, role, *rest), each in counted.items():
-            key = model if model in models else OTHER, role if role in roles else OTHER, *rest
-            self._series((key[0], key[1], key[2], key[3])).merge(each)
+        for (model, role, endpoint, status), each in counted.items():
+            key = model if model in models else OTHER, role if role in roles else OTHER, endpoint, status
+            self._series(key).merge(each)
         errors, self._errors = self._errors, {}
-        for (model, endpoint, code), count in errors.items():
-            told = model if model in models else OTHER, endpoint, code
-            self._errors[told] = self._errors.get(told, 0) + count
+        for (model, role, endpoint, code), count in errors.items():
+            key = model if model in models else OTHER, role if role in roles else OTHER, endpoint, code
+            self._errors[key] = self._errors.get(key, 0) + count
 
     def counted(self) -> Tallied:
         """Return what was counted so far, as it stays."""
@@ -191,10 +193,10 @@ def _model(line: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Tallied:
-    """What was counted: by model, role, endpoint and class of status; and failures by model, endpoint and code."""
+    """What was counted, by model, role and endpoint: requests by the class of the status, failures by the code."""
 
     rows: Sequence[tuple[Key, Counted]]
-    errors: Sequence[tuple[tuple[str, str, str], int]]
+    errors: Sequence[tuple[ErrorKey, int]]
 
 
 def summed(rows: Sequence[tuple[Key, Counted]], kind: str, parts: int) -> dict[tuple[str, ...], Histogram]:
