@@ -12,7 +12,6 @@ import base64
 import contextlib
 import io
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -30,6 +29,7 @@ from rolecall.backends.llama_server import LlamaServer
 from rolecall.core.footprint import MB, Estimate
 from rolecall.core.models import ModelEntry
 from rolecall.runtime.model_files import ModelFiles
+from unused_ports import unused_port
 
 DEADLINE_S = 200
 PROMPT_TOKENS = 2040
@@ -86,9 +86,7 @@ def computed(case: Case) -> Estimate:
 
 def measure(case: Case, more: Sequence[str] = PLAIN) -> Measured:
     """Start the embedded engine, ask it once, and return what it took; ``AssertionError`` has its last lines."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     command = [sys.executable, "-m", "rolecall.backends.embedded", "-m", str(case.model), "--port", str(port)]
     command += [*case.arguments, *more, *(["--mmproj", str(case.projector)] if case.projector else [])]
     command += ["--embeddings"] if case.embeds else []

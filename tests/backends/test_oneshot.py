@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from harness import eventually, is_running
-from rolecall.runtime.ports import free_port
+from unused_ports import unused_port
 
 FAKE = Path(__file__).parents[1] / "process" / "fake_llama_cli.py"
 PNG = b"\x89PNG not really"
@@ -33,7 +33,7 @@ class Server:
         self.journal = folder / "journal"
         self.spool = folder / "spool"
         self.journal.mkdir(exist_ok=True)
-        self.port = free_port()
+        self.port = unused_port()
         argv = [sys.executable, "-m", "rolecall.backends.oneshot", "--alias", "tiny", "--spool", str(self.spool)]
         argv += ["--cli", str(folder / PROGRAMS[0]), "--mtmd-cli", str(folder / PROGRAMS[1])]
         argv += ["--model", str(folder / "m.gguf"), "--mmproj", str(folder / "mm.gguf"), "--port", str(self.port)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 from bench.processes import Tree, on_cores
 from bench.scenarios import NS1
 from bench.servers import Place, Server
+from unused_ports import unused_port
 
 PATH = "/v1/chat/completions"
 MODEL = "bench"
@@ -74,7 +74,7 @@ def running(
     Raises ``NotReady``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place = Place(folder, free_port(), upstream)
+    place = Place(folder, unused_port(), upstream)
     server.lay_out(place)
     environ = {**os.environ, "PORT": str(place.port), **server.environ}
     with (folder / "terminal.txt").open("wb") as terminal, on_cores(cores):
@@ -119,9 +119,3 @@ def _wait_for_answer(process: subprocess.Popen[bytes], server: Server, place: Pl
         time.sleep(0.05)
     terminal = (place.folder / "terminal.txt").read_text(errors="replace")[-1500:]
     raise NotReady(f"{server.name} is not ready: {said}\n{terminal}")
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])

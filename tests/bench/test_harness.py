@@ -12,11 +12,12 @@ from bench.figures import all_reached, only_behaviour, verdicts
 from bench.page import BEGIN, END, PAGE, generated, panels, replaced
 from bench.programs import Mock, Programs, build
 from bench.results import Results, Start, machine, quietest
-from bench.running import Target, free_port
+from bench.running import Target
 from bench.sampling import Bench, Sample
 from bench.scenarios import NS32, ST32
 from bench.tables import checks_table, markdown, tables
 from c_compiler import NoCompiler
+from unused_ports import unused_port
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_the_load_takes_numbers_as_they_are(programs: Programs, wrong: str) -> N
 
 def test_a_load_that_nobody_answers_has_failed(programs: Programs) -> None:
     """Its figures are shown, and the exit code says that they are none."""
-    argv = [str(programs.load), str(free_port()), "/", "-n", "5"]
+    argv = [str(programs.load), str(unused_port()), "/", "-n", "5"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=10, check=False)
     assert (done.returncode, json.loads(done.stdout)["errors"]) == (1, 5)
     assert "nothing was answered" in done.stderr

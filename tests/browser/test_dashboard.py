@@ -18,6 +18,7 @@ from browser.page import Page
 from harness import Gpus, Rolecall, eventually, fake_entry
 from process.test_door import ADMIN, KEY, key_row, write_keys
 from simulator.nvml import ONE_16GB
+from unused_ports import unused_port
 
 MB = 6000
 SLOW = {"tokens": 4000, "token_delay_s": 0.02}
@@ -329,14 +330,14 @@ def test_a_key_that_is_revoked(page: Page, guarded: Rolecall) -> None:
 def test_a_restart(page: Page, nvml_library: Path, tmp_path: Path) -> None:
     """While the server is away the page says so; when it is back it shows the new one."""
     gpus = Gpus(nvml_library, tmp_path, ONE_16GB)
-    with gpus.rolecall(*entries()) as server:
+    arguments = ("--port", str(unused_port()))
+    with gpus.rolecall(*entries(), arguments=arguments) as server:
         opened(page, server)
         server.chat("ant")
         await_state(page, "ant", "ready")
-        port = server.port
         assert server.stop() == 0
         page.until("#gone", "cannot be reached")
-    with gpus.rolecall(*entries(), arguments=("--port", str(port))):
+    with gpus.rolecall(*entries(), arguments=arguments):
         page.wait(lambda: page.text("#link") == "live")
         await_state(page, "ant", "not loaded")
 

@@ -24,6 +24,7 @@ from tagging import (
     task_file,
     vision_entry,
 )
+from unused_ports import unused_port
 
 SLOW = task_file(fake={"first_token_delay_s": 0.1})
 DONE = "Tagged"
@@ -463,14 +464,13 @@ def test_a_key_that_is_revoked(page: Page, tmp_path: Path) -> None:
 def test_a_server_that_goes_and_comes_back(page: Page, tmp_path: Path) -> None:
     """While it is away the page says so; then it goes on with the job that the next start goes on with."""
     folder = photos(tmp_path / "photos", 60)
-    first = tagging_rolecall(tmp_path / "server", task=SLOW)
-    with first as server:
+    arguments = ("--port", str(unused_port()))
+    with tagging_rolecall(tmp_path / "server", task=SLOW, arguments=arguments) as server:
         id_ = open_dataset(page, server, "away", folder)
         page.click("#tag")
         page.until("#tag", "/60")
         await_processed(server, id_, 4)
-        port = server.port
         assert server.stop() == 0
         page.until("#job-words", "connection is lost")
-    with tagging_rolecall(tmp_path / "server", task=SLOW, arguments=("--port", str(port))):
+    with tagging_rolecall(tmp_path / "server", task=SLOW, arguments=arguments):
         page.until("#job-words", "Tagged 60 samples.", within_s=40)

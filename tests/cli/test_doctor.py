@@ -21,15 +21,15 @@ from process.fake_ollama import FakeOllama
 from rolecall.cli.checks import Subject
 from rolecall.cli.doctor import CHECKS, examine
 from rolecall.runtime.leftovers import Identity
-from rolecall.runtime.ports import free_port
 from simulator import memory, nvml
+from unused_ports import unused_port
 
 
 def configure(tmp_path: Path, settings: str = "", **more: Any) -> tuple[str, ...]:
     """Return the options of a sound configuration with one model, the log in ``tmp_path`` and a port that is free."""
     lines = [f"log_path = {json.dumps(str(tmp_path / 'log.jsonl'))}", settings]
     if "port" not in settings:
-        lines.append(f"port = {free_port()}")
+        lines.append(f"port = {unused_port()}")
     return configured(tmp_path, more.get("entries", [fake_entry("one")]), "\n".join(lines))
 
 
@@ -174,7 +174,7 @@ def test_ollama_is_found_where_the_settings_say(tmp_path: Path) -> None:
     with FakeOllama("a:latest", "b:latest") as ollama:
         _, found = findings(*configure(tmp_path, f'ollama_base_url = "{ollama.base_url}"', entries=entries))
         assert found["Ollama"]["finding"] == f"version 0.40.12 at {ollama.base_url}, 2 models"
-    _, found = findings(*configure(tmp_path, f'ollama_base_url = "http://127.0.0.1:{free_port()}"', entries=entries))
+    _, found = findings(*configure(tmp_path, f'ollama_base_url = "http://127.0.0.1:{unused_port()}"', entries=entries))
     assert found["Ollama"]["level"] == "ok"
     assert found["Ollama"]["finding"].startswith("none at ")
     assert found["Ollama"]["finding"].endswith("1 entries name it")
@@ -499,7 +499,7 @@ def test_the_room_for_models_is_told(tmp_path: Path) -> None:
 
 def test_ollama_is_asked_where_scan_and_entries_ask(tmp_path: Path) -> None:
     """At OLLAMA_HOST, as a scan does, and at the address of each entry; one that only entries name is told."""
-    gone = f"http://127.0.0.1:{free_port()}"
+    gone = f"http://127.0.0.1:{unused_port()}"
     with FakeOllama("a:latest") as ours, FakeOllama("b:latest", "c:latest") as theirs:
         entries = [
             {"name": "m", "backend": "ollama", "backend_config": {"base_url": f"{theirs.base_url}/v1"}},
@@ -517,7 +517,7 @@ def test_ollama_is_asked_where_scan_and_entries_ask(tmp_path: Path) -> None:
 
 def test_an_ollama_that_is_not_there_is_named(tmp_path: Path) -> None:
     """The one that a scan would ask, whatever address entries have."""
-    ours, theirs = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
+    ours, theirs = (f"http://127.0.0.1:{unused_port()}" for _ in range(2))
     entries = [{"name": "m", "backend": "ollama", "backend_config": {"base_url": theirs}}]
     _, found = findings(*configure(tmp_path, entries=entries), env={"OLLAMA_HOST": ours})
     assert found["Ollama"]["finding"].splitlines() == [

@@ -20,8 +20,8 @@ import pytest
 from cli.invoke import call, configured, environment, in_terminal
 from harness import FAKE_ENGINE, Rolecall, eventually, fake_entry, new_token, processes_of
 from model_places import listing, model_folder, model_gguf, projector_gguf
-from rolecall.runtime.ports import free_port
 from simulator import nvml
+from unused_ports import unused_port, unused_ports
 
 SILENT = ("--answer-within", "0")
 CURATED, DISCOVERED = "model_registry.curated.json", "model_registry.discovered.json"
@@ -63,7 +63,7 @@ def report(*arguments: str | Path, env: Mapping[str, str] | None = None, code: i
 
 def test_an_empty_home_gets_a_registry_of_what_was_found(home: Path, models: Path) -> None:
     """The user's own folder is made with all files; each model has the roles that it was found fit for."""
-    found = report(models, "--yes", "--port", str(free_port()), *SILENT)
+    found = report(models, "--yes", "--port", str(unused_port()), *SILENT)
     folder = home / ".config" / "rolecall"
     assert (found["config_dir"], found["written"]) == (str(folder), True)
     assert sorted(path.name for path in folder.iterdir()) == [
@@ -115,8 +115,8 @@ def test_a_dry_run_writes_nothing(home: Path, models: Path) -> None:
 
 def test_what_a_person_wrote_is_kept(home: Path, tmp_path: Path, models: Path) -> None:
     """A port that somebody else has is changed in their settings, with a copy; their registry is never written."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        taken = listener.getsockname()[1]
+    taken, _ = unused_ports(2)
+    with socket.create_server(("127.0.0.1", taken)):
         settings = f"# mine\nport = {taken}  # the one I like\n"
         own = '[ { "name":"own","backend":"openai","backend_config":{"base_url":"http://127.0.0.1:9/v1"} } ]'
         here = configured(tmp_path, settings=settings)
@@ -203,7 +203,7 @@ def test_without_models_and_without_demo_models(home: Path) -> None:
 
 def test_the_port_that_was_asked_for(home: Path, models: Path) -> None:
     """It stands in the settings; one that is taken, or that a variable overrules, is refused."""
-    port = free_port()
+    port = unused_port()
     report(models, "--yes", "--port", str(port), *SILENT)
     assert f"\nport = {port}\n" in (home / ".config" / "rolecall" / "rolecall.toml").read_text()
     assert report(models, "--dry-run")["port"]["number"] == port
@@ -356,7 +356,7 @@ def test_it_fits_a_narrow_terminal(models: Path) -> None:
 def test_the_first_answer_comes_from_a_server_of_its_own(tmp_path: Path) -> None:
     """It is started for the question and ended after it, with its engine; no request log is left."""
     token = new_token()
-    here = configured(tmp_path, [fake_entry("one", roles=["chat"])], f"port = {free_port()}\n")
+    here = configured(tmp_path, [fake_entry("one", roles=["chat"])], f"port = {unused_port()}\n")
     result = call("init", "--only", tmp_path, "--yes", *here, env={"ROLECALL_TEST_RUN": token})
     assert result.exit_code == 0, result.output
     assert any(line.split()[:4] == ["answer", "one", "for", "role:chat,"] for line in result.stdout.splitlines())
@@ -394,7 +394,7 @@ def test_a_server_with_another_configuration(tmp_path: Path, models: Path) -> No
 def test_an_answer_that_does_not_come_in_time(tmp_path: Path) -> None:
     """After the limit it says what it waited for; the configuration is there, and nothing runs on."""
     token = new_token()
-    here = configured(tmp_path, [fake_entry("slow", "--load-s", "60", roles=["chat"])], f"port = {free_port()}\n")
+    here = configured(tmp_path, [fake_entry("slow", "--load-s", "60", roles=["chat"])], f"port = {unused_port()}\n")
     result = call("init", "--only", tmp_path, "--yes", "--answer-within", "5", *here, env={"ROLECALL_TEST_RUN": token})
     assert result.exit_code == 1, result.output
     assert "slow did not answer role:chat within 5 s" in result.stderr
@@ -406,7 +406,7 @@ def test_an_answer_that_does_not_come_in_time(tmp_path: Path) -> None:
 
 def test_a_server_that_wants_a_key(tmp_path: Path) -> None:
     """Without one nothing is started, and the variable for it is named."""
-    here = configured(tmp_path, [fake_entry("one", roles=["chat"])], f"port = {free_port()}\nhost = '127.0.0.1'\n")
+    here = configured(tmp_path, [fake_entry("one", roles=["chat"])], f"port = {unused_port()}\nhost = '127.0.0.1'\n")
     result = call(
         "init", "--only", tmp_path, "--yes", *here, env={"CHAT_PROXY_API_KEYS_FILE": str(tmp_path / "no.json")}
     )
@@ -418,7 +418,7 @@ def test_a_server_that_wants_a_key(tmp_path: Path) -> None:
 def test_an_end_while_the_answer_is_awaited(tmp_path: Path, number: signal.Signals) -> None:
     """Server and engine end with it, by whatever signal; what was written is whole."""
     token = new_token()
-    here = configured(tmp_path, [fake_entry("slow", "--load-s", "60", roles=["chat"])], f"port = {free_port()}\n")
+    here = configured(tmp_path, [fake_entry("slow", "--load-s", "60", roles=["chat"])], f"port = {unused_port()}\n")
     argv = [sys.executable, "-m", "rolecall", "init", "--only", str(tmp_path), "--yes", *here]
     with subprocess.Popen(argv, env=environment(ROLECALL_TEST_RUN=token), stdout=subprocess.PIPE) as process:
         eventually(lambda: any("fake_engine" in words for words in processes_of(token).values()))

@@ -20,6 +20,7 @@ from typer.testing import Result
 from cli.invoke import answer, call, environment, in_terminal, on_a_full_disk
 from harness import CONFIGS, DEADLINE_S, Rolecall, eventually, fake_entry
 from rolecall.vision.sidecar import write_sidecar
+from unused_ports import unused_port
 from vision.pictures import folder, photograph
 
 TASK = """
@@ -533,11 +534,11 @@ def test_an_engine_that_is_killed_is_asked_again(tmp_path: Path) -> None:
 def test_a_server_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
     """A run survives an update of rolecall: what got no answer is asked again."""
     entry = fake_entry("snail", "--mmproj", "x", *SLOW, role_priority={"slow": 1}, capabilities=["text", "vision"])
-    first = Rolecall(tmp_path / "rolecall", [entry])
+    arguments = ("--port", str(unused_port()))
+    first = Rolecall(tmp_path / "rolecall", [entry], arguments=arguments)
     own_tasks(first.config_dir)
     pictures, out = folder(tmp_path / "p", 12), tmp_path / "out.jsonl"
     with first:
-        port = str(first.port)
         process = start(
             "run",
             "slowly",
@@ -552,7 +553,7 @@ def test_a_server_that_is_restarted_is_waited_for(tmp_path: Path) -> None:
             first.config_dir,
         )
         eventually(lambda: lines_of(out) >= 2)
-    with Rolecall(tmp_path / "rolecall", [entry], arguments=("--port", port)):
+    with Rolecall(tmp_path / "rolecall", [entry], arguments=arguments):
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert len(records(out)) == 12

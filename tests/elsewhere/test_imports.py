@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from cli.invoke import answer
 from harness import DEADLINE_S, FAKE_ENGINE, Rolecall, eventually
 from process.fake_ollama import FakeOllama
+from unused_ports import unused_port
 
 IMPORTS = Path(__file__).parent / "imports"
 
@@ -69,9 +69,7 @@ def programs(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
     """The port of an OpenAI-compatible server that somebody else runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = unused_port()
     process = subprocess.Popen([sys.executable, str(FAKE_ENGINE), "--port", str(port), "--embeddings"])
     try:
         eventually(lambda: is_up(f"http://127.0.0.1:{port}/health"))

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from PIL import Image
 
 from rolecall.demo.gguf import make_demo_models
+from unused_ports import unused_port
 
 DEADLINE_S = 20
 
@@ -97,7 +97,7 @@ def _engines(folder: Path) -> Iterator[Start]:
     started: list[Engine] = []
 
     def start(*flags: str, env: dict[str, str] | None = None, ready: bool = True) -> Engine:
-        port = _free_port()
+        port = unused_port()
         log = folder / f"engine-{len(started)}.log"
         # One thread: on a busy machine, several wait for each other longer than such small models take.
         command = [sys.executable, "-m", "rolecall.backends.embedded", "-t", "1", *flags, "--port", str(port)]
@@ -115,13 +115,6 @@ def _engines(folder: Path) -> Iterator[Start]:
         for engine in started:
             engine.process.kill()
             engine.process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture

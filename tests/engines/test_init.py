@@ -18,7 +18,7 @@ from engines.record_quickstart import BEGIN, END, PAGE
 from generated_models import NAMES, write_models
 from harness import CHAT, DEADLINE_S, eventually, prompt
 from rolecall.demo.script import Script
-from rolecall.runtime.ports import free_port
+from unused_ports import unused_port
 
 pytest.importorskip("xllamacpp", reason="the embedded engine needs an extra: rolecall[llama]")
 pytest.importorskip("gguf", reason="the models are written by an extra: rolecall[llama]")
@@ -50,7 +50,7 @@ def of_home(home: Path) -> dict[str, str]:
 def found(home: Path, demo_models: Path) -> Any:
     """Return what ``rolecall init --yes`` said and did."""
     write_models(home / "models", demo_models)
-    done = run(home, "init", "--yes", "--json", "--port", str(free_port()), "models")
+    done = run(home, "init", "--yes", "--json", "--port", str(unused_port()), "models")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

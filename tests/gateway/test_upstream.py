@@ -13,6 +13,7 @@ from rolecall.errors import UpstreamUnreachable
 from rolecall.gateway.http_request import Pieces
 from rolecall.gateway.upstream import HttpxTransport
 from scripted_server import answering, scripted
+from unused_ports import unused_port
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -84,13 +85,9 @@ async def test_no_connection_is_left_whenever_closing_is_cancelled() -> None:
 
 async def test_nobody_listens() -> None:
     """A port on which nobody listens is an engine that cannot be reached."""
-    server = await asyncio.start_server(Engine().serve, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    server.close()
-    await server.wait_closed()
     transport = HttpxTransport()
     with pytest.raises(UpstreamUnreachable):
-        await transport.post(f"http://127.0.0.1:{port}/", {}, b"", head_timeout_s=5)
+        await transport.post(f"http://127.0.0.1:{unused_port()}/", {}, b"", head_timeout_s=5)
     await transport.aclose()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import pytest
 
 from harness import DEADLINE_S, Rolecall, eventually, fake_entry
 from rolecall.core.keys import hashed
+from unused_ports import unused_port
 
 MONITORING = Path(__file__).parents[2] / "docs" / "monitoring"
 KEY = "rk-of-the-tests"
@@ -101,8 +101,7 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
         assert old in text
         text = text.replace(old, new)
     (folder / "prometheus.yml").write_text(text)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{unused_port()}"
     words = ["--config.file=prometheus.yml", "--storage.tsdb.path=data", f"--web.listen-address={address}"]
     with (folder / "terminal").open("wb") as terminal:
         process = subprocess.Popen(["prometheus", *words], cwd=folder, stdout=terminal, stderr=terminal)

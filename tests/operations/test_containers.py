@@ -20,6 +20,7 @@ from cli.invoke import call, configured
 from harness import Rolecall, fake_entry
 from operations.shipped import FOLDER, ROOT, shipped
 from rolecall.settings import PREFIX, Settings
+from unused_ports import unused_port
 
 DOCKERFILE = shipped("docker/Dockerfile")
 ENGINES = ("llama", "vllm")
@@ -131,16 +132,13 @@ def test_the_health_check_tells_good_from_bad(engine: str, tmp_path: Path) -> No
     *_, program, option, code = json.loads(only(engine, "HEALTHCHECK").partition("CMD ")[2])
     assert (program, option) == ("/opt/rolecall/bin/python", "-c")
     settings = {"api_keys_file": "keys.json"}
-    server = Rolecall(tmp_path, [fake_entry("m")], settings=settings)
+    port = str(unused_port())
+    server = Rolecall(tmp_path, [fake_entry("m")], settings=settings, arguments=("--port", port))
     call("keys", "add", "ops", "--config-dir", str(server.config_dir))
+    argv = [sys.executable, "-c", code.replace("8100", port)]
     with server:
-        there = subprocess.run([sys.executable, "-c", code.replace("8100", str(server.port))], check=False)
-        assert there.returncode == 0
-        port = server.port
-    gone = subprocess.run(
-        [sys.executable, "-c", code.replace("8100", str(port))], check=False, stderr=subprocess.DEVNULL
-    )
-    assert gone.returncode != 0
+        assert subprocess.run(argv, check=False).returncode == 0
+    assert subprocess.run(argv, check=False, stderr=subprocess.DEVNULL).returncode != 0
 
 
 def test_without_keys_the_container_does_not_start(tmp_path: Path) -> None:

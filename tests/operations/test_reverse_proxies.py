@@ -15,7 +15,7 @@ import pytest
 
 from harness import CHAT, Rolecall, eventually, fake_entry, prompt
 from operations.shipped import ROOT, shipped
-from rolecall.runtime.ports import free_port
+from unused_ports import unused_port
 
 pytestmark = pytest.mark.long
 
@@ -69,7 +69,7 @@ def proxied(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Ro
     """Yield a rolecall, and a client that talks TLS to the program before it."""
     entries = [fake_entry("m", max_parallel=4)]
     with Rolecall(tmp_path / "r", entries, settings={"allowed_hosts": [NAME]}) as server:
-        port, folder = free_port(), tmp_path / "proxy"
+        port, folder = unused_port(), tmp_path / "proxy"
         folder.mkdir()
         argv = request.param(folder, port, server.port)
         environ = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}

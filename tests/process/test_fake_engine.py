@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from unused_ports import unused_port
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -34,14 +36,6 @@ def eventually(question: Callable[[], bool]) -> None:
     while not question():
         assert time.monotonic() < deadline, "still not so"
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    """A port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def prompt(text: str = "hi", **body: Any) -> dict[str, Any]:
@@ -96,7 +90,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Fake]]:
     with contextlib.ExitStack() as stack:
 
         def start(*flags: str, health: int | None = 200, port: int | None = None, **environ: str) -> Fake:
-            port = port or free_port()
+            port = port or unused_port()
             stderr = tmp_path / f"stderr-{port}-{time.monotonic_ns()}"
             argv = [sys.executable, str(SCRIPT), "--port", str(port), *flags]
             with stderr.open("wb") as file:

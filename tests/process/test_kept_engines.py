@@ -36,9 +36,9 @@ from harness import (
     words,
 )
 from insight.screen import read_events
-from rolecall.runtime.ports import free_port
 from simulator import nvml
 from simulator.nvml import Machine
+from unused_ports import unused_port
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")]
 
@@ -247,7 +247,7 @@ def test_a_changed_entry(start: Start, token: str, change: dict[str, Any]) -> No
     if config.get("model_path") != str(FAKE_ENGINE):
         config["model_path"] = __file__
     if "port" in config:
-        config["port"] = free_port()
+        config["port"] = unused_port()
     new = {**old, **change, "backend_config": config}
     with start(old) as server:
         pid = load(server)

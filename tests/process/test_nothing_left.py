@@ -42,8 +42,9 @@ from harness import (
 )
 from rolecall.backends.base import LOOPBACK
 from rolecall.runtime.engines import EMBEDDED, has_embedded
-from rolecall.runtime.ports import free_port, is_free
+from rolecall.runtime.ports import is_free
 from simulator import nvml
+from unused_ports import unused_port
 
 pytestmark = [pytest.mark.long, pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")]
 
@@ -61,7 +62,7 @@ class Stage:
     folder: Path
     token: str
     library: Path | None = None
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=unused_port)
 
     def fake(self, *faults: str, **settings: Any) -> Rolecall:
         """Return a rolecall with a fake engine."""

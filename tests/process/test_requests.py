@@ -28,6 +28,7 @@ from harness import (
     upstream_entry,
     words,
 )
+from unused_ports import unused_port
 
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 KEY = "sk-canary-51c0"
@@ -88,8 +89,7 @@ def scripted() -> Iterator[Upstream]:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, scripted: Upstream) -> Iterator[Rolecall]:
     """Run one rolecall with fake engines and the scripted server."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        nobody = closed.getsockname()[1]
+    nobody = unused_port()
     entries = (
         fake_entry("plain", model_aliases=["nick", "team/nick:1"], role_priority={"talk": 5, "keywords": 3}),
         fake_entry("tiny-context", "--ctx-size", "64", "--parallel", "1"),

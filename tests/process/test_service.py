@@ -22,6 +22,7 @@ import pytest
 
 from cli.invoke import call, configured, environment
 from harness import CHAT, DEADLINE_S, Rolecall, eventually, fake_entry, prompt, rest_of, text_of, with_socket, words
+from unused_ports import unused_port
 
 pytestmark = pytest.mark.long
 
@@ -340,8 +341,7 @@ def test_systemds_own_tool_starts_it(tmp_path: Path) -> None:
     if not Path(tool).exists():
         pytest.skip("systemd-socket-activate is not here")
     server = Rolecall(tmp_path / "r", [fake_entry("m")])
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = unused_port()
     with server.terminal.open("wb") as terminal:
         process = subprocess.Popen(
             [tool, "--listen", f"127.0.0.1:{port}", *server.argv],

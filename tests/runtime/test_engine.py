@@ -21,11 +21,10 @@ from rolecall.core.vram import HOST, Placement, Share
 from rolecall.runtime.engine import Engine, EngineMaker
 from rolecall.runtime.instance import Instance
 from rolecall.runtime.leftovers import EngineRoll
-from rolecall.runtime.ports import free_port
 from rolecall.runtime.remote import RemoteInstance
+from unused_ports import unused_port, unused_ports
 
-PORTS = range(24101, 24111)
-"""Not vLLM's: whole rolecalls of other tests start engines there at the same time."""
+PORTS = unused_ports(10)
 
 ON_G0: Placement = (Share("g0", 6000, 16_000),)
 ON_TWO: Placement = (Share("g1", 5000, 16_000), Share("g0", 5000, 16_000))
@@ -101,43 +100,40 @@ class TestPort:
 
     async def test_the_entrys_own_port_goes_first(self, make: Make) -> None:
         """``backend_config.port`` is taken, though the driver has ports of its own."""
-        port = free_port()
+        port = unused_port()
         assert make(Words(ports=PORTS)).make(entry(backend_config={"port": port}), ON_G0).port == port
 
     async def test_the_entrys_own_port_is_taken(self, make: Make) -> None:
         """Somebody else on it is an error that names him."""
-        port = free_port()
+        port = unused_port()
         with taken(port), pytest.raises(OSError, match=rf"port {port} is taken by process {os.getpid()} \("):
             make(Words()).make(entry(backend_config={"port": port}), ON_G0)
 
     async def test_the_entrys_own_port_is_another_models(self, make: Make) -> None:
         """A model that is loading on it may not listen yet: the port is taken all the same."""
-        port = free_port()
+        port = unused_port()
         with pytest.raises(OSError, match=f"port {port} is that of another model"):
             make(Words()).make(entry(backend_config={"port": port}), ON_G0, {port})
 
     async def test_the_first_free_port_of_the_drivers(self, make: Make) -> None:
-        """Of 24101 to 24110 the first is taken that nobody listens on."""
-        first = make(Words(ports=PORTS)).make(entry(), ON_G0).port
-        assert first in PORTS
-        with taken(first):
-            second = make(Words(ports=PORTS)).make(entry(), ON_G0).port
-        assert second in PORTS
-        assert second > first
+        """The first is taken that nobody listens on."""
+        assert make(Words(ports=PORTS)).make(entry(), ON_G0).port == PORTS[0]
+        with taken(*PORTS[:2]):
+            assert make(Words(ports=PORTS)).make(entry(), ON_G0).port == PORTS[2]
 
     async def test_two_that_load_side_by_side_get_two_ports(self, make: Make) -> None:
         """An engine that has not bound its port yet has it all the same."""
         maker = make(Words(ports=PORTS))
-        first = maker.make(entry("a"), ON_G0)
-        second = maker.make(entry("b"), ON_G0, {first.port})
-        assert first.port != second.port
+        first = maker.make(entry("a"), ON_G0).port
+        assert maker.make(entry("b"), ON_G0, {first}).port == PORTS[1]
 
     async def test_none_of_the_drivers_ports_is_free(self, make: Make) -> None:
         """All ten taken is an error that names them, and who has the first."""
         maker = make(Words(ports=PORTS))
-        with taken(*PORTS), pytest.raises(OSError, match="ports 24101 to 24110 are all taken, 24101 by process"):
+        first, last = PORTS[0], PORTS[-1]
+        with taken(*PORTS), pytest.raises(OSError, match=f"ports {first} to {last} are all taken, {first} by process"):
             maker.make(entry(), ON_G0)
-        with pytest.raises(OSError, match="are all taken, 24101 by models that are loaded"):
+        with pytest.raises(OSError, match=f"are all taken, {first} by models that are loaded"):
             maker.make(entry(), ON_G0, PORTS)
 
 
@@ -161,7 +157,7 @@ class TestMove:
     async def test_a_fixed_port_is_never_changed(self, make: Make) -> None:
         """Clients may know ``backend_config.port``."""
         maker = make(Words())
-        engine = maker.make(entry(backend_config={"port": free_port()}), ON_G0)
+        engine = maker.make(entry(backend_config={"port": unused_port()}), ON_G0)
         assert not maker.move(engine, ())
 
     async def test_no_other_port_is_free(self, make: Make) -> None:

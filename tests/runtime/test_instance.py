@@ -20,8 +20,8 @@ from harness import FAKE_ENGINE, is_running
 from rolecall.backends.base import Call, Launch
 from rolecall.runtime.instance import Exit, Instance, Listener, Patience
 from rolecall.runtime.launcher import EngineLauncher, Launcher
-from rolecall.runtime.ports import free_port
 from rolecall.runtime.progress import Progress
+from unused_ports import unused_port
 
 Make = Callable[..., "Life"]
 
@@ -118,7 +118,7 @@ def make(tmp_path: Path, http: httpx.AsyncClient, lives: list[Life]) -> Make:
     """Return a maker of instances of the fake engine, a real process with these flags."""
 
     def begin(*flags: str, sleeps: int = 0, launcher: Launcher | None = None, **options: Any) -> Life:
-        port = free_port()
+        port = unused_port()
         url = f"http://127.0.0.1:{port}"
         argv = (sys.executable, str(FAKE_ENGINE), "--port", str(port), *flags)
         launch = Launch(argv, f"{url}/v1", sleeps=(sleep_calls(url, sleeps),) if sleeps else ())

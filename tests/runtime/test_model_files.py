@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import socket
 import struct
 import subprocess
 import sys
@@ -52,6 +51,7 @@ from rolecall.runtime.gguf_facts import gguf_facts
 from rolecall.runtime.gguf_header import read_gguf
 from rolecall.runtime.model_files import ModelFiles
 from rolecall.runtime.safetensors import safetensors_facts
+from unused_ports import unused_port
 
 
 def llama_server() -> LlamaServer:
@@ -668,9 +668,7 @@ PRINTED = {
 
 def printed_mb(path: Path, *arguments: str) -> dict[str, float]:
     """Return what llama.cpp prints of its buffers when it lays them out, before it loads anything (``--fit``)."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = unused_port()
     command = [sys.executable, "-m", "rolecall.backends.embedded", "-t", "1", "-v", "-m", str(path), *arguments]
     found = {"kv": 0.0, "compute": 0.0}
     process = subprocess.Popen(

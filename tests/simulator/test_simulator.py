@@ -8,7 +8,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from harness import CHAT, FAKE_ENGINE, eventually, prompt
 from simulator import memory, nvml
 from simulator.memory import OutOfMemory, Simulation
 from simulator.nvml import Machine, card
+from unused_ports import unused_port
 
 FIRST, SECOND = (card(index, 16000, 15000) for index in (0, 1))
 ONE, TWO = Machine((FIRST,)), Machine((FIRST, SECOND))
@@ -108,9 +108,7 @@ class Box:
 
     def start(self, *flags: str, **environ: str) -> Engine:
         """Start a fake engine in a session of its own, and wait for nothing."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = unused_port()
         terminal = self.folder / f"terminal-{port}"
         argv = [sys.executable, str(FAKE_ENGINE), "--port", str(port), *flags]
         with terminal.open("wb") as file:

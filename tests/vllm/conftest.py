@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from harness import Rolecall, eventually
-from rolecall.runtime.ports import free_port
+from unused_ports import unused_port
 from vllm.group import LOAD_WITHIN_S, MODEL, PROGRAM_VARIABLE, engine_group
 from vllm.tiny_model import write_model
 
@@ -53,7 +53,7 @@ def loading(tmp_path: Path, vllm_entry: dict[str, Any], vllm_settings: dict[str,
     """A rolecall of its own, whose engine has started its EngineCore and is not ready yet."""
     # vLLM binds its port at once and listens when it is ready: on a port of the range, another test's engine could
     # listen in the meantime.
-    config = {**vllm_entry["backend_config"], "port": free_port()}
+    config = {**vllm_entry["backend_config"], "port": unused_port()}
     entry = {**vllm_entry, "backend_config": config, "preload": True}
     with Rolecall(tmp_path, [entry], settings=vllm_settings) as server:
         eventually(lambda: engine_group(server).has("multiprocessing.spawn"), within_s=LOAD_WITHIN_S)
