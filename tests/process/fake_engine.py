@@ -130,7 +130,10 @@ class Engine:
         await (forever() if self.settings.never_bind else asyncio.sleep(self.settings.bind_delay_s))
         host, port = self.settings.host, self.settings.port
         try:
-            server = await asyncio.start_server(self._converse, host, port, limit=2**20, backlog=1024)
+            shared = not self.settings.shares_no_port
+            server = await asyncio.start_server(
+                self._converse, host, port, limit=2**20, backlog=1024, reuse_address=shared
+            )
         except OSError:
             log(f"srv         start: couldn't bind HTTP server socket, hostname: {host}, port: {port}")
             leave(1)

@@ -61,6 +61,7 @@ def server(folder: Path, taken_port: int) -> Iterator[Rolecall]:
             for name in ("no-shell", "no-format")
         ),
         fake_entry("port-lost", "--bind-delay-s", "1", "--starts-log", str(folder / "port-lost")),
+        fake_entry("port-unshared", "--shares-no-port", "--starts-log", str(folder / "port-unshared")),
         fake_entry("port-taken", backend_config={"port": taken_port}),
         fake_entry("drained"),
         fake_entry("idle", idle_unload_s=0.2),
@@ -103,6 +104,14 @@ def test_an_engine_that_loses_its_port_is_started_on_another(server: Rolecall, f
             assert answer.result().status_code == 200
     assert server.row("port-lost")["port"] != lost
     assert starts(folder, "port-lost") == 2
+
+
+def test_an_engine_that_shares_no_port_is_started_once_more(server: Rolecall, folder: Path) -> None:
+    """Its port was held for it, which few servers mind; none is held for its next start."""
+    for count in (2, 3):
+        assert server.chat("port-unshared").status_code == 200
+        assert starts(folder, "port-unshared") == count
+        assert server.http.post("/v1/models/port-unshared/unload").status_code == 200
 
 
 def test_a_killed_engine_is_started_again_by_the_next_request(server: Rolecall, folder: Path) -> None:

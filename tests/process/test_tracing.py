@@ -32,8 +32,15 @@ def told_engine(server: Rolecall, model: str) -> dict[str, str]:
 
 
 def spans_of(receiver: Receiver, trace_id: str, names: int) -> list[Span]:
-    """Return the spans of a trace once there are so many."""
-    found = eventually(lambda: spans if len(spans := receiver.of_trace(trace_id)) >= names else None)
+    """Return the spans of a trace once there are so many; that of a wait in the queue may be there or not.
+
+    On a busy machine there is one: it takes a millisecond until a free engine is given.
+    """
+
+    def without_queue() -> list[Span]:
+        return [span for span in receiver.of_trace(trace_id) if span.name != "queue"]
+
+    found = eventually(lambda: spans if len(spans := without_queue()) >= names else None)
     assert len(found) == names
     return found
 
@@ -132,7 +139,7 @@ def test_a_request_as_spans(traced: Rolecall, receiver: Receiver) -> None:
         "gen_ai.response.finish_reasons": ["stop"],
         "gen_ai.usage.input_tokens": line["prompt_tokens"],
         "gen_ai.usage.output_tokens": line["completion_tokens"],
-        "gen_ai.response.time_to_first_chunk": pytest.approx(line["ttft_ms"] / 1000, abs=0.001),
+        "gen_ai.response.time_to_first_chunk": pytest.approx((line["ttft_ms"] - line["queue_ms"]) / 1000, abs=0.001),
     }
     assert (server.end - server.start) / 1e6 == pytest.approx(line["duration_ms"], abs=0.001)
     assert server.start <= client.start <= client.end == server.end
@@ -167,9 +174,8 @@ def test_what_is_not_to_be_kept_is_not_sent(traced: Rolecall, receiver: Receiver
 def test_a_load_is_a_span_of_its_own(traced: Rolecall, receiver: Receiver) -> None:
     """Waiting for a model that has to be started is told, before the engine's answer."""
     line = traced.line_of(ask(traced, "slow"))
-    eventually(lambda: len(receiver.of_trace(line["trace_id"])) >= 3)
-    found = {span.name: span for span in receiver.of_trace(line["trace_id"])}
-    assert found.keys() - {"queue"} == {f"POST {CHAT}", "load slow", "chat slow"}
+    found = {span.name: span for span in spans_of(receiver, line["trace_id"], 3)}
+    assert found.keys() == {f"POST {CHAT}", "load slow", "chat slow"}
     load = found["load slow"]
     assert (load.end - load.start) / 1e6 == pytest.approx(line["load_ms"], abs=0.01)
     assert load.start >= found[f"POST {CHAT}"].start

@@ -91,10 +91,12 @@ def launch_of(engine: Engine) -> Launch:
 
 class TestPort:
     async def test_any_free_port(self, make: Make) -> None:
-        """Without a wish of anybody an engine gets a port that nobody listens on, and its command line names it."""
+        """Without a wish of anybody an engine gets a port of its own, and its command line names it."""
         engine = make(Words()).make(entry(), ON_G0)
         with socket.create_server(("127.0.0.1", engine.port)):
             pass
+        with pytest.raises(OSError, match="in use"), socket.socket() as without_sharing:
+            without_sharing.bind(("127.0.0.1", engine.port))
         assert launch_of(engine).argv == ("alpha", str(engine.port))
         assert launch_of(engine).base_url == f"http://127.0.0.1:{engine.port}/v1"
 
@@ -145,8 +147,20 @@ class TestMove:
         lost, instance = engine.port, engine.instance
         assert maker.move(engine, {lost, lost + 1})
         assert engine.port not in {lost, lost + 1}
+        assert engine.held_port is None
         assert launch_of(engine).argv == ("alpha", str(engine.port))
         assert engine.instance is not instance
+
+    async def test_one_that_was_held_is_let_go(self, make: Make) -> None:
+        """A server that shares its port with no other socket could not have it; all that follow are its own."""
+        maker = make(Words())
+        engine = maker.make(entry(), ON_G0)
+        lost = engine.port
+        assert maker.move(engine, ())
+        again = maker.make(entry(), ON_G0)
+        for port in (lost, engine.port, again.port):
+            with socket.socket() as server:
+                server.bind(("127.0.0.1", port))
 
     async def test_not_for_ever(self, make: Make) -> None:
         """Who loses port after port is given up after the third."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.ports import free_port, holder, is_free, listening_socket, says_port_is_taken
+from rolecall.runtime.ports import free_port, held_port, holder, is_free, listening_socket, says_port_is_taken
 
 
 @pytest.fixture(params=["127.0.0.1", "127.0.0.2", "::1"])
@@ -31,6 +32,34 @@ def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert not is_free("127.0.0.1", port)
         assert free_port() != port
+
+
+@pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
+def test_a_held_port(option: int) -> None:
+    """Who is told it listens there and is reached, with either option; without one nobody has it."""
+    with held_port() as held, socket.socket() as server, socket.socket() as stranger:
+        address = held.getsockname()
+        with pytest.raises(OSError, match="in use"):
+            stranger.bind(address)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        server.setsockopt(socket.SOL_SOCKET, option, 1)
+        server.bind(address)
+        server.listen()
+        held.close()
+        with socket.create_connection(address):
+            pass
+
+
+def test_a_held_port_is_given_to_nobody_else() -> None:
+    """Neither as another one that is held, nor to a server that wants any, nor to a connection."""
+    with contextlib.ExitStack() as stack:
+        held = {stack.enter_context(held_port()).getsockname()[1] for _ in range(100)}
+        assert len(held) == 100
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            given = {stack.enter_context(socket.create_connection(server.getsockname())).getsockname()[1] for _ in held}
+            given |= {free_port() for _ in range(1000)}
+        assert not given & held
 
 
 def test_a_taken_port(listener: tuple[str, int]) -> None:
@@ -116,10 +145,12 @@ def test_a_port_for_root_only() -> None:
     [
         "srv         start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 24001",
         "(APIServer pid=71) OSError: [Errno 98] Address already in use",
+        "listen tcp 127.0.0.1:8080: bind: address already in use",
+        "Error: listen EADDRINUSE: address already in use 127.0.0.1:8080",
         "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 8080): address already in use",
     ],
 )
 def test_an_engine_that_says_its_port_is_taken(line: str) -> None:
-    """The words of llama-server, vLLM and uvicorn are understood, wherever they stand among the last lines."""
+    """The words of llama-server, vLLM, uvicorn, Go and Node are known, wherever they stand among the last lines."""
     assert says_port_is_taken(["loading", line, "bye"])
     assert not says_port_is_taken(["loading", "error: failed to load model", "bye"])

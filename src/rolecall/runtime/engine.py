@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from rolecall.runtime.instance import Exit, Instance, Patience
 from rolecall.runtime.launcher import Launcher
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.leftovers import EngineRecord, EngineRoll, boot_s
-from rolecall.runtime.ports import free_port, holder, is_free
+from rolecall.runtime.ports import free_port, held_port, holder, is_free
 from rolecall.runtime.progress import Progress
 from rolecall.runtime.remote import RemoteInstance
 
@@ -47,6 +48,8 @@ class Engine:
     backend: Backend
     placement: Placement = ()
     port: int = 0
+    held_port: socket.socket | None = None
+    """Keeps the port for it until it listens there."""
     reduction: Reduction | None = None
     """How it was started smaller than the registry's entry says; ``entry`` is the smaller one."""
     fingerprint: str = ""
@@ -98,8 +101,15 @@ class Engine:
             self._upstream = known, self.entry
         return known
 
+    def release_port(self) -> None:
+        """Let go of what keeps its port for it: it listens there, or is gone."""
+        if self.held_port is not None:
+            self.held_port.close()
+            self.held_port = None
+
     def moved_to(self, port: int) -> None:
         """Take in that it will listen on another port."""
+        self.release_port()
         self.port, self.moves, self._upstream = port, self.moves + 1, (None, None)
 
     def ran_out(self) -> bool:
@@ -142,6 +152,8 @@ class EngineMaker:
     roll: EngineRoll
     load_timeout_s: float = 120
     patience: Patience = field(default_factory=Patience)
+    _lost: set[str] = field(default_factory=set, init=False)
+    """Models that lost a port which was held for them: theirs are not held any more."""
 
     def make(
         self,
@@ -158,8 +170,17 @@ class EngineMaker:
         engine = Engine(entry, backend, placement, reduction=reduction)
         if not backend.managed:
             return engine
-        engine.port = _port_for(entry, backend, given) if backend.has_port else 0
-        launch = backend.launch(entry, engine.port, placement)
+        is_any = backend.has_port and backend.ports is None and not entry.backend_config.port
+        if is_any and engine.name not in self._lost:
+            engine.held_port = held_port()
+            engine.port = engine.held_port.getsockname()[1]
+        elif backend.has_port:
+            engine.port = _port_for(entry, backend, given)
+        try:
+            launch = backend.launch(entry, engine.port, placement)
+        except (OSError, ValueError):
+            engine.release_port()
+            raise
         if isinstance(launch, RemoteLoad):
             timeout_s = entry.load_timeout_s or launch.load_timeout_s or self.load_timeout_s
             engine.instance = RemoteInstance(entry.name, launch, self.http, timeout_s)
@@ -170,7 +191,8 @@ class EngineMaker:
     def move(self, engine: Engine, given: Collection[int]) -> bool:
         """Equip an engine that lost its port for a start on another; False if that makes no sense.
 
-        Between the choice of a port and the engine's own ``bind`` anybody may take it.
+        Between the choice of a port and the engine's own ``bind`` anybody may take it, unless it is held; one that is
+        held is lost by the few servers that share none.
         """
         if engine.moves >= _MAX_MOVES or engine.entry.backend_config.port or not engine.backend.has_port:
             return False
@@ -181,6 +203,8 @@ class EngineMaker:
             return False
         if isinstance(launch, RemoteLoad):
             return False
+        if engine.held_port is not None:
+            self._lost.add(engine.name)
         log.warning("%s lost its port %d to somebody else and is started on %d", engine.name, engine.port, port)
         engine.moved_to(port)
         self._equip(engine, launch)

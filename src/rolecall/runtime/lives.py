@@ -135,6 +135,7 @@ class Lives(Weighing):
         is_first = not engine.settled.is_set()
         engine.ready_at = time.monotonic()
         engine.settled.set()
+        engine.release_port()
         self.maker.note_ready(engine)
         self._passed_over = {pair for pair in self._passed_over if pair[0] != engine.name}
         ready: BecameReady | None = None
@@ -165,6 +166,7 @@ class Lives(Weighing):
             self._live(engine)
             return
         del self._engines[name]
+        engine.release_port()
         held = Tenant(dict(self.scheduler.ledger.held_on(name)), is_settled=False)
         if exit_ is not None and exit_.out_of_memory and self.footprints is not None and engine.ready_at is None:
             self.footprints.ran_out(engine.entry, engine.placement)

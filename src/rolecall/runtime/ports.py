@@ -15,10 +15,8 @@ from rolecall.errors import ConfigurationError
 
 _BACKLOG = 2048
 _UNSEEN = "a process that cannot be seen"
-_TAKEN = re.compile(
-    r"couldn't bind HTTP server socket"  # llama-server, seen with xllamacpp
-    r"|\[Errno \d+\] (?:error while attempting to bind on address .*: )?[Aa]ddress already in use"  # vLLM, uvicorn
-)
+_TAKEN = re.compile(r"couldn't bind HTTP server socket|[Aa]ddress already in use|EADDRINUSE")
+"""The first as llama-server has it, seen with xllamacpp; the others in any language's words, such as vLLM's."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -27,6 +25,20 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def held_port() -> socket.socket:
+    """Return a socket with a free port of loopback, which is given to nobody else while it is open.
+
+    Neither by the kernel, to whoever wants any and to outgoing connections, nor by another rolecall.
+    The one that it is held for listens there beside it if it sets SO_REUSEADDR or SO_REUSEPORT, as nearly all servers
+    do: Linux lets it, as this socket has them as well and does not listen.
+    """
+    held = socket.socket()
+    held.bind(("127.0.0.1", 0))  # before the options, with which it could be given one that another socket holds
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        held.setsockopt(socket.SOL_SOCKET, option, 1)
+    return held
 
 
 def is_free(host: str, port: int) -> bool:
