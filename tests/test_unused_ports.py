@@ -15,8 +15,9 @@ def test_another_process_gets_others() -> None:
     code = "from unused_ports import *; print(*(unused_port() for _ in range(300)))"
     folder = Path(__file__).parent
     said = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    ours, theirs = ({unused_port() for _ in range(300)}, {int(word) for word in said.stdout.split()})
-    assert (len(ours), len(theirs), ours & theirs) == (199, 199, set())
+    theirs = {int(word) for word in said.stdout.split()}
+    assert len(theirs) > 100
+    assert theirs.isdisjoint(unused_port() for _ in range(300))
 
 
 def test_a_port_that_is_taken_is_passed_over() -> None:
