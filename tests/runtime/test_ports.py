@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from rolecall.errors import ConfigurationError
-from rolecall.runtime.ports import free_port, held_port, holder, is_free, listening_socket, says_port_is_taken
+from rolecall.runtime.ports import free_port, hold_port, holder, is_free, listening_socket, says_port_is_taken
 
 
 @pytest.fixture(params=["127.0.0.1", "127.0.0.2", "::1"])
@@ -37,7 +37,7 @@ def test_a_free_port_can_be_listened_on() -> None:
 @pytest.mark.parametrize("option", [socket.SO_REUSEADDR, socket.SO_REUSEPORT])
 def test_a_held_port(option: int) -> None:
     """Who is told it listens there and is reached, with either option; without one nobody has it."""
-    with held_port() as held, socket.socket() as server, socket.socket() as stranger:
+    with hold_port() as held, socket.socket() as server, socket.socket() as stranger:
         address = held.getsockname()
         with pytest.raises(OSError, match="in use"):
             stranger.bind(address)
@@ -54,7 +54,7 @@ def test_a_held_port(option: int) -> None:
 def test_a_held_port_is_given_to_nobody_else() -> None:
     """Neither as another one that is held, nor to a server that wants any, nor to a connection."""
     with contextlib.ExitStack() as stack:
-        held = {stack.enter_context(held_port()).getsockname()[1] for _ in range(100)}
+        held = {stack.enter_context(hold_port()).getsockname()[1] for _ in range(100)}
         assert len(held) == 100
         with socket.create_server(("127.0.0.1", 0)) as server:
             given = {stack.enter_context(socket.create_connection(server.getsockname())).getsockname()[1] for _ in held}

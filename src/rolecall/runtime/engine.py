@@ -24,7 +24,7 @@ from rolecall.runtime.instance import Exit, Instance, Patience
 from rolecall.runtime.launcher import Launcher
 from rolecall.runtime.lease import Lease
 from rolecall.runtime.leftovers import EngineRecord, EngineRoll, boot_s
-from rolecall.runtime.ports import free_port, held_port, holder, is_free
+from rolecall.runtime.ports import free_port, hold_port, holder, is_free
 from rolecall.runtime.progress import Progress
 from rolecall.runtime.remote import RemoteInstance
 
@@ -172,7 +172,7 @@ class EngineMaker:
             return engine
         is_any = backend.has_port and backend.ports is None and not entry.backend_config.port
         if is_any and engine.name not in self._lost:
-            engine.held_port = held_port()
+            engine.held_port = hold_port()
             engine.port = engine.held_port.getsockname()[1]
         elif backend.has_port:
             engine.port = _port_for(entry, backend, given)

@@ -27,7 +27,7 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def held_port() -> socket.socket:
+def hold_port() -> socket.socket:
     """Return a socket with a free port of loopback, which is given to nobody else while it is open.
 
     Neither by the kernel, to whoever wants any and to outgoing connections, nor by another rolecall.
