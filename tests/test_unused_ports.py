@@ -22,8 +22,7 @@ def test_another_process_gets_others() -> None:
 
 def test_a_port_that_is_taken_is_passed_over() -> None:
     """Rows as well as single ones go around it."""
-    first, *_, last = unused_ports(5)
+    first = unused_ports(5)[0]
     with socket.create_server(("127.0.0.1", first + 2)):
         rows = [unused_ports(5) for _ in range(80)]
         assert first + 2 not in {port for row in rows for port in row} | {unused_port() for _ in range(300)}
-    assert any(last in row for row in rows)
