@@ -175,6 +175,19 @@ def test_a_difference_that_is_no_chance_counts_though_the_bounds_of_both_meet() 
     assert paired(willing, figures("coy", total=100, ok=100, refused=16, ms=1241)).model == "willing"
 
 
+def test_a_model_of_which_little_is_known_shelters_no_other() -> None:
+    """30 of 30 may be no better than 900 of 1,000; 999 of 1,000 is, whoever has the best share. So of refusals."""
+    little = figures("little", total=30, ok=30, ms=3000)
+    solid = figures("solid", total=1000, ok=999, refused=1, ms=900)
+    succeeded = paired(little, solid, figures("flaky", total=1000, ok=900, ms=500))
+    assert succeeded.model == "solid"
+    assert "flaky succeeds less often (90 %)" in succeeded.why
+    assert "little may be as good and takes 3.0 s" in succeeded.why
+    willing = paired(little, solid, figures("coy", total=1000, ok=999, refused=80, ms=500))
+    assert willing.model == "solid"
+    assert "coy refuses more often (8.0 %)" in willing.why
+
+
 def test_a_difference_that_is_no_difference_does_not_count() -> None:
     """39 of 40 is not worse than 40 of 40: the faster one is taken."""
     slow = figures("slow", total=40, ok=40, ms=900)

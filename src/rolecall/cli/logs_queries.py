@@ -24,7 +24,7 @@ File = Annotated[Path | None, typer.Option(help="The log to read.", metavar="PAT
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]
 Since = Annotated[str | None, typer.Option(help="30s, 10m, 2h, 1d ago, or an ISO time.", metavar="TIME")]
 Until = Annotated[str | None, typer.Option(help="The same; requests that came before.", metavar="TIME")]
-Memory = Annotated[int, typer.Option("--memory", min=256, help="Most memory to use, in MB.", metavar="MB")]
+Memory = Annotated[int, typer.Option("--memory", min=256, help="Most memory for the database, in MB.", metavar="MB")]
 
 _HEADS = {
     "prompt_tokens": "tokens in",

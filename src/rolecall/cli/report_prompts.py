@@ -44,7 +44,9 @@ def prompts(  # noqa: PLR0913 - one argument for each option
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of tables.")] = False,
     as_json: AsJson = False,
     file: Annotated[Path | None, typer.Option(help="The log to read.", metavar="PATH", envvar=ENVVAR)] = None,
-    memory: Annotated[int, typer.Option("--memory", min=256, help="Most memory to use, in MB.", metavar="MB")] = 1024,
+    memory: Annotated[
+        int, typer.Option("--memory", min=256, help="Most memory for the database, in MB.", metavar="MB")
+    ] = 1024,
     config_dir: ConfigDir = None,
 ) -> None:
     """Report on requests with a prompt id: success, speed, lengths, refusals, and the model that suits each prompt."""

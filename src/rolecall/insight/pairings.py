@@ -61,16 +61,16 @@ def _others(few: Sequence[str], least: int) -> Iterable[str]:
 
 
 def _not_worse(candidates: Sequence[Figures], rate: Callable[[Figures], Rate], *, higher: bool) -> list[Figures]:
-    """Return those that may be as good as the best: the bounds of the difference hold 0."""
+    """Return those that may be as good as each of the others: no difference to their disadvantage leaves 0 out.
 
-    def rank(figures: Figures) -> tuple[float, int]:
-        found = rate(figures)
-        share = (found.share or 0.0) if higher else -(1.0 if found.share is None else found.share)
-        return share, found.total
+    The best share alone would not do: where little is known of its model, worse ones hold their own against it.
+    """
 
-    best = rate(max(candidates, key=rank))
-    differences = ((each, difference(best, rate(each))) for each in candidates)
-    return [each for each, (low, high) in differences if (low <= 0 if higher else high >= 0)]
+    def is_better(one: Figures, other: Figures) -> bool:
+        low, high = difference(rate(one), rate(other))
+        return low > 0 if higher else high < 0
+
+    return [each for each in candidates if not any(is_better(other, each) for other in candidates)]
 
 
 def _ms(figures: Figures) -> float:
