@@ -112,9 +112,10 @@ def test_feedback_is_a_view_of_the_log(tmp_path: Path) -> None:
     rows = [
         {"ts": "2026-11-20T10:00:01.000Z", "request_id": "a", "score": 0, "label": "old", "log_begins": True},
         {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 0.5, "key": "k"},
-        {"ts": "2026-11-20T10:00:02.000Z", "request_id": "a", "score": 1.0, "key": "k"},
+        {"ts": "2026-11-20T09:00:02.000Z", "request_id": "a", "score": 1.0, "key": "k"},  # the clock was set back
     ]
-    feedback_path(path).with_name("log.feedback.jsonl.1").write_text(json.dumps(rows[0]) + "\n")
+    rotated = gzip.compress(json.dumps(rows[0]).encode() + b"\n")
+    feedback_path(path).with_name("log.feedback.jsonl.1.gz").write_bytes(rotated)
     lines = [*map(json.dumps, rows[1:]), "{", json.dumps({"request_id": "a", "score": 0.1})]
     feedback_path(path).write_text("\n".join(lines) + "\n")
     with foreign_query(path, sql) as (_, answer):

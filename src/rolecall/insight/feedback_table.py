@@ -39,7 +39,7 @@ _LINES = Lines(
 def make_feedback(connection: DuckDBPyConnection) -> None:
     """Make the view, empty."""
     last = ", ".join(
-        f"arg_max({name}, (ts, rowid)) AS {_NAMES.get(name, name)}" for name in _COLUMNS if name != "request_id"
+        f"arg_max({name}, (_file, rowid)) AS {_NAMES.get(name, name)}" for name in _COLUMNS if name != "request_id"
     )
     _LINES.make(connection)
     connection.execute(
@@ -60,6 +60,6 @@ def load_feedback(connection: DuckDBPyConnection, log_path: Path) -> tuple[int, 
             return 0, []
         except OSError as error:
             return 0, [f"{Path(error.filename or feedback_path(log_path)).name}: {error.strerror}"]
-        loading.load(found.files[::-1])
+        loading.load(found.files[::-1])  # oldest first: what was said last stands last, whatever the clock said
     broken = connection.execute(f"SELECT count(*) FROM {_LINES.table} WHERE NOT _is_record").fetchone() or (0,)
     return broken[0], [*found.left_out, *loading.left_out]

@@ -27,7 +27,8 @@ _MAX_THREADS = 8
 class Lines:
     """A table for lines: what each key of a line is read as, when a line is a record, and the columns.
 
-    ``columns`` have a type and an expression of the keys; ``_file``, a number, and ``_is_record`` are there, too.
+    ``columns`` have a type and an expression of the keys; ``_file``, its place among those that were given, and
+    ``_is_record`` are there, too.
     """
 
     table: str
@@ -48,10 +49,11 @@ class Loading:
         self.left_out: list[str] = []
         self._connection = connection
         self._lines = lines
-        self._read: list[Part] = []
+        self._files: Sequence[Part] = ()
 
     def load(self, files: Sequence[Part]) -> None:
         """Read all lines, those that are not empty, of what can be read of the files."""
+        self._files = files
         for compression in sorted({file.compression for file in files}):
             self._load([file for file in files if file.compression == compression])
         self._leave_out_damaged()
@@ -87,15 +89,15 @@ class Loading:
     def _insert(self, files: Sequence[Part], line_bytes: int) -> None:
         """Read files of one compression, all of them or none."""
         keys = ", ".join(f"{quoted(name)}: '{kind}'" for name, kind in self._lines.keys.items())
+        numbers = [self._files.index(file) for file in files]
         values = "".join(f", {value}" for _, value in self._lines.columns.values())
         paths = ", ".join(text(file.path) for file in files)
         self._connection.execute(
-            f"INSERT INTO {self._lines.table} SELECT {len(self._read)} + file_index, "
+            f"INSERT INTO {self._lines.table} SELECT {numbers}[file_index::INTEGER + 1], "
             f"coalesce({self._lines.record}, false){values} FROM read_json([{paths}], "
             f"format = 'newline_delimited', ignore_errors = true, maximum_object_size = {line_bytes}, "
             f"compression = '{files[0].compression}', columns = {{{keys}}})"
         )
-        self._read += files
 
     def _leave_out_damaged(self) -> None:
         """Remove what was read of compressed files that do not hold what was packed.
@@ -105,7 +107,7 @@ class Loading:
         """
         found = self._connection.execute(f"SELECT DISTINCT _file FROM {self._lines.table} WHERE NOT _is_record")
         for (number,) in sorted(found.fetchall()):
-            file = self._read[number]
+            file = self._files[number]
             why = _damage(file) if file.compression != "none" else None
             if why is not None:
                 self._connection.execute(f"DELETE FROM {self._lines.table} WHERE _file = {number}")
