@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
 import random
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -299,6 +301,13 @@ def test_lines_come_as_they_were_written(tmp_path: Path) -> None:
         material(tmp_path / "none.jsonl")
 
 
+def test_lines_that_went_through_another_program_count(tmp_path: Path) -> None:
+    """JSON has spaces, too; names in other places are no experiment's."""
+    rows = [line("a"), line("b"), line("a", experiment="f", prompt_id="e")]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    assert [row["variant"] for row in material(tmp_path / "log.jsonl")[0]] == ["a", "b"]
+
+
 START = {"start": "2026-11-01"}
 
 
@@ -352,6 +361,37 @@ def test_a_log_that_shows_its_first_line_is_whole(metric: str, tmp_path: Path) -
     assert bool(material(path, metric=metric)[1]) is (metric == "feedback")
     path.with_name("log.jsonl.3.gz").unlink()
     assert material(path, metric=metric)[1]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"ts": "9999-12-31T23:59:59Z", "duration_ms": 10**18},
+        {"ts": "2026-11-01T00:00:00Z", "duration_ms": 10**400},
+        {"ts": "1970-01-01T00:00:07Z"},
+        {"ts": "0001-01-01T00:00:00+14:00"},
+    ],
+)
+def test_a_clock_that_was_wrong_decides_nothing(fields: dict[str, Any], tmp_path: Path) -> None:
+    """Wherever such a line begins a file: the log reaches back no further for it, and the report is made."""
+    for place in range(3):
+        files = [[line("a", at=NOW - day * 24 * HOUR)] for day in range(3)]
+        files[place].insert(0, {**files[place][0], **fields})
+        path = tmp_path / f"log{place}.jsonl"
+        for number, rows in enumerate(files):
+            name = path.with_name(f"{path.name}.{number}" if number else path.name)
+            name.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+            os.utime(name, (NOW, NOW))
+        found, gaps, _ = material(path, **START)
+        assert len(found) >= 3
+        assert "after the experiment's start: what was before may be missing" in gaps[0]
+
+
+def test_a_log_shows_its_first_line_in_whatever_file(tmp_path: Path) -> None:
+    """One that was begun by a clock that was years ahead is not the oldest by its time."""
+    first = line("a", at=NOW + 10**8, log_begins=True)
+    path = written(tmp_path / "log.jsonl", [line("a", at=NOW)], [line("a", at=NOW - HOUR)], [first])
+    assert material(path, **START)[1] == []
 
 
 def test_the_start_that_would_do_is_named(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def open_material(log_path: Path, experiment: Experiment, stack: ExitStack) -> M
 
 
 def _naming(parts: Sequence[Part], experiment: str) -> Iterator[Fields]:
-    needle = b'"experiment":' + orjson.dumps(experiment)
+    needle = orjson.dumps(experiment)
     for raw in oldest_first(parts):
         if needle in raw and (entry := parse_entry(raw)) is not None and entry.fields.get("experiment") == experiment:
             yield entry.fields
@@ -82,7 +82,7 @@ def _is_whole(log: LogFiles, path: Path, start: float | None) -> bool:
     """
     if not log.files or (start is not None and _beginning(log) <= start):
         return True
-    return [file.name for file in log.files] == [path.name] or is_first(log.files[-1])
+    return [file.name for file in log.files] == [path.name] or any(map(is_first, log.files))
 
 
 def _notes(log: LogFiles, path: Path, experiment: Experiment) -> Iterator[str]:

@@ -6,10 +6,12 @@ They are opened, so that what is renamed, compressed or removed meanwhile is sti
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from rolecall.gateway.rotating_file import COMPRESSED, siblings
@@ -25,13 +27,13 @@ from rolecall.insight.log_reader import (
 )
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from pathlib import Path
 
 _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _NOT_READ = frozenset(COMPRESSED) - _COMPRESSIONS.keys()
 _TRIES = 5
 _TS = re.compile(rb'"ts":\s*"([^"]{1,40})"')
+_EARLIEST_S, _LATEST_S = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in (2020, 9999))
 _DURATION = re.compile(rb'"duration_ms":\s*(\d+(?:\.\d+)?)')
 
 
@@ -106,16 +108,16 @@ def _is_made_of(part: Part, path: Path) -> bool:
 def begins(part: Part) -> float:
     """Return when a file was begun (s since the epoch): its first line was written when that request was over.
 
-    So a file has the same place among the others at every look, whatever it is called by then.
+    So a file has the same place among the others at every look, whatever it is called by then. One whose first line has
+    no time of a log of rolecall's, as of a machine that did not know the date yet, counts by its last change.
     """
     head = b""
     with suppress(OSError):  # it is told when it is read
         head = next(blocks(part), b"").partition(b"\n")[0]
     ts, took = _TS.search(head), _DURATION.search(head)
     moment = ts and parse_time(ts[1].decode("ascii", "replace"))
-    if moment is None:
-        return os.fstat(part.file.fileno()).st_mtime
-    return moment.timestamp() + (float(took[1]) / 1e3 if took else 0)
+    at = math.nan if moment is None else moment.timestamp() + (float(took[1]) / 1e3 if took else 0)
+    return at if _EARLIEST_S <= at < _LATEST_S else os.fstat(part.file.fileno()).st_mtime
 
 
 def is_first(part: Part) -> bool:
