@@ -57,6 +57,7 @@ def test_from_a_folder_to_tagged_pictures(page: Page, tmp_path: Path) -> None:
     with tagging_rolecall(tmp_path / "server", task=SLOW) as server:
         page.open(f"{server.base_url}/ui/datasets")
         page.until("#nothing", "No datasets yet")
+        assert page.barriers() == []
         page.write("#add-name", "Summer")
         page.write("#add-folder", str(folder))
         page.click("#add-form button")

@@ -135,7 +135,8 @@ class Engine:
                 self._converse, host, port, limit=2**20, backlog=1024, reuse_address=shared
             )
         except OSError:
-            log(f"srv         start: couldn't bind HTTP server socket, hostname: {host}, port: {port}")
+            said = f"srv         start: couldn't bind HTTP server socket, hostname: {host}, port: {port}"
+            log(self.settings.bind_failure or said)
             leave(1)
         log(f"srv          init: listening on http://{host}:{server.sockets[0].getsockname()[1]}")
         return server

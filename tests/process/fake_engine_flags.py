@@ -36,6 +36,7 @@ class Settings:
     version: bool = flag(default=False, text="print a version as llama-server does, and exit")
     bind_delay_s: float = flag(0.0, "connections are refused for so long")
     shares_no_port: bool = flag(default=False, text="bind without SO_REUSEADDR")
+    bind_failure: str | None = flag(None, "what it says when it cannot bind, instead of llama-server's words")
     never_bind: bool = flag(default=False, text="connections are refused for ever")
     load_s: float = flag(0.0, "503 `Loading model` for so long after the bind")
     load_s_per_gb: float = flag(0.0, "and so long for each 1024 MB of GPU memory")

@@ -61,7 +61,12 @@ def server(folder: Path, taken_port: int) -> Iterator[Rolecall]:
             for name in ("no-shell", "no-format")
         ),
         fake_entry("port-lost", "--bind-delay-s", "1", "--starts-log", str(folder / "port-lost")),
-        fake_entry("port-unshared", "--shares-no-port", "--starts-log", str(folder / "port-unshared")),
+        fake_entry(
+            "port-unshared",
+            *("--shares-no-port", "--bind-when-loaded", "--load-s", "0.5"),
+            *("--starts-log", str(folder / "port-unshared")),
+        ),
+        fake_entry("port-untold", "--shares-no-port", "--bind-failure", "no luck"),
         fake_entry("port-taken", backend_config={"port": taken_port}),
         fake_entry("drained"),
         fake_entry("idle", idle_unload_s=0.2),
@@ -107,11 +112,23 @@ def test_an_engine_that_loses_its_port_is_started_on_another(server: Rolecall, f
 
 
 def test_an_engine_that_shares_no_port_is_started_once_more(server: Rolecall, folder: Path) -> None:
-    """Its port was held for it, which few servers mind; none is held for its next start."""
-    for count in (2, 3):
-        assert server.chat("port-unshared").status_code == 200
-        assert starts(folder, "port-unshared") == count
-        assert server.http.post("/v1/models/port-unshared/unload").status_code == 200
+    """Its port was held for it, which few servers mind; none is held for its next start. In vain it did not load."""
+    line = server.line_of(server.chat("port-unshared"))
+    assert line["status"] == 200
+    assert line["load_ms"] >= 500
+    assert line["queue_ms"] >= 500
+    assert starts(folder, "port-unshared") == 2
+    assert server.http.post("/v1/models/port-unshared/unload").status_code == 200
+    assert server.chat("port-unshared").status_code == 200
+    assert starts(folder, "port-unshared") == 3
+
+
+def test_an_engine_that_shares_no_port_and_does_not_say_so_starts_the_next_time(server: Rolecall) -> None:
+    """Whatever a start failed for: no port is held for the next one."""
+    answer = server.chat("port-untold")
+    assert answer.status_code == 503
+    assert "no luck" in answer.text
+    eventually(lambda: server.chat("port-untold").status_code == 200)
 
 
 def test_a_killed_engine_is_started_again_by_the_next_request(server: Rolecall, folder: Path) -> None:

@@ -108,8 +108,9 @@ class Engine:
             self.held_port = None
 
     def moved_to(self, port: int) -> None:
-        """Take in that it will listen on another port."""
+        """Take in that it will listen on another port, and begins its load anew."""
         self.release_port()
+        self.started_at = time.monotonic()
         self.port, self.moves, self._upstream = port, self.moves + 1, (None, None)
 
     def ran_out(self) -> bool:
@@ -152,8 +153,8 @@ class EngineMaker:
     roll: EngineRoll
     load_timeout_s: float = 120
     patience: Patience = field(default_factory=Patience)
-    _lost: set[str] = field(default_factory=set, init=False)
-    """Models that lost a port which was held for them: theirs are not held any more."""
+    _not_held_for: set[str] = field(default_factory=set, init=False)
+    """Models whose servers may share no port."""
 
     def make(
         self,
@@ -171,7 +172,7 @@ class EngineMaker:
         if not backend.managed:
             return engine
         is_any = backend.has_port and backend.ports is None and not entry.backend_config.port
-        if is_any and engine.name not in self._lost:
+        if is_any and engine.name not in self._not_held_for:
             engine.held_port = hold_port()
             engine.port = engine.held_port.getsockname()[1]
         elif backend.has_port:
@@ -191,8 +192,8 @@ class EngineMaker:
     def move(self, engine: Engine, given: Collection[int]) -> bool:
         """Equip an engine that lost its port for a start on another; False if that makes no sense.
 
-        Between the choice of a port and the engine's own ``bind`` anybody may take it, unless it is held; one that is
-        held is lost by the few servers that share none.
+        Between the choice of a port and the engine's own ``bind`` anybody may take it, unless it is held; the few
+        servers that share no port cannot have one that is held.
         """
         if engine.moves >= _MAX_MOVES or engine.entry.backend_config.port or not engine.backend.has_port:
             return False
@@ -203,9 +204,7 @@ class EngineMaker:
             return False
         if isinstance(launch, RemoteLoad):
             return False
-        if engine.held_port is not None:
-            self._lost.add(engine.name)
-        log.warning("%s lost its port %d to somebody else and is started on %d", engine.name, engine.port, port)
+        log.warning("%s could not have its port %d and is started on %d", engine.name, engine.port, port)
         engine.moved_to(port)
         self._equip(engine, launch)
         return True
@@ -230,6 +229,11 @@ class EngineMaker:
         for model in ended:
             log.warning("ended %s, an engine left over from an earlier run", model)
         return [self._take_over(found[record.model], record) for record in records]
+
+    def note_never_ready(self, engine: Engine) -> None:
+        """Take in that a load failed. If a port was held for it, that may be why, whatever it says: the next is not."""
+        if engine.held_port is not None:
+            self._not_held_for.add(engine.name)
 
     def note_ready(self, engine: Engine) -> None:
         """Write down that the engine answers, so that a later run may take it over."""
