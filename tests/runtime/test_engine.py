@@ -156,7 +156,7 @@ class TestMove:
         maker = make(Words())
         engine = maker.make(entry(), ON_G0)
         lost = engine.port
-        maker.note_never_ready(engine)
+        maker.note_ended(engine)
         assert maker.move(engine, ())
         again = maker.make(entry(), ON_G0)
         for port in (lost, engine.port, again.port):

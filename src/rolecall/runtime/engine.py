@@ -154,7 +154,7 @@ class EngineMaker:
     load_timeout_s: float = 120
     patience: Patience = field(default_factory=Patience)
     _not_held_for: set[str] = field(default_factory=set, init=False)
-    """Models whose servers may share no port."""
+    """Models whose last failed load may have been for that: their servers may share no port."""
 
     def make(
         self,
@@ -230,8 +230,8 @@ class EngineMaker:
             log.warning("ended %s, an engine left over from an earlier run", model)
         return [self._take_over(found[record.model], record) for record in records]
 
-    def note_never_ready(self, engine: Engine) -> None:
-        """Take in that a load failed. If a port was held for it, that may be why, whatever it says: the next is not."""
+    def note_ended(self, engine: Engine) -> None:
+        """Take in that it ended by itself. If its port was still held, that may be why, whatever it says."""
         if engine.held_port is not None:
             self._not_held_for.add(engine.name)
 

@@ -162,7 +162,7 @@ class Lives(Weighing):
         if self._engines.get(name) is not engine:  # told twice: it could not start, and was to stop at once
             return
         if exit_ is not None:
-            self.maker.note_never_ready(engine)
+            self.maker.note_ended(engine)
         is_to_go = self.scheduler.state(name) is State.STOPPING
         if exit_ is not None and exit_.lost_port and not is_to_go and self.maker.move(engine, self._ports()):
             self._live(engine)

@@ -16,7 +16,7 @@ from rolecall.errors import ConfigurationError
 _BACKLOG = 2048
 _UNSEEN = "a process that cannot be seen"
 _TAKEN = re.compile(r"couldn't bind HTTP server socket|[Aa]ddress already in use|EADDRINUSE")
-"""The first as llama-server has it, seen with xllamacpp; the others in any language's words, such as vLLM's."""
+"""In the words of llama-server (seen with xllamacpp), of vLLM, uvicorn and whatever is written in Go, and of Node."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -28,11 +28,11 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def hold_port() -> socket.socket:
-    """Return a socket with a free port of loopback, which is given to nobody else while it is open.
+    """Return a socket with a free port of loopback, which is held while it is open.
 
-    Neither by the kernel, to whoever wants any and to outgoing connections, nor by another rolecall.
-    The one that it is held for listens there beside it if it sets SO_REUSEADDR or SO_REUSEPORT, as nearly all servers
-    do: Linux lets it, as this socket has them as well and does not listen.
+    The kernel gives it to nobody else then, neither to who wants any port nor to an outgoing connection. A server that
+    is told the number can listen there if it sets SO_REUSEADDR or SO_REUSEPORT, as nearly all do: Linux lets it, as
+    this socket has them as well and does not listen.
     """
     held = socket.socket()
     held.bind(("127.0.0.1", 0))  # before the options, with which it could be given one that another socket holds
