@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -16,6 +16,7 @@ from rolecall.cli.common import fail
 T = TypeVar("T")
 
 ENVVAR = "CHAT_PROXY_LOG_PATH"
+Memory = Annotated[int, typer.Option("--memory", min=256, help="Most memory for the database, in MB.", metavar="MB")]
 
 
 def default_log_path(config_dir: Path | None) -> Path:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 
 from rolecall.cli.common import AsJson, ConfigDir, fail, one_at_most
 from rolecall.cli.log_output import print_rows_csv, print_rows_json, print_rows_table, tell
-from rolecall.cli.log_place import ending_quietly, log_path, missing, parsed
+from rolecall.cli.log_place import Memory, ending_quietly, log_path, missing, parsed
 from rolecall.insight.log_columns import column_types
 from rolecall.insight.log_database import VIEW, QueryError, foreign_query, opened_database
 from rolecall.insight.log_reader import parse_since, parse_status
@@ -24,7 +24,6 @@ File = Annotated[Path | None, typer.Option(help="The log to read.", metavar="PAT
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")]
 Since = Annotated[str | None, typer.Option(help="30s, 10m, 2h, 1d ago, or an ISO time.", metavar="TIME")]
 Until = Annotated[str | None, typer.Option(help="The same; requests that came before.", metavar="TIME")]
-Memory = Annotated[int, typer.Option("--memory", min=256, help="Most memory for the database, in MB.", metavar="MB")]
 
 _HEADS = {
     "prompt_tokens": "tokens in",

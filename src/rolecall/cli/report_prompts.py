@@ -11,7 +11,7 @@ import typer
 
 from rolecall.cli.common import AsJson, ConfigDir, fail, one_at_most, print_json
 from rolecall.cli.log_output import tell
-from rolecall.cli.log_place import ENVVAR, default_log_path, ending_quietly, missing, parsed
+from rolecall.cli.log_place import ENVVAR, Memory, default_log_path, ending_quietly, missing, parsed
 from rolecall.cli.table import Column, Row, say, show, table
 from rolecall.insight.log_database import QueryError, opened_database
 from rolecall.insight.log_reader import parse_since
@@ -44,9 +44,7 @@ def prompts(  # noqa: PLR0913 - one argument for each option
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of tables.")] = False,
     as_json: AsJson = False,
     file: Annotated[Path | None, typer.Option(help="The log to read.", metavar="PATH", envvar=ENVVAR)] = None,
-    memory: Annotated[
-        int, typer.Option("--memory", min=256, help="Most memory for the database, in MB.", metavar="MB")
-    ] = 1024,
+    memory: Memory = 1024,
     config_dir: ConfigDir = None,
 ) -> None:
     """Report on requests with a prompt id: success, speed, lengths, refusals, and the model that suits each prompt."""
