@@ -171,13 +171,16 @@ class RequestTally:
         if len(self._counted) + len(self._errors) <= self._max_series:
             return
         models, roles = {*models, UNKNOWN, OTHER}, {*roles, "", OTHER}
+
+        def told(model: str, role: str) -> tuple[str, str]:
+            return model if model in models else OTHER, role if role in roles else OTHER
+
         counted, self._counted, self._by_line = self._counted, {}, {}
         for (model, role, endpoint, status), each in counted.items():
-            key = model if model in models else OTHER, role if role in roles else OTHER, endpoint, status
-            self._series(key).merge(each)
+            self._series((*told(model, role), endpoint, status)).merge(each)
         errors, self._errors = self._errors, {}
         for (model, role, endpoint, code), count in errors.items():
-            key = model if model in models else OTHER, role if role in roles else OTHER, endpoint, code
+            key = (*told(model, role), endpoint, code)
             self._errors[key] = self._errors.get(key, 0) + count
 
     def counted(self) -> Tallied:
