@@ -33,8 +33,8 @@ _COMPRESSIONS: dict[str, Compression] = {".gz": "gzip", ".zst": "zstd"}
 _NOT_READ = frozenset(COMPRESSED) - _COMPRESSIONS.keys()
 _TRIES = 5
 _TS = re.compile(rb'"ts":\s*"([^"]{1,40})"')
-_EARLIEST_S, _LATEST_S = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in (2020, 9999))
 _DURATION = re.compile(rb'"duration_ms":\s*(\d+(?:\.\d+)?)')
+_EARLIEST_S, _LATEST_S = (datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in (2020, 9999))
 
 
 @dataclass(frozen=True, slots=True)
